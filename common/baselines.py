@@ -1,0 +1,52 @@
+"""What a click model must beat, on the same encoded rows: the constant click rate and a tuned logistic regression."""
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+
+from common.metrics import click_metrics
+
+REGULARISATION = [0.01, 0.03, 0.1, 0.3]  # C of scikit-learn; validation log loss chooses
+TRAIN_ROWS = 1_000_000  # at most so many, the last ones (nearest to the test rows in a time split)
+
+
+def click_baselines(data: pl.LightningDataModule) -> dict[str, dict[str, float]]:
+    """Test metrics of both for a data module with `rows` and `read(rows)` -> (numbers, ids, label)."""
+    (x_train, y_train), (x_val, y_val), (x_test, y_test) = (
+        _one_hot(*data.read(rows), data.field_sizes)
+        for rows in (data.rows["train"][-TRAIN_ROWS:], data.rows["val"], data.rows["test"])
+    )
+    model = tuned_logistic_regression(x_train, y_train, x_val, y_val)
+    constant = np.full(len(y_test), y_train.mean())
+    return {
+        "logistic regression": _metrics(model.predict_proba(x_test)[:, 1], y_test),
+        "constant": _metrics(constant, y_test),
+    }
+
+
+def tuned_logistic_regression(x_train, y_train, x_val, y_val) -> LogisticRegression:
+    """The regression whose C has the best log loss on the validation rows."""
+    models, losses = [], []
+    for c in REGULARISATION:
+        models.append(LogisticRegression(C=c, max_iter=200).fit(x_train, y_train))
+        losses.append(_metrics(models[-1].predict_proba(x_val)[:, 1], y_val)["log_loss"])
+    return models[int(np.argmin(losses))]
+
+
+def _one_hot(
+    numbers: np.ndarray, ids: np.ndarray, label: np.ndarray, field_sizes: list[int]
+) -> tuple[sparse.csr_array, np.ndarray]:
+    """Design matrix (N, ids of all fields + numbers) and labels (N,)."""
+    count, fields = ids.shape
+    columns = ids + (np.cumsum(field_sizes) - field_sizes)
+    ones = np.ones(ids.size, np.float32)
+    categories = sparse.csr_array(
+        (ones, columns.ravel(), np.arange(count + 1) * fields), shape=(count, sum(field_sizes))
+    )
+    return sparse.hstack([categories, sparse.csr_array(numbers)], format="csr"), label
+
+
+def _metrics(probability: np.ndarray, click: np.ndarray) -> dict[str, float]:
+    return click_metrics(torch.from_numpy(probability), torch.from_numpy(click))

@@ -1,0 +1,119 @@
+"""What happens during fit: history of the epochs, learning-rate drops, one line per epoch."""
+
+import math
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from common.errors import UserError
+
+
+class History(pl.Callback):
+    """One row per validation in metrics.csv, one line on the terminal; also times the training proper.
+
+    Its rows are part of a checkpoint, so a resumed run has the history of the whole run.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / "metrics.csv"
+        self.rows: list[dict] = []
+        self.loss_sum, self.batches = 0.0, 0  # since the last validation
+        self.seconds, self.samples = 0.0, 0  # of training, validation and checkpoints left out
+        self._begin = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
+        if not self._begin:
+            self._begin = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_index) -> None:
+        loss = outputs["loss"].item()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} in epoch {trainer.current_epoch}, step {trainer.global_step}. The checkpoints of "
+                f"before are in {self.path.parent / 'checkpoints'}. A smaller LEARNING_RATE may help."
+            )
+        self.loss_sum += loss
+        self.batches += 1
+        self.samples += len(batch[-1])
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._stop_clock()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        loss = self.loss_sum / max(1, self.batches)
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "learning_rate": rate, "train_loss": loss}
+        self.rows.append(row | metrics)
+        self.loss_sum, self.batches = 0.0, 0
+        pd.DataFrame(self.rows).to_csv(self.path, index=False)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        print(
+            f"epoch {trainer.current_epoch}  train_loss {loss:.4f}  {shown}  lr {rate:.0e}  "
+            f"{self.samples_per_second:,.0f} samples/s",
+            flush=True,
+        )
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    def _stop_clock(self) -> None:
+        if self._begin:
+            self.seconds += time.perf_counter() - self._begin
+            self._begin = 0.0
+
+    def state_dict(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name not in ("path", "_begin")}
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+class DropLearningRate(pl.Callback):
+    """Multiply the learning rate by `factor` after each validation that is no better than the best before.
+
+    Lightning steps a plateau scheduler only after the checkpoint of the epoch is written and drops the step when a run
+    is resumed from it; here it belongs to the validation, so that a resumed run has the same rates.
+    """
+
+    def __init__(self, monitor: str, mode: str, factor: float):
+        self.monitor, self.mode, self.factor = monitor, mode, factor
+        self.scheduler: ReduceLROnPlateau | None = None
+        self._restored: dict | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.scheduler = ReduceLROnPlateau(trainer.optimizers[0], self.mode, self.factor, patience=0, threshold=0.0)
+        if self._restored:
+            self.scheduler.load_state_dict(self._restored)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.scheduler.step(trainer.callback_metrics[self.monitor].item())
+
+    def state_dict(self) -> dict:
+        return self.scheduler.state_dict() if self.scheduler else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._restored = state
+
+
+class RandomState(pl.Callback):
+    """Keeps the state of torch's random numbers (dropout) in the checkpoint: a resumed run draws what was to come."""
+
+    def __init__(self):
+        self._restored: dict | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._restored:
+            torch.set_rng_state(self._restored["cpu"])
+            torch.cuda.set_rng_state_all(self._restored["cuda"])
+
+    def state_dict(self) -> dict:
+        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._restored = state

@@ -1,0 +1,48 @@
+"""The embedding tables of all fields packed into one, whose gradient holds the touched rows only.
+
+B: batch, F: fields, D: width of a row, R: rows of the table, U: different rows in a batch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class PackedEmbedding(nn.Module):
+    """One table for F categorical fields: row offset[f] + id belongs to `id` of field f.
+
+    Its gradient is a sparse tensor with one entry per touched row, sorted and summed, which optimizers and gradient
+    exchange can take as it is. An embedding of 33 M ids thus costs a step no more than one of 1,000.
+    """
+
+    def __init__(self, field_sizes: Sequence[int], dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(sum(field_sizes), dim))
+        ends = torch.tensor(field_sizes).cumsum(0)
+        self.register_buffer("offsets", (ends - torch.tensor(field_sizes)).to(torch.int32), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids of each field (B, F) int32 -> rows (B, F, D)."""
+        return _Lookup.apply(self.weight, ids + self.offsets)
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = weight.shape
+        return functional.embedding(rows, weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        ordered, order = rows.flatten().sort()
+        touched, counts = ordered.unique_consecutive(return_counts=True)  # (U,)
+        starts = counts.cumsum(0) - counts
+        # a bag is the occurrences of one row: sums each row's gradients in one pass, far faster than index_add
+        summed = functional.embedding_bag(order, grad.flatten(0, -2), starts, mode="sum")  # (U, D)
+        return torch.sparse_coo_tensor(
+            touched.long()[None], summed, ctx.shape, is_coalesced=True, check_invariants=False
+        ), None

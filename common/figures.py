@@ -1,0 +1,65 @@
+"""Figures of a run, drawn without a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_curve
+
+from common.metrics import click_metrics
+from common.module import Recommender
+
+RELIABILITY_BINS = 15  # of equally many rows each
+
+
+def learning_curves(history: Sequence[dict], monitor: str, path: Path) -> None:
+    """Training loss and monitored metric by epoch; the chosen epoch and drops of the learning rate are marked."""
+    rows = pd.DataFrame(history)
+    figure = Figure((9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(rows.epoch, rows.train_loss, "o-")
+    left.set(title="training loss", xlabel="epoch")
+    right.plot(rows.epoch, rows[monitor], "o-")
+    better = rows[monitor].idxmin() if monitor.endswith(("loss", "rmse", "mae", "entropy")) else rows[monitor].idxmax()
+    right.plot(rows.epoch[better], rows[monitor][better], "*", markersize=16, label="tested checkpoint")
+    for epoch in rows.epoch[rows.learning_rate.diff() < 0]:
+        right.axvline(epoch - 0.5, linestyle=":", color="gray")
+    right.set(title=monitor.replace("val_", "validation "), xlabel="epoch (dotted: learning rate drops)")
+    right.legend()
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    figure.savefig(path, dpi=120)
+
+
+def click_figures(model: Recommender, folder: Path) -> None:
+    """roc.png and reliability.png of the predictions that the model's metrics have gathered last."""
+    probability, click = (tensor.cpu() for tensor in (model.metrics.prediction, model.metrics.target))
+    measured = click_metrics(probability, click)
+    figure = Figure((4.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    if not np.isnan(measured["auc"]):
+        false_positive, true_positive, _ = roc_curve(click, probability)
+        axes.plot(false_positive, true_positive, label=f"AUC {measured['auc']:.4f}")
+        axes.legend(loc="lower right")
+    axes.plot([0, 1], [0, 1], ":", color="gray")
+    axes.set(title="ROC, test rows", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    figure.savefig(folder / "roc.png", dpi=120)
+
+    figure = Figure((4.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    observed, predicted = calibration_curve(click, probability, n_bins=RELIABILITY_BINS, strategy="quantile")
+    axes.plot(predicted, observed, "o-", label=f"mean prediction / click rate {measured['calibration']:.3f}")
+    limit = 1.05 * max(observed.max(), predicted.max())
+    axes.plot([0, limit], [0, limit], ":", color="gray")
+    axes.set(
+        title=f"Reliability, {RELIABILITY_BINS} bins of equally many test rows",
+        xlabel="mean predicted probability",
+        ylabel="click rate",
+        aspect="equal",
+    )
+    axes.legend(loc="upper left")
+    figure.savefig(folder / "reliability.png", dpi=120)

@@ -1,0 +1,65 @@
+"""Metrics of whole splits: predictions and targets are kept, and gathered over processes, until a split is complete."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc
+
+
+class PredictionMetric(Metric):
+    """Keeps every prediction and target of a split; subclasses turn them into named numbers."""
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("prediction_list", [], dist_reduce_fx="cat")
+        self.add_state("target_list", [], dist_reduce_fx="cat")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Prediction and target of a batch, same shape (B, ...)."""
+        self.prediction_list.append(prediction.detach().float())
+        self.target_list.append(target.detach())
+
+    @property
+    def prediction(self) -> Tensor:
+        return _joined(self.prediction_list)
+
+    @property
+    def target(self) -> Tensor:
+        return _joined(self.target_list)
+
+
+class ClickMetrics(PredictionMetric):
+    """Of click probabilities against clicks."""
+
+    def compute(self) -> dict[str, float]:
+        return click_metrics(self.prediction, self.target)
+
+
+def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:
+    """AUC, log loss, normalized entropy (log loss / that of the constant click rate; He et al. 2014) and
+    calibration (mean probability / click rate). What is undefined, as the AUC of one class, is nan."""
+    # in float64: a mean over millions of rows, and probabilities near 0 and 1
+    probability, click = probability.double(), click.double()
+    rate = click.mean()
+    log_loss = functional.binary_cross_entropy(probability, click)
+    entropy = functional.binary_cross_entropy(rate.expand_as(click), click)
+    return {
+        "auc": auc(probability, click),
+        "log_loss": log_loss.item(),
+        "normalized_entropy": (log_loss / entropy).item() if entropy > 0 else float("nan"),
+        "calibration": (probability.mean() / rate).item() if rate > 0 else float("nan"),
+    }
+
+
+def auc(score: Tensor, label: Tensor) -> float:
+    """Exact area under the ROC curve of scores (N,) for labels (N,) of 0 and 1; nan if only one class is there."""
+    if label.min() == label.max():
+        return float("nan")
+    return binary_auroc(score, label.int()).item()
+
+
+def _joined(parts: list[Tensor] | Tensor) -> Tensor:
+    return torch.cat(parts) if isinstance(parts, list) else parts  # after a gather over processes it is one tensor

@@ -1,0 +1,65 @@
+"""What the four models share as LightningModules: one step for all stages, metrics over a split, the optimizer."""
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.metrics import ClickMetrics, PredictionMetric
+from common.optimizer import build_optimizer
+
+
+class Recommender(pl.LightningModule):
+    """A model of `forward(*inputs) -> logits` for batches (*inputs, target).
+
+    A subclass sets `metrics`, gives `loss` and `predict`, and has the hyperparameters optimizer, learning_rate and
+    embedding_l2.
+    """
+
+    metrics: PredictionMetric
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of a batch."""
+        raise NotImplementedError
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """What a user wants to read: probabilities or ratings, of the shape of the target."""
+        raise NotImplementedError
+
+    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
+        *inputs, target = batch
+        return self.loss(self(*inputs), target)
+
+    def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
+        *inputs, target = batch
+        self.metrics.update(self.predict(self(*inputs).float()), target)
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        # not reset before the next split: figures are drawn from what it has gathered
+        self.log_dict({f"val_{name}": value for name, value in self.metrics.compute().items()})
+
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test_{name}": value for name, value in self.metrics.compute().items()})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self, self.hparams.optimizer, self.hparams.learning_rate, self.hparams.embedding_l2)
+
+
+class ClickModel(Recommender):
+    """A Recommender whose logits (B,) are those of a click."""
+
+    def __init__(self):
+        super().__init__()
+        self.metrics = ClickMetrics()
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(logits, target)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()

@@ -1,0 +1,87 @@
+"""Optimizers for models with a large embedding table, of which a batch touches a small part."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+
+from common.embedding import PackedEmbedding
+from common.errors import UserError, check
+
+
+class TouchedRowsAdam(torch.optim.Adam):
+    """torch.optim.Adam that, for a parameter with a sparse gradient, steps the rows in it and leaves all others alone.
+
+    Row-wise in memory traffic only: each element has its own moments, as in Adam. A row that is not touched keeps value
+    and moments; the number of steps, for the bias correction, is that of the whole parameter. `weight_decay` is L2 on
+    the touched rows. Checkpoints hold the same state as Adam's.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    self._step_rows(parameter, group)
+                    parameter.grad = None  # done: Adam's own step below must not see it
+        super().step()
+        return loss
+
+    def _step_rows(self, parameter: Tensor, group: dict) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        tables = parameter, state["exp_avg"], state["exp_avg_sq"]
+        rows, grad = touched_rows(parameter.grad)
+        value, average, average_square = (table.index_select(0, rows) for table in tables)
+        beta1, beta2 = group["betas"]
+        adam(
+            [value],
+            [grad],
+            [average],
+            [average_square],
+            [],
+            [state["step"]],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            fused=True,
+        )
+        for table, stepped in zip(tables, (value, average, average_square), strict=True):
+            table.index_copy_(0, rows, stepped)
+
+
+def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Sparse gradient (R, D) -> its rows (U,), each once, and their gradients (U, D)."""
+    rows = grad._indices()[0]
+    if not (rows[1:] > rows[:-1]).all():  # PackedEmbedding's are sorted and summed, but autograd drops the mark of it
+        grad = grad.coalesce()
+        rows = grad.indices()[0]
+    return rows, grad._values()
+
+
+def build_optimizer(model: nn.Module, name: str, learning_rate: float, embedding_l2: float) -> torch.optim.Optimizer:
+    """name: "adam" (TouchedRowsAdam), "adagrad" or "sgd"; embedding_l2: L2 on the embedding rows of a batch, for Adam.
+
+    Raises: UserError for another name, or L2 with an optimizer that has no such thing for sparse gradients.
+    """
+    tables = [module.weight for module in model.modules() if isinstance(module, PackedEmbedding)]
+    others = [parameter for parameter in model.parameters() if all(parameter is not table for table in tables)]
+    if name == "adam":
+        groups = [{"params": others}, {"params": tables, "weight_decay": embedding_l2}]
+        return TouchedRowsAdam(groups, learning_rate, fused=True)
+    check(embedding_l2 == 0, f"EMBEDDING_L2 is {embedding_l2}; with the optimizer {name!r} it must be 0.")
+    if name == "adagrad":
+        return torch.optim.Adagrad(model.parameters(), learning_rate)
+    if name == "sgd":
+        return torch.optim.SGD(model.parameters(), learning_rate)
+    raise UserError(f'OPTIMIZER is {name!r}; it must be "adam", "adagrad" or "sgd".')

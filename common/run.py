@@ -1,0 +1,126 @@
+"""The folder of a run: claimed by one process, resumed by its settings, finished when results.json is there."""
+
+import json
+import os
+import platform
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock, Timeout
+
+from common.errors import UserError
+from common.paths import output_root
+
+NOT_COMPARED = ("resume", "num_workers", "run_folder")  # settings that do not change what a run computes
+
+
+@contextmanager
+def run_folder(script: str, settings: dict, folder: str | Path | None = None) -> Iterator[Path]:
+    """The folder of this run, held until the block ends: `folder`, or runs/<script>/version_N.
+
+    With settings["resume"] it is that of the newest unfinished run that no process holds.
+
+    Raises: UserError if that run had other settings, or the folder cannot be written.
+    """
+    home = output_root() / "runs" / script
+    try:
+        lock = None
+        if folder is None and settings["resume"]:
+            folder, lock = _newest_unfinished(home)
+            print(f"Continuing {folder}" if folder else "No unfinished run to resume: starting a new one.", flush=True)
+        if folder is None:
+            folder = _new_version(home)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock or _lock(folder)
+        if lock is None:
+            raise UserError(f"another process is at work in {folder}.")
+        _check_settings(folder / "settings.json", settings)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_error(error, folder or home) from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def _newest_unfinished(home: Path) -> tuple[Path | None, FileLock | None]:
+    folders = sorted(home.glob("version_*"), key=lambda path: -int(path.name.split("_")[1]))
+    for folder in folders:
+        if not (folder / "results.json").exists() and (lock := _lock(folder)):
+            return folder, lock
+    return None, None
+
+
+def _new_version(home: Path) -> Path:
+    home.mkdir(parents=True, exist_ok=True)
+    number = max((int(path.name.split("_")[1]) for path in home.glob("version_*")), default=-1) + 1
+    while True:  # another process may take the same number at the same time
+        try:
+            (home / f"version_{number}").mkdir()
+            return home / f"version_{number}"
+        except FileExistsError:
+            number += 1
+
+
+def _lock(folder: Path) -> FileLock | None:
+    lock = FileLock(folder / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
+
+
+def _check_settings(path: Path, settings: dict) -> None:
+    compared = {name: value for name, value in settings.items() if name not in NOT_COMPARED}
+    compared = json.loads(json.dumps(compared))
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        if changed := {k: earlier.get(k) for k in compared if earlier.get(k) != compared[k]}:
+            raise UserError(
+                f"the unfinished run in {path.parent} had other settings: {changed}. "
+                "Set them again to resume it, or start anew with RESUME = False."
+            )
+    write_json(path, compared)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Complete or not at all: written beside and renamed."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(content, indent=2))
+    os.replace(beside, path)
+
+
+def write_error(error: OSError, folder: Path) -> UserError:
+    """What to tell a user whose results cannot be written."""
+    there = next(path for path in [folder, *folder.parents] if path.exists())
+    return UserError(
+        f"cannot write {error.filename or folder}: {error.strerror or error} "
+        f"({shutil.disk_usage(there).free / 2**20:,.0f} MiB free). "
+        "Make room, or set the environment variable OUTPUT_ROOT to a folder that can be written."
+    )
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process so far."""
+    unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pytorch_lightning": pl.__version__,
+        "numpy": numpy.__version__,
+        "processor": platform.processor() or platform.machine(),
+    }

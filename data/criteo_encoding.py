@@ -1,0 +1,110 @@
+"""From raw Criteo columns to what a model takes; everything is fitted on training rows only.
+
+N: rows, F: categorical fields. Ids of a field: 0 unseen or rare, 1 missing, then its vocabulary in order of value.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.criteo_raw import CATEGORIES, MISSING_NUMBER, NUMBERS, Rows
+from data.parallel import ordered_map
+
+UNSEEN, MISSING, FIRST_ID = 0, 1, 2
+
+
+def log_numbers(raw: np.ndarray) -> np.ndarray:
+    """log(1 + max(x, 0)), missing 0: int32 -> float32."""
+    return np.log1p(np.maximum(raw, 0).astype(np.float32))  # MISSING_NUMBER is negative, so it becomes 0 too
+
+
+def bucket_numbers(raw: np.ndarray) -> np.ndarray:
+    """floor(ln(x)^2) for x > 2, else x (BARS Criteo x4): int32 -> bucket as uint32."""
+    logarithm = np.log(np.maximum(raw, 1).astype(np.float64))
+    return np.where(raw > 2, np.floor(logarithm**2).astype(np.int32), raw).astype(np.uint32)
+
+
+class CriteoEncoder:
+    """Vocabularies and scaling of the training rows.
+
+    numbers: "log" (13 scaled values beside 26 fields) or "bucket" (39 fields, no values).
+    """
+
+    def __init__(self, numbers: str, vocabularies: list[np.ndarray], mean: np.ndarray, std: np.ndarray):
+        self.numbers, self.vocabularies, self.mean, self.std = numbers, vocabularies, mean, std
+        self.fields = (NUMBERS if numbers == "bucket" else []) + CATEGORIES
+
+    @classmethod
+    def fit(
+        cls, open_rows: Callable[[], Rows], train: slice | np.ndarray, numbers: str, min_count: int
+    ) -> "CriteoEncoder":
+        """Fit on the rows `train` of what `open_rows()` maps (anew for each column: only those in use are mapped)."""
+
+        def vocabulary(name: str) -> np.ndarray:
+            values, missing = raw_column(open_rows(), name)
+            distinct, counts = np.unique(values[train][~missing[train]], return_counts=True)
+            return distinct[counts >= min_count]
+
+        def scale(i: int) -> tuple[float, float]:
+            values = log_numbers(open_rows().numbers[i][train])
+            return values.mean(dtype=np.float64), values.std(dtype=np.float64)
+
+        fields = (NUMBERS if numbers == "bucket" else []) + CATEGORIES
+        bar = tqdm(ordered_map(vocabulary, fields), "Fitting vocabularies", len(fields), unit="field")
+        vocabularies = list(bar)
+        scaled = range(len(NUMBERS) if numbers == "log" else 0)
+        scales = np.array(list(ordered_map(scale, scaled))).reshape(-1, 2)
+        # a constant column has no spread: it becomes 0
+        return cls(numbers, vocabularies, scales[:, 0], np.where(scales[:, 1] > 0, scales[:, 1], 1.0))
+
+    @property
+    def field_sizes(self) -> list[int]:
+        """Number of ids of each field, those for unseen and missing included."""
+        return [FIRST_ID + len(vocabulary) for vocabulary in self.vocabularies]
+
+    def encode(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Raw rows -> (numbers (N, 13 or 0) float32, ids (N, F) int32)."""
+        ids = np.empty((len(rows), len(self.fields)), np.int32)
+        for i, (name, vocabulary) in enumerate(zip(self.fields, self.vocabularies, strict=True)):
+            ids[:, i] = _ids(vocabulary, *raw_column(rows, name))
+        if self.numbers == "bucket":
+            return np.empty((len(rows), 0), np.float32), ids
+        scaled = (log_numbers(np.stack(rows.numbers, 1)) - self.mean) / self.std
+        return scaled.astype(np.float32), ids
+
+    def state_dict(self) -> dict:
+        """What a checkpoint carries: plain values and tensors."""
+        joined = np.concatenate(self.vocabularies).view(np.int32)
+        return {
+            "numbers": self.numbers,
+            "vocabulary": torch.from_numpy(joined),
+            "sizes": [len(vocabulary) for vocabulary in self.vocabularies],
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor | list | str]) -> "CriteoEncoder":
+        joined = state["vocabulary"].numpy().view(np.uint32)
+        vocabularies = np.split(joined, np.cumsum(state["sizes"])[:-1])
+        return cls(state["numbers"], vocabularies, np.array(state["mean"]), np.array(state["std"]))
+
+
+def raw_column(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values (N,) uint32 and missing mask (N,) of a field; a number is taken as its bucket."""
+    if name in NUMBERS:
+        raw = rows.numbers[NUMBERS.index(name)]
+        return bucket_numbers(raw), raw == MISSING_NUMBER
+    i = CATEGORIES.index(name)
+    return rows.categories[i], rows.missing[i]
+
+
+def _ids(vocabulary: np.ndarray, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    if len(vocabulary) == 0:
+        return np.where(missing, MISSING, UNSEEN)
+    position = np.searchsorted(vocabulary, values)
+    found = vocabulary[np.minimum(position, len(vocabulary) - 1)] == values
+    return np.where(missing, MISSING, np.where(found, position + FIRST_ID, UNSEEN))

@@ -1,0 +1,24 @@
+"""Threads for whole-array work (NumPy gives up the interpreter lock in it)."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+THREADS = max(1, min(8, os.cpu_count() or 1))
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:
+    """Like `map`, in threads; takes only as many items ahead as keep them busy, so memory does not grow."""
+    with ThreadPoolExecutor(threads) as pool:
+        running: deque = deque()
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) > threads:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()

@@ -1,0 +1,78 @@
+"""The built-in Criteo-shaped sample: raw files from a planted model, so the best possible score is known.
+
+logit = bias + effects of numbers and categories + sum over field pairs of <v_i, v_j>: a factorization machine, in which
+a number's vector is scaled by its value. Interactions lie between the fields of PAIRED only; long-tailed fields have
+first-order effects on their frequent values.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data.cache import cached
+from data.criteo_raw import CATEGORIES, NUMBERS
+
+ROWS, UNLABELLED_ROWS = 200_000, 10_000
+SEED = 2014
+# distinct values of C1-C26: the full set's, where they are not far too many for so few rows
+CARDINALITIES = [1460, 583, 30000, 25000, 305, 24, 12517, 633, 3, 9300, 5683, 30000, 3194]
+CARDINALITIES += [27, 14992, 22000, 10, 5652, 2173, 4, 28000, 18, 15, 8600, 105, 6500]
+MISSING_RATE = {"I1": 0.45, "I4": 0.22, "I6": 0.22, "I10": 0.45, "I12": 0.77} | {
+    "C3": 0.03, "C6": 0.12, "C19": 0.44, "C20": 0.44, "C22": 0.76, "C25": 0.44, "C26": 0.44,
+}  # fmt: skip
+PAIRED = ["C6", "C9", "C14", "C17", "C20", "C22", "C23", "I2", "I5"]
+RANK = 4  # length of the planted vectors
+PAIR_SCALE, FIRST_ORDER_SCALE, NUMBER_SCALE = 0.2, 0.15, 0.12  # standard deviations, in logits per pair or effect
+HEAD = 60  # the most frequent values of a field, which have a first-order effect
+BIAS = -1.3  # for a click rate of about 0.25
+
+
+def criteo_sample(rows: int = ROWS) -> Path:
+    """Folder with train.txt, test.txt (no label) and true_probability.npy (of the rows of train.txt)."""
+    settings = {"rows": rows, "unlabelled": UNLABELLED_ROWS, "seed": SEED}
+    return cached("sample-criteo", [], settings, lambda target: _write(target, rows))
+
+
+def _write(target: Path, rows: int) -> None:
+    rng = np.random.default_rng(SEED)
+    count = rows + UNLABELLED_ROWS
+    logit = np.full(count, BIAS)
+    pair_sum, pair_squares = np.zeros((2, count, RANK))  # for sum_{i<j} <v_i, v_j>, as in Rendle 2010
+    table = {}
+
+    def add(name: str, effect: np.ndarray, vector: np.ndarray) -> None:
+        nonlocal logit, pair_sum, pair_squares
+        logit += effect
+        if name in PAIRED:
+            pair_sum += vector
+            pair_squares += vector**2
+
+    vector_scale = np.sqrt(PAIR_SCALE / np.sqrt(RANK))
+    for i, name in enumerate(NUMBERS):
+        raw = np.floor(np.exp(rng.normal(0.5 + 0.4 * i, 1.2, count))).astype(np.int64) - (3 if name == "I2" else 0)
+        raw = np.maximum(raw, -2)
+        missing = rng.random(count) < MISSING_RATE.get(name, 0)
+        value = np.where(missing, 0, np.log1p(np.maximum(raw, 0)))
+        value = (value - value.mean()) / value.std()
+        vector = rng.normal(0, vector_scale, RANK)
+        add(name, NUMBER_SCALE * rng.normal() * value, value[:, None] * vector)
+        table[name] = np.where(missing, "", raw.astype(str))
+    for name, distinct in zip(CATEGORIES, CARDINALITIES, strict=True):
+        frequency = 1 / (np.arange(distinct) + 3.0)
+        rank = rng.choice(distinct, count, p=frequency / frequency.sum())
+        rank = np.where(rng.random(count) < MISSING_RATE.get(name, 0), distinct, rank)  # missing: one more value
+        effect = np.append(rng.normal(0, FIRST_ORDER_SCALE, distinct) * (np.arange(distinct) < HEAD), 0)
+        vector = rng.normal(0, vector_scale, (distinct + 1, RANK))
+        add(name, effect[rank], vector[rank])
+        names = [f"{value:08x}" for value in rng.choice(2**32, distinct, replace=False)]
+        table[name] = np.array([*names, ""], object)[rank]
+    logit += 0.5 * (pair_sum**2 - pair_squares).sum(1)
+    probability = 1 / (1 + np.exp(-logit))
+    label = (rng.random(count) < probability).astype(int)
+
+    frame = pd.DataFrame(table)
+    frame[rows:].to_csv(target / "test.txt", sep="\t", header=False, index=False)
+    frame.insert(0, "label", label)
+    frame[:rows].to_csv(target / "train.txt", sep="\t", header=False, index=False)
+    np.save(target / "true_probability.npy", probability[:rows])

@@ -1,0 +1,90 @@
+"""Train DeepFM on Criteo: `python deepfm/train.py`.
+
+With the real rows below DATA_ROOT (python data/criteo_data.py) it trains on them, else on the built-in sample.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
+
+import pytorch_lightning as pl
+
+from common.baselines import click_baselines
+from common.errors import run_script
+from common.figures import click_figures
+from common.run import run_folder
+from common.training import train_and_test
+from data.criteo_data import CriteoDataModule
+from deepfm.deepfm import DeepFM
+
+DATASET = "criteo"  # folder below DATA_ROOT
+SPLIT = "time"  # "time", or "random" (BARS x4)
+NUMBERS_AS = "log"  # "log": value times embedding vector; "bucket": categories
+MIN_COUNT = 2  # training rows a category needs for an id of its own
+EMBEDDING_DIM = 16  # k in the paper (which uses 10)
+HIDDEN = (400, 400, 400)  # widths of the deep part, the paper's
+DROPOUT = 0.5  # of the deep part, the paper's
+BATCH_NORM = False  # in the deep part
+EMBEDDING_L2 = 1e-4  # on the embedding rows of a batch
+LEARNING_RATE = 1e-3  # of Adam
+BATCH_SIZE = 1024  # rows
+MAX_EPOCHS = 10
+PATIENCE = 2  # validations without a better AUC before the run ends; the learning rate drops after each
+SEED = 1
+PRECISION = "auto"  # "auto" (bf16 where the processor has it), "32-true", "bf16-mixed"
+NUM_WORKERS = 0  # loader processes; slices of mapped arrays need none
+RESUME = False  # True continues the newest unfinished run
+
+
+def train(
+    dataset=DATASET,
+    data_root=None,
+    split=SPLIT,
+    numbers=NUMBERS_AS,
+    min_count=MIN_COUNT,
+    embedding_dim=EMBEDDING_DIM,
+    hidden=HIDDEN,
+    dropout=DROPOUT,
+    batch_norm=BATCH_NORM,
+    embedding_l2=EMBEDDING_L2,
+    learning_rate=LEARNING_RATE,
+    batch_size=BATCH_SIZE,
+    max_epochs=MAX_EPOCHS,
+    patience=PATIENCE,
+    seed=SEED,
+    precision=PRECISION,
+    num_workers=NUM_WORKERS,
+    resume=RESUME,
+) -> dict:
+    """Fit, test the best checkpoint, return the content of results.json."""
+    settings = dict(locals())
+    with run_folder("deepfm", settings) as folder:
+        data = CriteoDataModule(dataset, data_root, split, numbers, min_count, batch_size, seed, num_workers)
+        data.setup()
+        pl.seed_everything(seed, verbose=False)
+        model = DeepFM(
+            data.num_numbers,
+            data.field_sizes,
+            embedding_dim,
+            hidden,
+            dropout,
+            batch_norm,
+            learning_rate,
+            embedding_l2,
+        )
+        return train_and_test(
+            model,
+            data,
+            folder,
+            settings,
+            monitor="val_auc",
+            mode="max",
+            baselines=lambda: click_baselines(data),
+            best_possible=data.best_possible,
+            draw=click_figures,
+        )
+
+
+if __name__ == "__main__":
+    run_script(train)
