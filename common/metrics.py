@@ -1,5 +1,7 @@
 """Metrics of whole splits: predictions and targets are kept, and gathered over processes, until a split is complete."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -38,6 +40,17 @@ class ClickMetrics(PredictionMetric):
         return click_metrics(self.prediction, self.target)
 
 
+class TaskMetrics(PredictionMetric):
+    """AUC of each of several binary tasks, and their mean."""
+
+    def __init__(self, tasks: Sequence[str]):
+        super().__init__()
+        self.tasks = list(tasks)
+
+    def compute(self) -> dict[str, float]:
+        return task_aucs(self.tasks, self.prediction, self.target)
+
+
 def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:
     """AUC, log loss, normalized entropy (log loss / that of the constant click rate; He et al. 2014) and
     calibration (mean probability / click rate). What is undefined, as the AUC of one class, is nan."""
@@ -59,6 +72,12 @@ def auc(score: Tensor, label: Tensor) -> float:
     if label.min() == label.max():
         return float("nan")
     return binary_auroc(score, label.int()).item()
+
+
+def task_aucs(tasks: Sequence[str], score: Tensor, label: Tensor) -> dict[str, float]:
+    """auc_<task> for each column of scores and labels (N, K), and auc_mean; nan as in `auc`."""
+    aucs = [auc(score[:, k], label[:, k]) for k in range(len(tasks))]
+    return {f"auc_{task}": value for task, value in zip(tasks, aucs, strict=True)} | {"auc_mean": sum(aucs) / len(aucs)}
 
 
 def _joined(parts: list[Tensor] | Tensor) -> Tensor:

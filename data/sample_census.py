@@ -1,0 +1,89 @@
+"""The built-in Census-shaped sample: raw files of Census-Income (KDD) from planted, related tasks.
+
+Two hidden factors, career and household, are shared by the tasks in different parts. Both hold effects of pairs of
+columns and of numbers that are not monotonous, so a linear model loses.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from data.cache import cached
+from data.census_format import CENSUS_INCOME_KDD as LAYOUT
+
+TRAIN_ROWS, TEST_ROWS = 60_000, 20_000
+SEED = 1994
+# columns with an effect, and their texts from frequent to rare; all other columns are noise
+TEXTS = {
+    "occupation": [
+        "Not in universe", "Adm support including clerical", "Professional specialty", "Executive admin and managerial",
+        "Other service", "Sales", "Precision production craft & repair", "Machine operators assmblrs & inspctrs",
+    ],
+    "industry": [
+        "Not in universe or children", "Retail trade", "Manufacturing-durable goods", "Education", "Construction",
+        "Finance insurance and real estate", "Business and repair services", "Public administration",
+    ],
+    "class of worker": ["Not in universe", "Private", "Self-employed-not incorporated", "Local government", "?"],
+    "household detail": [
+        "Householder", "Spouse of householder", "Nonfamily householder", "Child 18+ never marr Not in a subfamily",
+        "Secondary individual", "Other Rel 18+ ever marr not in subfamily",
+    ],
+    "tax filer status": ["Nonfiler", "Joint both under 65", "Single", "Joint both 65+", "Head of household"],
+    "sex": ["Female", "Male"],
+}  # fmt: skip
+NOISE_TEXTS, NOISE_FREQUENCY = ["Not in universe", "Yes", "No", "?"], [0.6, 0.2, 0.15, 0.05]
+
+
+def census_sample(train_rows: int = TRAIN_ROWS, test_rows: int = TEST_ROWS) -> Path:
+    """Folder with census-income.data, census-income.test and true_probability.npy (test rows x tasks)."""
+    settings = {"train_rows": train_rows, "test_rows": test_rows, "seed": SEED}
+    return cached("sample-census", [], settings, lambda target: _write(target, train_rows, test_rows))
+
+
+def _write(target: Path, train_rows: int, test_rows: int) -> None:
+    rng = np.random.default_rng(SEED)
+    table, probability = _generate(train_rows + test_rows, rng)
+    lines = [", ".join(row) + "\n" for row in zip(*(table[name].astype(str) for name in LAYOUT.columns), strict=True)]
+    (target / LAYOUT.train_file).write_text("".join(lines[:train_rows]))
+    (target / LAYOUT.test_file).write_text("".join(lines[train_rows:]))
+    np.save(target / "true_probability.npy", np.stack([probability[task] for task in LAYOUT.tasks], 1)[train_rows:])
+
+
+def _generate(rows: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Columns of the raw table, and the probability of each task."""
+    rank = {name: rng.choice(len(texts), rows, p=_frequencies(len(texts))) for name, texts in TEXTS.items()}
+    numbers = {name: np.where(rng.random(rows) < 0.9, 0, rng.integers(1, 2000, rows)) for name in LAYOUT.numbers}
+    numbers["age"] = rng.integers(16, 91, rows)
+    numbers["weeks worked"] = np.where(rng.random(rows) < 0.4, 0, np.minimum(52, rng.geometric(0.03, rows) + 8))
+    probability = _probabilities(rank, numbers, rng)
+
+    table = {name: np.array(NOISE_TEXTS)[rng.choice(4, rows, p=NOISE_FREQUENCY)] for name in LAYOUT.columns}
+    table |= {name: np.array(texts)[rank[name]] for name, texts in TEXTS.items()} | numbers
+    table["instance weight"] = rng.uniform(100, 3000, rows).round(2)
+    for name, task in LAYOUT.tasks.items():
+        yes, no = (rng.choice(sorted(texts), rows) for texts in (task.positive, task.negative))
+        table[task.column] = np.where(rng.random(rows) < probability[name], yes, no)
+    table["income"] = np.char.add(table["income"], ".")
+    return table, probability
+
+
+def _probabilities(rank: dict[str, np.ndarray], numbers: dict[str, np.ndarray], rng: np.random.Generator) -> dict:
+    def effect(*names: str) -> np.ndarray:
+        """A planted effect for each text of a column, or for each combination of texts of several."""
+        return rng.normal(size=[len(TEXTS[name]) for name in names])[tuple(rank[name] for name in names)]
+
+    prime = 1 - ((numbers["age"] - 45) / 25) ** 2  # an inverted U
+    career = effect("occupation", "industry") + effect("class of worker") * numbers["weeks worked"] / 52 + prime / 2
+    household = effect("household detail", "tax filer status") + effect("household detail", "sex")
+    household -= (numbers["age"] - 30) / 15
+    logits = {
+        "income": -3.5 + 1.6 * career - 0.4 * household + 0.2 * np.log1p(numbers["capital gains"]),
+        "never_married": -0.5 - 0.3 * career + 2.0 * household,
+        "education": -2.5 + 1.2 * career - 0.5 * household + effect("industry"),
+    }
+    return {task: 1 / (1 + np.exp(-logit)) for task, logit in logits.items()}
+
+
+def _frequencies(distinct: int) -> np.ndarray:
+    weight = 1 / np.arange(1, distinct + 1) ** 0.7
+    return weight / weight.sum()
