@@ -15,7 +15,7 @@ TRAIN_ROWS = 1_000_000  # at most so many, the last ones (nearest to the test ro
 def click_baselines(data: pl.LightningDataModule) -> dict[str, dict[str, float]]:
     """Test metrics of both for a data module with `rows` and `read(rows)` -> (numbers, ids, label)."""
     (x_train, y_train), (x_val, y_val), (x_test, y_test) = (
-        _one_hot(*data.read(rows), data.field_sizes)
+        one_hot(*data.read(rows), data.field_sizes)
         for rows in (data.rows["train"][-TRAIN_ROWS:], data.rows["val"], data.rows["test"])
     )
     model = tuned_logistic_regression(x_train, y_train, x_val, y_val)
@@ -35,7 +35,7 @@ def tuned_logistic_regression(x_train, y_train, x_val, y_val) -> LogisticRegress
     return models[int(np.argmin(losses))]
 
 
-def _one_hot(
+def one_hot(
     numbers: np.ndarray, ids: np.ndarray, label: np.ndarray, field_sizes: list[int]
 ) -> tuple[sparse.csr_array, np.ndarray]:
     """Design matrix (N, ids of all fields + numbers) and labels (N,)."""

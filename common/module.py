@@ -18,6 +18,11 @@ class Recommender(pl.LightningModule):
 
     metrics: PredictionMetric
 
+    @property
+    def title(self) -> str:
+        """The model's name in results and tables."""
+        return type(self).__name__
+
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean loss of a batch."""
         raise NotImplementedError

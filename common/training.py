@@ -92,7 +92,7 @@ def train_and_test(
     except OSError as error:
         raise write_error(error, folder) from error
     results = {
-        "model": type(model).__name__,
+        "model": model.title,
         "dataset": data.dataset,
         "is_sample": data.is_sample,
         "protocol": data.protocol,
