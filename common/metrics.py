@@ -40,6 +40,13 @@ class ClickMetrics(PredictionMetric):
         return click_metrics(self.prediction, self.target)
 
 
+class RatingMetrics(PredictionMetric):
+    """Of predicted ratings."""
+
+    def compute(self) -> dict[str, float]:
+        return rating_metrics(self.prediction, self.target)
+
+
 class TaskMetrics(PredictionMetric):
     """AUC of each of several binary tasks, and their mean."""
 
@@ -65,6 +72,12 @@ def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:
         "normalized_entropy": (log_loss / entropy).item() if entropy > 0 else float("nan"),
         "calibration": (probability.mean() / rate).item() if rate > 0 else float("nan"),
     }
+
+
+def rating_metrics(prediction: Tensor, rating: Tensor) -> dict[str, float]:
+    """Root mean squared error and mean absolute error."""
+    error = prediction.double() - rating.double()
+    return {"rmse": error.square().mean().sqrt().item(), "mae": error.abs().mean().item()}
 
 
 def auc(score: Tensor, label: Tensor) -> float:
