@@ -68,26 +68,44 @@ class History(pl.Callback):
             self._begin = 0.0
 
     def state_dict(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name not in ("path", "_begin")}
+        return {name: getattr(self, name) for name in ("rows", "loss_sum", "batches", "seconds", "samples")}
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
 
 
-class DropLearningRate(pl.Callback):
-    """Multiply the learning rate by `factor` after each validation that is no better than the best before.
+def make_schedule(name: str, monitor: str, mode: str) -> pl.Callback:
+    """The learning rate's course: "linear" or "plateau" (of the monitored metric, "max" or "min")."""
+    if name == "linear":
+        return LinearDecay()
+    if name == "plateau":
+        return DropOnPlateau(monitor, mode)
+    raise UserError(f'SCHEDULE is {name!r}; it must be "linear" or "plateau".')
+
+
+class LinearDecay(pl.Callback):
+    """From the learning rate to 0 over all steps of MAX_EPOCHS."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
+        left = 1 - trainer.global_step / trainer.estimated_stepping_batches
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = module.hparams.learning_rate * left
+
+
+class DropOnPlateau(pl.Callback):
+    """Multiply the learning rate by 0.1 after each validation that is no better than the best before (BARS' recipe).
 
     Lightning steps a plateau scheduler only after the checkpoint of the epoch is written and drops the step when a run
     is resumed from it; here it belongs to the validation, so that a resumed run has the same rates.
     """
 
-    def __init__(self, monitor: str, mode: str, factor: float):
-        self.monitor, self.mode, self.factor = monitor, mode, factor
+    def __init__(self, monitor: str, mode: str):
+        self.monitor, self.mode = monitor, mode
         self.scheduler: ReduceLROnPlateau | None = None
         self._restored: dict | None = None
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.scheduler = ReduceLROnPlateau(trainer.optimizers[0], self.mode, self.factor, patience=0, threshold=0.0)
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.scheduler = ReduceLROnPlateau(trainer.optimizers[0], self.mode, factor=0.1, patience=0, threshold=0.0)
         if self._restored:
             self.scheduler.load_state_dict(self._restored)
 

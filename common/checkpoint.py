@@ -43,8 +43,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}.") from error
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is no readable checkpoint: {reason}") from error
+        raise UserError(
+            f"{path} is no readable checkpoint: it is cut, or holds other things than tensors and plain values."
+        ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{path} is no checkpoint of this repo: it holds no state_dict.")
     return content

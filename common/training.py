@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
-from common.callbacks import DropLearningRate, History, RandomState
+from common.callbacks import History, RandomState, make_schedule
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import check
 from common.figures import learning_curves
@@ -21,7 +21,6 @@ from common.module import Recommender
 from common.run import peak_memory_mib, versions, write_error, write_json
 
 CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
-LEARNING_RATE_DROP = 0.1  # factor after a validation without a better result (BARS' recipe)
 
 QUIET_TRAINER = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 
@@ -54,29 +53,24 @@ def train_and_test(
     _quiet()
     checkpoints = folder / "checkpoints"
     history = History(folder)
-    best = ModelCheckpoint(
-        checkpoints, "best", monitor, mode=mode, save_weights_only=True, enable_version_counter=False
-    )
     trainer = pl.Trainer(
         accelerator="auto",
         devices=1,
         max_epochs=settings["max_epochs"],
+        val_check_interval=1 / settings["validations_per_epoch"],
         precision=resolve_precision(settings["precision"]),
         callbacks=[
             history,
             RandomState(),
-            DropLearningRate(monitor, mode, LEARNING_RATE_DROP),
-            EarlyStopping(monitor, mode=mode, patience=settings["patience"], check_finite=False),
+            make_schedule(settings["schedule"], monitor, mode),
+            EarlyStopping(
+                monitor, mode=mode, patience=settings["patience"], check_finite=False, check_on_train_epoch_end=False
+            ),
             *callbacks,
             *_progress_bar(),
-            best,
-            ModelCheckpoint(checkpoints, "last", enable_version_counter=False),
-            ModelCheckpoint(
-                checkpoints,
-                "last",
-                enable_version_counter=False,
-                train_time_interval=timedelta(minutes=CHECKPOINT_MINUTES),
-            ),
+            _checkpoint(checkpoints, "best", monitor=monitor, mode=mode, save_weights_only=True),
+            _checkpoint(checkpoints, "last"),
+            _checkpoint(checkpoints, "last", train_time_interval=timedelta(minutes=CHECKPOINT_MINUTES)),
         ],
         plugins=[MappedCheckpointIO()],
         enable_progress_bar=sys.stderr.isatty(),
@@ -84,7 +78,7 @@ def train_and_test(
     )
     last = checkpoints / "last.ckpt"
     try:
-        trainer.fit(model, data, ckpt_path=last if last.exists() else None)
+        _fit(trainer, model, data, last if last.exists() else None)
         results = _evaluate(model, data, checkpoints / "best.ckpt", test)
         if test:
             draw(model, folder)
@@ -127,6 +121,18 @@ def resolve_precision(precision: str) -> str:
     processor = torch.cpu.get_capabilities()
     native = processor.get("avx512_bf16") or processor.get("amx_bf16") or processor.get("bf16")
     return "bf16-mixed" if native and not torch.mps.is_available() else "32-true"
+
+
+def _checkpoint(folder: Path, name: str, **when) -> ModelCheckpoint:
+    # a str, as a checkpoint holds the callback's state and must hold plain values only
+    return ModelCheckpoint(str(folder), name, enable_version_counter=False, save_on_train_epoch_end=False, **when)
+
+
+def _fit(trainer: pl.Trainer, model: Recommender, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(model, data, ckpt_path=checkpoint)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
 
 
 def _evaluate(model: Recommender, data: pl.LightningDataModule, best: Path, test: bool) -> dict[str, Metrics]:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from common.errors import UserError
 from common.paths import output_root
 
-CACHE_FORMAT = 1  # raise it when what a builder writes changes its meaning
+CACHE_FORMAT = 2  # raise it when what a builder writes changes its meaning
 MANIFEST = "manifest.json"
 
 

@@ -78,7 +78,7 @@ class CriteoDataModule(pl.LightningDataModule):
 
     @property
     def num_numbers(self) -> int:
-        return len(self.encoder.mean)
+        return len(self.encoder.scale)
 
     @property
     def field_sizes(self) -> list[int]:

@@ -30,11 +30,11 @@ def bucket_numbers(raw: np.ndarray) -> np.ndarray:
 class CriteoEncoder:
     """Vocabularies and scaling of the training rows.
 
-    numbers: "log" (13 scaled values beside 26 fields) or "bucket" (39 fields, no values).
+    numbers: "log" (13 logarithms, divided by their standard deviation, beside 26 fields) or "bucket" (39 fields, no values).
     """
 
-    def __init__(self, numbers: str, vocabularies: list[np.ndarray], mean: np.ndarray, std: np.ndarray):
-        self.numbers, self.vocabularies, self.mean, self.std = numbers, vocabularies, mean, std
+    def __init__(self, numbers: str, vocabularies: list[np.ndarray], scale: np.ndarray):
+        self.numbers, self.vocabularies, self.scale = numbers, vocabularies, scale
         self.fields = (NUMBERS if numbers == "bucket" else []) + CATEGORIES
 
     @classmethod
@@ -48,17 +48,14 @@ class CriteoEncoder:
             distinct, counts = np.unique(values[train][~missing[train]], return_counts=True)
             return distinct[counts >= min_count]
 
-        def scale(i: int) -> tuple[float, float]:
-            values = log_numbers(open_rows().numbers[i][train])
-            return values.mean(dtype=np.float64), values.std(dtype=np.float64)
+        def deviation(i: int) -> float:
+            return log_numbers(open_rows().numbers[i][train]).std(dtype=np.float64)
 
         fields = (NUMBERS if numbers == "bucket" else []) + CATEGORIES
         bar = tqdm(ordered_map(vocabulary, fields), "Fitting vocabularies", len(fields), unit="field")
         vocabularies = list(bar)
-        scaled = range(len(NUMBERS) if numbers == "log" else 0)
-        scales = np.array(list(ordered_map(scale, scaled))).reshape(-1, 2)
-        # a constant column has no spread: it becomes 0
-        return cls(numbers, vocabularies, scales[:, 0], np.where(scales[:, 1] > 0, scales[:, 1], 1.0))
+        scale = np.array(list(ordered_map(deviation, range(len(NUMBERS) if numbers == "log" else 0))))
+        return cls(numbers, vocabularies, np.where(scale > 0, scale, 1.0))  # a constant column stays as it is
 
     @property
     def field_sizes(self) -> list[int]:
@@ -72,8 +69,8 @@ class CriteoEncoder:
             ids[:, i] = _ids(vocabulary, *raw_column(rows, name))
         if self.numbers == "bucket":
             return np.empty((len(rows), 0), np.float32), ids
-        scaled = (log_numbers(np.stack(rows.numbers, 1)) - self.mean) / self.std
-        return scaled.astype(np.float32), ids
+        # not centred: a missing number, 0, then adds nothing to a product with its value
+        return (log_numbers(np.stack(rows.numbers, 1)) / self.scale).astype(np.float32), ids
 
     def state_dict(self) -> dict:
         """What a checkpoint carries: plain values and tensors."""
@@ -82,15 +79,14 @@ class CriteoEncoder:
             "numbers": self.numbers,
             "vocabulary": torch.from_numpy(joined),
             "sizes": [len(vocabulary) for vocabulary in self.vocabularies],
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
+            "scale": self.scale.tolist(),
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor | list | str]) -> "CriteoEncoder":
         joined = state["vocabulary"].numpy().view(np.uint32)
         vocabularies = np.split(joined, np.cumsum(state["sizes"])[:-1])
-        return cls(state["numbers"], vocabularies, np.array(state["mean"]), np.array(state["std"]))
+        return cls(state["numbers"], vocabularies, np.array(state["scale"]))
 
 
 def raw_column(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,39 @@
+"""Every test writes below a temporary folder; tests marked real_data need the real sets."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.paths import data_root
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path_factory, monkeypatch) -> Path:
+    """OUTPUT_ROOT of the test; caches are shared by the tests of a session, runs are not."""
+    root = tmp_path_factory.mktemp("output")
+    shared = tmp_path_factory.getbasetemp() / "cache"
+    shared.mkdir(exist_ok=True)
+    (root / "data").mkdir()
+    (root / "data" / "cache").symlink_to(shared)
+    monkeypatch.setenv("OUTPUT_ROOT", str(root))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if (marker := item.get_closest_marker("real_data")) and not (data_root() / marker.args[0]).exists():
+            where = os.environ.get("DATA_ROOT", "DATA_ROOT (not set)")
+            item.add_marker(pytest.mark.skip(reason=f"no real {marker.args[0]} below {where}"))

@@ -1,0 +1,244 @@
+"""From raw file to batches: what is fitted on which rows, splits, caches, order and resumption of loaders."""
+
+import gzip
+import math
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.model_selection import StratifiedKFold
+
+from common.errors import UserError
+from data.criteo_data import CriteoDataModule
+from data.criteo_encoding import CriteoEncoder
+from data.criteo_raw import MISSING_NUMBER, parse
+from data.loader import BatchLoader, EpochOrder, MappedRows
+from tests.criteo_rows import make_lines, parse_plainly, write_lines
+
+ROWS = 700
+
+
+@pytest.fixture
+def lines(rng) -> list[str]:
+    return make_lines(rng, ROWS)
+
+
+def open_data(root: Path, lines: list[str] | None = None, **settings) -> CriteoDataModule:
+    if lines is not None:
+        write_lines(root / "criteo" / "train.txt", lines)
+    data = CriteoDataModule(data_root=str(root), **settings)
+    data.setup()
+    return data
+
+
+def everything(data: CriteoDataModule) -> list[np.ndarray]:
+    return data.read(np.arange(sum(len(rows) for rows in data.rows.values())))
+
+
+@pytest.mark.parametrize("min_count", [1, 3])
+def test_categories_are_fitted_on_training_rows_only(tmp_path, lines, min_count):
+    data = open_data(tmp_path, lines, min_count=min_count)
+    _, ids, label = everything(data)
+    raw = parse_plainly(lines)
+    train = range(ROWS * 6 // 7)
+    assert label.tolist() == raw["label"]
+    for field in range(26):
+        rows = zip(raw["categories"], raw["missing"], strict=True)
+        values = [None if missing[field] else row[field] for row, missing in rows]
+        counts = {v: sum(values[i] == v for i in train) for v in set(values) if v is not None}
+        known = sorted(v for v, count in counts.items() if count >= min_count)
+        expected = [1 if v is None else known.index(v) + 2 if v in known else 0 for v in values]
+        assert ids[:, field].tolist() == expected
+        assert data.field_sizes[field] == len(known) + 2
+
+
+def test_log_numbers_are_scaled_by_the_training_rows(tmp_path, lines):
+    data = open_data(tmp_path, lines)
+    raw = np.array(parse_plainly(lines)["numbers"], float)
+    logs = np.log1p(np.where(raw == MISSING_NUMBER, 0, np.maximum(raw, 0)))
+    train = logs[: ROWS * 6 // 7]
+    np.testing.assert_allclose(everything(data)[0], logs / train.std(0), rtol=1e-5)
+
+
+def test_bucket_numbers_are_categories_of_the_x4_rule(tmp_path, lines):
+    data = open_data(tmp_path, lines, numbers="bucket", min_count=1)
+    numbers, ids, _ = everything(data)
+    assert numbers.shape == (ROWS, 0) and ids.shape == (ROWS, 39)
+    raw = [row[4] for row in parse_plainly(lines)["numbers"]]
+    bucket = [None if x == MISSING_NUMBER else math.floor(math.log(x) ** 2) if x > 2 else x for x in raw]
+    known = {b for b in bucket[: ROWS * 6 // 7] if b is not None}
+    for id_, b in zip(ids[:, 4], bucket, strict=True):
+        assert id_ == (1 if b is None else 0 if b not in known else id_) and (b not in known or id_ >= 2)
+    same = {}
+    assert all(same.setdefault(id_, b) == b for id_, b in zip(ids[:, 4], bucket, strict=True) if id_ > 1)
+
+
+def test_time_split(tmp_path, lines):
+    data = open_data(tmp_path, lines)
+    rows = [data.rows[name] for name in ("train", "val", "test")]
+    assert [len(part) for part in rows] == [600, 50, 50]
+    assert np.concatenate(rows).tolist() == list(range(ROWS))
+
+
+def test_random_split_is_that_of_bars(tmp_path, lines):
+    data = open_data(tmp_path, lines, split="random")
+    label = parse_plainly(lines)["label"]
+    folds = [test for _, test in StratifiedKFold(10, shuffle=True, random_state=2018).split(label, label)]
+    assert data.rows["test"].tolist() == folds[0].tolist()
+    assert data.rows["val"].tolist() == folds[1].tolist()
+    assert sorted(np.concatenate(folds[2:])) == data.rows["train"].tolist()
+
+
+@pytest.mark.parametrize("form", ["gz", "crlf", "no last line end"])
+def test_other_forms_of_the_same_file_give_the_same(tmp_path, lines, form):
+    plain = open_data(tmp_path / "plain", lines)
+    text = "".join(line + ("\r\n" if form == "crlf" else "\n") for line in lines).encode()
+    (tmp_path / "other" / "criteo").mkdir(parents=True)
+    if form == "no last line end":
+        text = text.removesuffix(b"\n")
+    name, content = ("train.txt.gz", gzip.compress(text)) if form == "gz" else ("train.txt", text)
+    (tmp_path / "other" / "criteo" / name).write_bytes(content)
+    for a, b in zip(everything(plain), everything(open_data(tmp_path / "other")), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_encoder_survives_a_checkpoint(tmp_path, lines):
+    data = open_data(tmp_path, lines, numbers="bucket")
+    torch.save(data.state_dict(), tmp_path / "state.pt")
+    encoder = CriteoEncoder.from_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    rows = parse("".join(line + "\n" for line in lines).encode(), True, "f", 1)
+    for a, b in zip(encoder.encode(rows), everything(data)[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_changed_file_is_read_again(tmp_path, lines, capsys):
+    first = open_data(tmp_path, lines)
+    other = open_data(tmp_path, min_count=5)
+    assert first.folder.exists() and other.folder.exists()  # other settings of the same file stay
+    again = open_data(tmp_path, lines[:-70])
+    assert "have changed" in capsys.readouterr().out
+    assert sum(len(rows) for rows in again.rows.values()) == ROWS - 70
+    assert not first.folder.exists() and not other.folder.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "no manifest"])
+def test_a_damaged_cache_is_built_again(tmp_path, lines, capsys, damage):
+    data = open_data(tmp_path, lines)
+    before = everything(data)
+    file = data.folder / ("manifest.json" if damage == "no manifest" else "ids.npy")
+    if damage == "cut":
+        os.truncate(file, 1000)
+    elif damage == "changed":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    again = everything(open_data(tmp_path))
+    assert "damaged" in capsys.readouterr().out
+    for a, b in zip(before, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_failed_build_leaves_nothing(tmp_path, lines, outputs):
+    with pytest.raises(UserError, match=r"train.txt, line 701: found 1 fields"):
+        open_data(tmp_path, [*lines, "broken"])
+    name = next((outputs / "data" / "cache").glob("criteo-columns-*"))
+    assert not [path for home in (outputs / "data" / "cache").iterdir() for path in home.glob("*.partial")]
+    assert name.exists()
+    assert sum(len(rows) for rows in open_data(tmp_path, lines).rows.values()) == ROWS
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts processes by fork, for speed")
+def test_killed_while_building_and_started_again(tmp_path, rng):
+    """SIGKILL at ten moments of the preparation; the next start reads nothing half-written."""
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 2000) * 40)
+    exit_codes = []
+    for i in range(10):
+        process = multiprocessing.get_context("fork").Process(target=open_data, args=(tmp_path,))
+        process.start()
+        time.sleep(0.06 * i)
+        process.kill()
+        process.join()
+        exit_codes.append(process.exitcode)
+    assert -signal.SIGKILL in exit_codes
+    data = open_data(tmp_path)
+    reference = parse((tmp_path / "criteo" / "train.txt").read_bytes(), True, "f", 1)
+    for a, b in zip(data.encoder.encode(reference), everything(data)[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_missing_files_and_settings_out_of_range(tmp_path):
+    (tmp_path / "criteo").mkdir()
+    with pytest.raises(UserError, match=r"has no train.txt .*python data/criteo_data.py"):
+        open_data(tmp_path)
+    for settings, message in (
+        ({"split": "hash"}, "SPLIT"),
+        ({"numbers": "raw"}, "NUMBERS_AS"),
+        ({"min_count": 0}, "MIN_COUNT"),
+        ({"batch_size": 0}, "BATCH_SIZE"),
+    ):
+        with pytest.raises(UserError, match=message):
+            CriteoDataModule(**settings)
+    with pytest.raises(UserError, match="at least 10"):
+        open_data(tmp_path, [make_lines(np.random.default_rng(0), 1)[0]] * 9)
+
+
+def test_loader_gives_each_row_once_in_an_order_of_seed_and_epoch(tmp_path, lines):
+    data = open_data(tmp_path, lines, batch_size=64, seed=3)
+
+    def labels_and_order(epoch: int, loader: BatchLoader) -> tuple[list, torch.Tensor]:
+        loader.sampler.set_epoch(epoch)
+        return torch.cat([ids for _, ids, _ in loader]).tolist(), loader.sampler.order()
+
+    loader = data.train_dataloader()
+    first, order = labels_and_order(0, loader)
+    second, _ = labels_and_order(1, loader)
+    again, _ = labels_and_order(0, data.train_dataloader())
+    assert first == again != second
+    assert sorted(order.tolist()) == list(range(600)) and len(loader) == 10
+    assert first == everything(data)[1][order.numpy()].tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_restored_in_mid_epoch_goes_on_with_the_rows_that_are_left(tmp_path, lines, workers):
+    data = open_data(tmp_path, lines)
+
+    def make_loader() -> BatchLoader:
+        loader = BatchLoader(MappedRows(data.folder, ["ids"]), EpochOrder(data.rows["train"], 1), 64, workers)
+        loader.sampler.set_epoch(5)
+        return loader
+
+    whole = [batch[0] for batch in make_loader()]
+    interrupted = make_loader()
+    iterator = iter(interrupted)
+    for _ in range(4):
+        next(iterator)
+    restored = make_loader()
+    restored.load_state_dict(interrupted.state_dict())
+    rest = [batch[0] for batch in restored]
+    assert [len(b) for b in rest] == [len(b) for b in whole[4:]]
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+    assert all(torch.equal(a[0], b) for a, b in zip(restored, whole, strict=True))  # and then a whole epoch again
+
+
+def test_sample_is_as_it_should_be(tmp_path):
+    data = open_data(tmp_path / "nothing here")
+    assert data.is_sample
+    assert sum(size > 10_000 for size in data.field_sizes) >= 3
+    assert 0.22 < data.summary["click_rate"]["train"] < 0.28
+    assert 0.78 <= data.best_possible()["auc"] <= 0.82
+    assert any(field["missing"] > 0.4 for field in data.summary["fields"].values())
+
+
+@pytest.mark.real_data("criteo")
+def test_real_rows():
+    data = CriteoDataModule()
+    data.setup()
+    assert {name: len(rows) for name, rows in data.rows.items()} == {"train": 117547, "val": 9796, "test": 9796}
+    assert np.mean(everything(data)[2]) == pytest.approx(0.2568, abs=5e-5)

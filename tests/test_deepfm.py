@@ -1,0 +1,81 @@
+"""DeepFM against double loops of its equations."""
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from deepfm.deepfm import DeepFM, pairwise_interactions
+from tests.checks import check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
+
+NUMBERS, SIZES, DIM = 3, [4, 6, 5], 4
+
+
+def make_model(**changes) -> DeepFM:
+    settings = {
+        "num_numbers": NUMBERS,
+        "field_sizes": SIZES,
+        "embedding_dim": DIM,
+        "hidden": [16, 8],
+        "dropout": 0.0,
+        "batch_norm": False,
+        "learning_rate": 0.02,
+        "embedding_l2": 0.0,
+    }
+    model = DeepFM(**(settings | changes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def make_batch(rows: int) -> list[torch.Tensor]:
+    ids = torch.stack([torch.randint(size, (rows,)) for size in SIZES], 1).int()
+    return [torch.randn(rows, NUMBERS), ids, torch.randint(2, (rows,)).float()]
+
+
+def test_pairwise_interactions_equal_a_double_loop():
+    v = torch.randn(5, 7, 3, dtype=torch.float64)
+    loop = sum((v[:, i] * v[:, j]).sum(1) for i, j in combinations(range(7), 2))
+    torch.testing.assert_close(pairwise_interactions(v), loop, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("hidden", [[16, 8], []])
+def test_logit_equals_the_equations_in_loops(hidden):
+    model = make_model(hidden=hidden).double()
+    numbers, ids, _ = make_batch(6)
+    numbers = numbers.double()
+    tables = model.categories.weight.split(SIZES)
+    for row in range(6):
+        x = [(float(numbers[row, i]), model.numbers[i]) for i in range(NUMBERS)]  # (value, its row of w and V)
+        x += [(1.0, tables[f][ids[row, f]]) for f in range(len(SIZES))]
+        first_order = sum(value * weights[-1] for value, weights in x)
+        pairs = sum((a[:-1] @ b[:-1]) * x_a * x_b for (x_a, a), (x_b, b) in combinations(x, 2))
+        deep = torch.cat([value * weights[:-1] for value, weights in x])
+        for layer in model.deep:
+            deep = layer(deep)
+        expected = model.bias + first_order + pairs + model.deep_output(deep)[0]
+        torch.testing.assert_close(model(numbers, ids)[row], expected, rtol=0, atol=1e-6)
+
+
+def test_only_categories():
+    model = make_model(num_numbers=0)
+    assert model(torch.empty(2, 0), make_batch(2)[1]).shape == (2,)
+
+
+def test_as_every_model():
+    check_rows_do_not_mix(make_model(), make_batch(4))
+    check_batch_of_one(make_model(), make_batch(3))
+    check_learns_one_batch(make_model(), make_batch(32))
+    check_reload(make_model(), make_batch(4))
+
+
+def test_starts_near_the_loss_of_a_coin():
+    model = DeepFM(13, [1000] * 26, 16, [400], 0.0, False, 1e-3, 0.0)
+    numbers, ids = torch.randn(256, 13), torch.randint(1000, (256, 26)).int()
+    loss = model.loss(model(numbers, ids), torch.randint(2, (256,)).float())
+    assert loss < 0.75
+
+
+def test_dropout_and_batch_norm_reach_the_deep_part():
+    kinds = [type(layer).__name__ for layer in make_model(dropout=0.3, batch_norm=True).deep]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2

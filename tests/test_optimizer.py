@@ -1,0 +1,104 @@
+"""TouchedRowsAdam against torch.optim.Adam and against a loop over rows."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from common.embedding import PackedEmbedding
+from common.errors import UserError
+from common.optimizer import TouchedRowsAdam, build_optimizer, touched_rows
+
+ROWS, DIM, STEPS = 6, 3, 20
+
+
+def sparse(rows: list[int], values: torch.Tensor) -> torch.Tensor:
+    return torch.sparse_coo_tensor(torch.tensor([rows]), values, (ROWS, DIM), check_invariants=True)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_equals_adam_when_every_row_is_touched(weight_decay):
+    start = torch.randn(ROWS, DIM)
+    ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
+    settings = {"lr": 0.03, "weight_decay": weight_decay, "fused": True}
+    optimizers = TouchedRowsAdam([ours], **settings), torch.optim.Adam([theirs], **settings)
+    for _ in range(STEPS):
+        grad = torch.randn(ROWS, DIM) * 1e-6  # as small as eps matters
+        ours.grad, theirs.grad = sparse(list(range(ROWS)), grad), grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+
+
+def test_equals_a_loop_over_the_touched_rows():
+    """Adam's step (Kingma & Ba 2015, algorithm 1) written out; other rows and their moments stay as they are."""
+    lr, beta1, beta2, eps, l2 = 0.05, 0.9, 0.999, 1e-8, 0.01
+    table = torch.randn(ROWS, DIM, dtype=torch.float64).requires_grad_()
+    value = [row.clone() for row in table.detach()]
+    first = [torch.zeros(DIM, dtype=torch.float64) for _ in range(ROWS)]
+    second = [torch.zeros(DIM, dtype=torch.float64) for _ in range(ROWS)]
+    optimizer = TouchedRowsAdam([table], lr=lr, weight_decay=l2, fused=True)
+    for t in range(1, STEPS + 1):
+        rows = torch.randint(ROWS, (4,)).tolist()  # with repetitions: their gradients add up
+        grad = torch.randn(4, DIM, dtype=torch.float64)
+        table.grad = sparse(rows, grad)
+        optimizer.step()
+        for row in set(rows):
+            g = sum(grad[i] for i in range(4) if rows[i] == row) + l2 * value[row]
+            first[row] = beta1 * first[row] + (1 - beta1) * g
+            second[row] = beta2 * second[row] + (1 - beta2) * g**2
+            m, v = first[row] / (1 - beta1**t), second[row] / (1 - beta2**t)
+            value[row] = value[row] - lr * m / (v.sqrt() + eps)
+    state = optimizer.state[table]
+    for ours, loop in ((table, value), (state["exp_avg"], first), (state["exp_avg_sq"], second)):
+        torch.testing.assert_close(ours.detach(), torch.stack(loop), rtol=0, atol=1e-12)
+
+
+def test_dense_parameters_take_adams_step_beside_a_sparse_one():
+    start = torch.randn(4)
+    ours, theirs, table = start.clone().requires_grad_(), start.clone().requires_grad_(), torch.zeros(ROWS, DIM)
+    table.requires_grad_()
+    optimizers = TouchedRowsAdam([ours, table], fused=True), torch.optim.Adam([theirs], fused=True)
+    for _ in range(STEPS):
+        ours.grad = torch.randn(4)
+        theirs.grad = ours.grad.clone()
+        table.grad = sparse([1], torch.ones(1, DIM))
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert table[1].abs().min() > 0 and table[0].abs().max() == 0
+
+
+def test_a_reloaded_state_goes_on_exactly():
+    def steps(optimizer, table, count):
+        generator = torch.Generator().manual_seed(int(optimizer.state[table]["step"]) if optimizer.state[table] else 0)
+        for _ in range(count):
+            table.grad = sparse([0, 2], torch.randn(2, DIM, generator=generator))
+            optimizer.step()
+
+    once = torch.ones(ROWS, DIM).requires_grad_()
+    optimizer = TouchedRowsAdam([once], fused=True)
+    steps(optimizer, once, 5)
+    again = once.detach().clone().requires_grad_()
+    restored = TouchedRowsAdam([again], fused=True)
+    restored.load_state_dict(deepcopy(optimizer.state_dict()))
+    steps(optimizer, once, 5)
+    steps(restored, again, 5)
+    torch.testing.assert_close(once, again, rtol=0, atol=0)
+
+
+def test_touched_rows_sums_repetitions():
+    rows, grad = touched_rows(sparse([4, 1, 4], torch.ones(3, DIM)))
+    assert rows.tolist() == [1, 4] and grad[:, 0].tolist() == [1, 2]
+
+
+def test_l2_reaches_the_tables_alone_and_only_with_adam():
+    model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
+    decay = {
+        id(p): g["weight_decay"] for g in build_optimizer(model, "adam", 1e-3, 0.5).param_groups for p in g["params"]
+    }
+    assert decay == {id(p): 0.5 * (p is model["table"].weight) for p in model.parameters()}
+    with pytest.raises(UserError, match="EMBEDDING_L2"):
+        build_optimizer(model, "sgd", 1e-3, 0.5)
+    with pytest.raises(UserError, match="OPTIMIZER"):
+        build_optimizer(model, "adamw", 1e-3, 0.0)

@@ -1,0 +1,84 @@
+"""A run that is interrupted and resumed ends as one that is not."""
+
+import pytest
+import torch
+
+import common.training
+from common.errors import UserError
+from deepfm.deepfm import DeepFM
+from deepfm.train import train
+from tests.criteo_rows import make_lines, write_lines
+
+
+class Interrupted(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.fixture
+def start(tmp_path, rng):
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
+
+    def start(**settings) -> dict:
+        small = {"hidden": (8,), "embedding_dim": 3, "dropout": 0.5, "batch_size": 60, "max_epochs": 3, "patience": 5}
+        small |= {"validations_per_epoch": 2, "learning_rate": 0.01, "schedule": "plateau"}
+        return train(data_root=str(tmp_path), **(small | settings))
+
+    torch.set_num_threads(1)
+    return start
+
+
+def interrupt(monkeypatch, where: object, name: str, call: int) -> None:
+    """Raise Interrupted in the call-th call of where.name."""
+    original, calls = getattr(where, name), [0]
+
+    def wrapper(*arguments, **keywords):
+        calls[0] += 1
+        if calls[0] == call:
+            raise Interrupted
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(where, name, wrapper)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "call"),
+    [
+        (DeepFM, "training_step", 1),
+        (DeepFM, "training_step", 4),
+        (DeepFM, "training_step", 6),  # after the first validation of the epoch
+        (DeepFM, "training_step", 9),
+        (DeepFM, "training_step", 11),  # after an epoch
+        (DeepFM, "training_step", 16),
+        (DeepFM, "training_step", 30),
+        (DeepFM, "validation_step", 1),
+        (DeepFM, "validation_step", 2),
+        (DeepFM, "validation_step", 3),
+        (common.training, "write_json", 1),
+        (common.training, "learning_curves", 1),
+    ],
+)
+def test_ends_the_same(start, monkeypatch, where, name, call):
+    whole = start()
+    with monkeypatch.context() as patch:
+        interrupt(patch, where, name, call)
+        with pytest.raises(Interrupted):
+            start()
+    resumed = start(resume=True)
+    for key in ("test", "validation", "epochs", "baselines"):
+        assert resumed[key] == whole[key], key
+
+
+def test_says_what_it_resumes(start, monkeypatch, capsys, outputs):
+    start(resume=True)
+    assert "No unfinished run" in capsys.readouterr().out
+    interrupt(monkeypatch, DeepFM, "training_step", 12)
+    with pytest.raises(Interrupted):
+        start()
+    monkeypatch.undo()
+    monkeypatch.setenv("OUTPUT_ROOT", str(outputs))
+    with pytest.raises(UserError, match=r"other settings: \{'learning_rate': 0.01\}"):
+        start(resume=True, learning_rate=0.02)
+    capsys.readouterr()
+    start(resume=True)
+    assert f"Continuing {outputs}/runs/deepfm/version_1" in capsys.readouterr().out
+    assert [path.name for path in sorted((outputs / "runs" / "deepfm").iterdir())] == ["version_0", "version_1"]
