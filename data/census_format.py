@@ -17,6 +17,7 @@ import numpy as np
 from common.errors import UserError, check
 
 MISSING_TEXT = "?"
+LARGEST = float(np.finfo(np.float32).max)
 CHUNK_ROWS = 1_000  # small enough to stay in the processor's cache
 
 
@@ -168,7 +169,16 @@ def parse_number(text: str) -> float:
         value = float(text)
     except ValueError:
         return math.inf
-    return value if abs(value) <= np.finfo(np.float32).max else math.inf
+    return value if abs(value) <= LARGEST else math.inf
+
+
+def recognise(folder: Path, get_command: str) -> Layout:
+    """The layout whose training file is in `folder`; UserError if there is none."""
+    for layout in LAYOUTS.values():
+        if list(folder.glob(f"{layout.train_file}*")):
+            return layout
+    names = " nor ".join(layout.train_file for layout in LAYOUTS.values())
+    raise UserError(f"{folder} has neither {names} (nor one of them as .gz); `{get_command}` gets it.")
 
 
 def read_file(path: Path, layout: Layout) -> Iterator[Chunk]:

@@ -17,10 +17,10 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from common.errors import UserError, check, run_script
+from common.errors import check, run_script
 from common.metrics import task_aucs
 from data.cache import cached
-from data.census_format import LAYOUTS, MISSING_TEXT, Chunk, Layout, parse_number, read_file
+from data.census_format import LAYOUTS, MISSING_TEXT, Chunk, Layout, parse_number, read_file, recognise
 from data.loader import BatchLoader, EpochOrder, MappedRows
 from data.locate import find_dataset, raw_file
 from data.sample_census import census_sample
@@ -140,6 +140,8 @@ class CensusIncomeDataModule(pl.LightningDataModule):
     training rows for an own id. num_bins: of each number.
     """
 
+    protocol = "paper's protocol"
+
     def __init__(
         self,
         dataset: str = DATASET,
@@ -165,7 +167,7 @@ class CensusIncomeDataModule(pl.LightningDataModule):
         if self.encoder is not None:
             return
         self.raw, self.is_sample = find_dataset(self.dataset, self.data_root, [], GET_COMMAND, census_sample)
-        layout = recognise(self.raw)
+        layout = recognise(self.raw, GET_COMMAND)
         check(
             len(self.tasks) > 0 and set(self.tasks) <= layout.tasks.keys() and len(set(self.tasks)) == len(self.tasks),
             f"TASKS is {self.tasks}; it must hold one or more of {', '.join(layout.tasks)}, each once.",
@@ -184,10 +186,6 @@ class CensusIncomeDataModule(pl.LightningDataModule):
         train_rows, test_rows = self.summary["rows"]
         validation, test = np.array_split(np.random.default_rng(SPLIT_SEED).permutation(test_rows), 2)
         self.rows = {"train": range(train_rows), "val": train_rows + validation, "test": train_rows + test}
-
-    @property
-    def protocol(self) -> str:
-        return "paper's protocol"
 
     def read(self, split: str) -> list[np.ndarray]:
         """Numbers, ids and label of a split, as arrays in memory."""
@@ -218,15 +216,6 @@ class CensusIncomeDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, seed: int | None, batch_size: int) -> BatchLoader:
         return BatchLoader(self._mapped(), EpochOrder(self.rows[split], seed), batch_size, self.num_workers)
-
-
-def recognise(folder: Path) -> Layout:
-    """The layout whose training file is there."""
-    for layout in LAYOUTS.values():
-        if list(folder.glob(f"{layout.train_file}*")):
-            return layout
-    names = " nor ".join(layout.train_file for layout in LAYOUTS.values())
-    raise UserError(f"{folder} has neither {names} (nor one of them as .gz); `{GET_COMMAND}` gets it.")
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

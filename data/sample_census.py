@@ -11,7 +11,7 @@ import numpy as np
 from data.cache import cached
 from data.census_format import CENSUS_INCOME_KDD as LAYOUT
 
-TRAIN_ROWS, TEST_ROWS = 60_000, 20_000
+TRAIN_ROWS, TEST_ROWS = 80_000, 20_000
 SEED = 1994
 # columns with an effect, and their texts from frequent to rare; all other columns are noise
 TEXTS = {
@@ -52,7 +52,7 @@ def _write(target: Path, train_rows: int, test_rows: int) -> None:
 def _generate(rows: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Columns of the raw table, and the probability of each task."""
     rank = {name: rng.choice(len(texts), rows, p=_frequencies(len(texts))) for name, texts in TEXTS.items()}
-    numbers = {name: np.where(rng.random(rows) < 0.9, 0, rng.integers(1, 2000, rows)) for name in LAYOUT.numbers}
+    numbers = {name: np.where(rng.random(rows) < 0.9, 0, rng.integers(1, 2000, rows)) for name in LAYOUT.number_inputs}
     numbers["age"] = rng.integers(16, 91, rows)
     numbers["weeks worked"] = np.where(rng.random(rows) < 0.4, 0, np.minimum(52, rng.geometric(0.03, rows) + 8))
     probability = _probabilities(rank, numbers, rng)
@@ -73,9 +73,9 @@ def _probabilities(rank: dict[str, np.ndarray], numbers: dict[str, np.ndarray], 
         return rng.normal(size=[len(TEXTS[name]) for name in names])[tuple(rank[name] for name in names)]
 
     prime = 1 - ((numbers["age"] - 45) / 25) ** 2  # an inverted U
-    career = effect("occupation", "industry") + effect("class of worker") * numbers["weeks worked"] / 52 + prime / 2
-    household = effect("household detail", "tax filer status") + effect("household detail", "sex")
-    household -= (numbers["age"] - 30) / 15
+    career = effect("occupation") + effect("industry") / 2 + 1.5 * effect("class of worker", "sex")
+    career += prime + effect("sex") * numbers["weeks worked"] / 26
+    household = effect("household detail") + 1.5 * effect("tax filer status", "sex") - (numbers["age"] - 30) / 15
     logits = {
         "income": -3.5 + 1.6 * career - 0.4 * household + 0.2 * np.log1p(numbers["capital gains"]),
         "never_married": -0.5 - 0.3 * career + 2.0 * household,

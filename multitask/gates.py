@@ -64,7 +64,7 @@ def draw_gates(model: MMoE, batches: Iterable[list[Tensor]], path: Path) -> None
     weights, _ = expert_use(model, batches)
     figure = Figure((2 + 0.7 * weights.shape[1], 1.2 + 0.6 * len(weights)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(weights, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axes.imshow(weights.numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for task, row in enumerate(weights.tolist()):
         for expert, weight in enumerate(row):
             color = "white" if weight > 0.5 else "black"

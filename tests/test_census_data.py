@@ -1,0 +1,200 @@
+"""From raw file to batches: what is fitted on which rows, splits, the sample, the real files."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UserError
+from common.paths import REPO
+from data import census_income
+from data.census_format import CENSUS_INCOME_KDD as LAYOUT
+from data.census_income import CensusEncoder, CensusIncomeDataModule, correlation, quantile_edges
+from data.sample_census import census_sample
+
+TRAIN, TEST = 1_500, 600
+AGE, OCCUPATION = LAYOUT.inputs.index("age"), LAYOUT.inputs.index("occupation")
+
+
+@pytest.fixture
+def raw() -> list[list[list[str]]]:
+    """Rows of fields of both files."""
+    folder = census_sample(TRAIN, TEST)
+    return [
+        [line.split(", ") for line in (folder / name).read_text().splitlines()]
+        for name in (LAYOUT.train_file, LAYOUT.test_file)
+    ]
+
+
+def open_data(root: Path, raw: list[list[list[str]]] | None = None, **settings) -> CensusIncomeDataModule:
+    if raw is not None:
+        (root / "census-income-kdd").mkdir(parents=True)
+        for name, rows in zip((LAYOUT.train_file, LAYOUT.test_file), raw, strict=True):
+            text = "".join(", ".join(row) + "\n" for row in rows)
+            (root / "census-income-kdd" / name).write_text(text)
+    data = CensusIncomeDataModule(data_root=str(root), **settings)
+    data.setup()
+    return data
+
+
+def in_file_order(data: CensusIncomeDataModule) -> list[np.ndarray]:
+    return [np.load(data.folder / f"{name}.npy") for name in ("numbers", "ids", "label")]
+
+
+@pytest.mark.parametrize("min_count", [1, 5])
+def test_vocabularies_are_fitted_on_training_rows_only(tmp_path, raw, min_count):
+    raw[1][3][9] = "Astronaut"  # an occupation that is in the test file only
+    data = open_data(tmp_path, raw, min_count=min_count)
+    _, ids, _ = in_file_order(data)
+    for i, name in enumerate(LAYOUT.inputs):
+        values = [[row[LAYOUT.columns.index(name)] for row in rows] for rows in raw]
+        counts = Counter(values[0])
+        known = sorted(text for text, count in counts.items() if count >= min_count and text != "?")
+        expected = [1 if v == "?" else known.index(v) + 2 if v in known else 0 for v in values[0] + values[1]]
+        assert ids[:, i].tolist() == expected
+        assert data.encoder.field_sizes[i] == len(known) + 2
+
+
+def test_unseen_categories_are_0_counted_and_reported(tmp_path, raw, capsys):
+    for row in raw[1][:3]:
+        row[9] = "Astronaut"
+    data = open_data(tmp_path, raw)
+    assert data.summary["unseen"]["occupation"] == 3
+    assert "'occupation': 3" in capsys.readouterr().out
+    assert (in_file_order(data)[1][TRAIN : TRAIN + 3, OCCUPATION] == 0).all()
+
+
+def test_bins_do_not_depend_on_test_rows(tmp_path, raw):
+    one = open_data(tmp_path / "one", raw).encoder.bin_edges
+    for row in raw[1]:
+        row[0] = "1000"
+    assert open_data(tmp_path / "two", raw).encoder.bin_edges == one
+
+
+def test_numbers_are_as_in_the_file(tmp_path, raw):
+    numbers, _, _ = in_file_order(open_data(tmp_path, raw))
+    columns = [LAYOUT.columns.index(name) for name in LAYOUT.number_inputs]
+    assert numbers.tolist() == [[float(row[i]) for i in columns] for rows in raw for row in rows]
+
+
+def test_quantile_edges_set_the_least_number_apart():
+    counts = Counter({"0": 900, "?": 50, **{str(x): 1 for x in range(1, 101)}})
+    edges = quantile_edges(counts, 4)
+    assert edges == [0, 1, 25, 50, 75, 100]
+    assert quantile_edges(Counter({"7": 3}), 4) == [7, 8]
+    assert quantile_edges(Counter({"?": 3}), 4) == [0, 1]
+
+
+def test_instance_weight_and_task_columns_have_no_influence_on_the_inputs(tmp_path, raw):
+    numbers, ids, label = in_file_order(open_data(tmp_path / "one", raw))
+    for rows in raw:
+        for row in rows:
+            row[24], row[4], row[7], row[41] = "1", "Children", "Divorced", "- 50000."
+    other_numbers, other_ids, other_label = in_file_order(open_data(tmp_path / "two", raw))
+    assert (numbers == other_numbers).all() and (ids == other_ids).all()
+    assert label.any() and not other_label.any()
+
+
+def test_splits(tmp_path, raw):
+    data = open_data(tmp_path, raw)
+    assert list(data.rows["train"]) == list(range(TRAIN))
+    halves = [set(data.rows[name].tolist()) for name in ("val", "test")]
+    assert not halves[0] & halves[1]
+    assert halves[0] | halves[1] == set(range(TRAIN, TRAIN + TEST))
+    assert {len(half) for half in halves} == {TEST // 2}
+    other = open_data(tmp_path, seed=77)
+    assert (other.rows["test"] == data.rows["test"]).all()  # SPLIT_SEED is apart from SEED
+
+
+def test_batches_hold_the_labels_of_the_tasks_in_their_order(tmp_path, raw):
+    data = open_data(tmp_path, raw, tasks=("education", "income"), batch_size=100)
+    numbers, ids, label = next(iter(data.test_dataloader()))
+    rows = data.rows["test"][: len(label)]
+    expected = in_file_order(data)
+    assert (numbers.numpy() == expected[0][rows]).all() and (ids.numpy() == expected[1][rows]).all()
+    assert (label.numpy() == expected[2][rows][:, [2, 0]]).all()
+    assert ids.dtype == torch.int32 and label.dtype == torch.float32
+
+
+def test_encoder_travels_as_plain_values(tmp_path, raw):
+    data = open_data(tmp_path, raw)
+    torch.save(data.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    again = CensusEncoder.from_state(state)
+    (chunk, *_) = census_income.read_file(tmp_path / "census-income-kdd" / LAYOUT.test_file, LAYOUT)
+    for one, other in zip(again.encode(chunk), in_file_order(data), strict=False):
+        assert (one == other[TRAIN : TRAIN + len(chunk)]).all()
+
+
+def test_adult_is_recognised_by_its_files(tmp_path):
+    line = "39, Private, 77516, Bachelors, 13, Never-married, Sales, Husband, White, Male, 2174, 0, 40, Cuba, <=50K"
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "adult.data").write_text(f"{line}\n" * 8 + "\n")
+    (folder / "adult.test").write_text("|1x3 Cross validator\n" + f"{line}.\n" * 4 + "\n")
+    data = open_data(tmp_path, dataset="mine")
+    assert [len(rows) for rows in data.rows.values()] == [8, 2, 2]
+    assert len(data.encoder.field_sizes) == 10
+
+
+def test_a_folder_without_raw_files_is_an_error(tmp_path):
+    (tmp_path / "census-income-kdd").mkdir()
+    with pytest.raises(UserError, match=r"census-income.data nor adult.data.*python data/census_income.py"):
+        open_data(tmp_path)
+
+
+def test_sample_is_the_same_in_every_process(tmp_path):
+    digests = set()
+    for hash_seed in ("1", "2"):
+        code = "from data.sample_census import census_sample; print(census_sample(300, 100))"
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "OUTPUT_ROOT": str(tmp_path / hash_seed)}
+        done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True)
+        digests.add(hashlib.sha256((Path(done.stdout.strip()) / LAYOUT.train_file).read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_best_possible_auc_is_that_of_the_planted_probabilities(tmp_path, monkeypatch):
+    monkeypatch.setattr(census_income, "census_sample", lambda: census_sample(TRAIN, 20_000))
+    data = open_data(tmp_path, tasks=("education", "income", "never_married"))
+    assert data.is_sample
+    best = data.best_possible()
+    truth = np.load(data.raw / "true_probability.npy")[data.rows["test"] - TRAIN]
+    for name, column in (("income", 0), ("never_married", 1), ("education", 2)):
+        label = data.read("test")[-1][:, data.tasks.index(name)]
+        assert abs(truth[:, column].mean() - label.mean()) < 0.02
+        # the expected AUC of probabilities that are true: P(p_i > p_j), i positive, j negative
+        p = np.sort(truth[:, column])
+        expected = (p * ((1 - p).cumsum() - (1 - p))).sum() / (p.sum() * (1 - p).sum())
+        assert abs(best[f"auc_{name}"] - expected) < 0.01
+
+
+@pytest.mark.real_data("census-income-kdd")
+def test_real_files_have_the_papers_rows_rates_and_correlations():
+    data = CensusIncomeDataModule(tasks=("income", "never_married", "education"))
+    data.setup()
+    assert [len(rows) for rows in data.rows.values()] == [199_523, 49_881, 49_881]
+    assert len(data.encoder.field_sizes) == 38
+    train = data.read("train")[-1]
+    both = np.concatenate([data.read("val")[-1], data.read("test")[-1]])
+    assert train.mean(0).round(4).tolist() == pytest.approx([0.0621, 0.4335, 0.1964], abs=1e-6)
+    # 0.1768 and 0.2373 in the paper
+    assert (correlation(train[:, 0], train[:, 1]), correlation(both[:, 0], both[:, 1])) == pytest.approx(
+        (0.1782, 0.1787), abs=1e-4
+    )
+    assert (correlation(train[:, 2], train[:, 1]), correlation(both[:, 2], both[:, 1])) == pytest.approx(
+        (0.2400, 0.2376), abs=1e-4
+    )
+
+
+@pytest.mark.real_data("adult")
+def test_real_adult_files():
+    data = CensusIncomeDataModule("adult")
+    data.setup()
+    assert [len(rows) for rows in data.rows.values()] == [32_561, 8_141, 8_140]
+    assert data.read("train")[-1].mean(0).round(4).tolist() == pytest.approx([0.2408, 0.3281], abs=1e-6)

@@ -1,0 +1,158 @@
+"""MMoE against loops over samples, tasks and experts, and the models that it generalises."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from common.errors import UserError
+from multitask.gates import GateUse, dead_experts, draw_gates, expert_use
+from multitask.mmoe import MMoE, PiecewiseLinear
+from tests.checks import check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
+
+EDGES, SIZES, TASKS = [[0.0, 1.0, 3.0], [-1.0, 1.0]], [4, 6, 5], ["a", "b", "c"]
+BINS, DIM = 3, 4
+
+
+def make_model(variant: str = "mmoe", tasks: list[str] = TASKS, **changes) -> MMoE:
+    settings = {
+        "variant": variant,
+        "bin_edges": EDGES,
+        "field_sizes": SIZES,
+        "tasks": tasks,
+        "task_weights": [1.0] * len(tasks),
+        "num_experts": 3,
+        "expert_units": [8, 5],
+        "tower_units": [6],
+        "embedding_dim": DIM,
+        "dropout": 0.0,
+        "learning_rate": 0.02,
+        "embedding_l2": 0.0,
+    }
+    model = MMoE(**(settings | changes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def make_batch(rows: int, tasks: int = len(TASKS)) -> list[torch.Tensor]:
+    ids = torch.stack([torch.randint(size, (rows,)) for size in SIZES], 1).int()
+    return [torch.randn(rows, len(EDGES)), ids, torch.randint(2, (rows, tasks)).float()]
+
+
+def layers_of(mlp: torch.nn.Sequential, which: int, x: torch.Tensor) -> torch.Tensor:
+    """The `which`-th of parallel MLPs on one row (in,)."""
+    for layer in mlp:
+        x = x @ layer.weight[which] + layer.bias[which, 0] if hasattr(layer, "weight") else layer(x)
+    return x
+
+
+@pytest.mark.parametrize("variant", ["mmoe", "omoe", "shared_bottom"])
+@pytest.mark.parametrize("expert_units", [[8, 5], [5]])
+def test_equals_a_loop_over_samples_tasks_and_experts(variant, expert_units):
+    model = make_model(variant, expert_units=expert_units).double()
+    numbers, ids, _ = make_batch(6)
+    logits = model(numbers.double(), ids)
+    tables = model.categories.weight.split(SIZES)
+    for row in range(6):
+        bins = [  # Gorishniy et al. 2022, eq. 1
+            min(max((numbers[row, column].double() - left) / (right - left), 0.0), 1.0)
+            for column, edges in enumerate(EDGES)
+            for left, right in pairwise(edges)
+        ]
+        x = torch.cat([torch.tensor(bins).double(), *(table[i] for table, i in zip(tables, ids[row], strict=True))])
+        for k in range(len(TASKS)):
+            if variant == "shared_bottom":
+                mixed = layers_of(model.experts, 0, x)  # eq. 1
+            else:
+                gate = k if variant == "mmoe" else 0
+                scores = [x @ model.gates.weight[gate, :, i] + model.gates.bias[gate, 0, i] for i in range(3)]
+                total = sum(score.exp() for score in scores)
+                mixed = sum(scores[i].exp() / total * layers_of(model.experts, i, x) for i in range(3))  # eq. 6, 7
+            expected = layers_of(model.towers, k, mixed) @ model.outputs.weight[k] + model.outputs.bias[k, 0]
+            torch.testing.assert_close(logits[row, k : k + 1], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("variant", ["mmoe", "omoe", "shared_bottom", "single_task"])
+def test_what_every_model_must_pass(variant):
+    tasks = TASKS[:1] if variant == "single_task" else TASKS
+    batch = make_batch(8, len(tasks))
+    model = make_model(variant, tasks)
+    check_rows_do_not_mix(model, batch)
+    check_batch_of_one(model, batch)
+    check_reload(model, batch)
+    check_learns_one_batch(model, make_batch(16, len(tasks)))
+
+
+def test_single_task_is_shared_bottom_with_one_task():
+    single, shared = make_model("single_task", ["a"]), make_model("shared_bottom", ["a"])
+    shared.load_state_dict(single.state_dict())
+    inputs = make_batch(5)[:2]
+    torch.testing.assert_close(single(*inputs), shared(*inputs), rtol=0, atol=0)
+
+
+def test_mmoe_with_equal_gates_is_omoe():
+    omoe, mmoe = make_model("omoe"), make_model("mmoe")
+    state = omoe.state_dict()
+    state |= {name: state[name].expand(3, -1, -1) for name in ("gates.weight", "gates.bias")}
+    mmoe.load_state_dict(state)
+    inputs = make_batch(5)[:2]
+    torch.testing.assert_close(omoe(*inputs), mmoe(*inputs), rtol=0, atol=1e-6)
+
+
+def test_each_task_has_its_weight_in_the_loss():
+    logits, target = torch.randn(7, 3), make_batch(7)[-1]
+    alone = [make_model(task_weights=[float(i == k) for i in range(3)]).loss(logits, target) for k in range(3)]
+    both = make_model(task_weights=[2.0, 0.0, 0.5]).loss(logits, target)
+    torch.testing.assert_close(both, 2 * alone[0] + 0.5 * alone[2])
+    assert len({round(loss.item(), 6) for loss in alone}) == 3
+
+
+def test_piecewise_linear_bins():
+    numbers = torch.tensor([[2.0, 0.0], [-5.0, 9.0], [float("nan"), 1.0]])
+    expected = torch.tensor([[1.0, 0.5, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(PiecewiseLinear(EDGES)(numbers), expected)
+
+
+def test_metrics_are_the_auc_of_each_task_and_their_mean():
+    model = make_model()
+    probability = torch.tensor([[0.1, 0.9, 0.5], [0.9, 0.1, 0.6]])
+    model.metrics.update(probability, torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
+    metrics = model.metrics.compute()
+    assert (metrics["auc_a"], metrics["auc_b"]) == (1.0, 0.0)
+    assert metrics["auc_c"] != metrics["auc_c"] and metrics["auc_mean"] != metrics["auc_mean"]  # one class: undefined
+
+
+def test_expert_use_is_the_mean_over_all_rows_and_finds_dead_experts(tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.gates.bias[:, 0, 1] = -50.0  # no task uses expert 1
+        model.experts[-3].bias[2] = -50.0  # and expert 2 is silent
+    batches = [make_batch(5), make_batch(3)]
+    weights, zeros = expert_use(model, batches)
+    x = model.inputs(*(torch.cat(parts) for parts in list(zip(*batches, strict=True))[:2]))
+    torch.testing.assert_close(weights, model.gate_weights(x).mean(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    assert dead_experts(weights, zeros) == [1, 2]
+    draw_gates(model, batches, tmp_path / "gates.png")
+    assert (tmp_path / "gates.png").stat().st_size > 1000
+
+
+def test_gate_log_survives_a_resume(tmp_path):
+    first, second = GateUse(tmp_path), GateUse(tmp_path)
+    first.rows.append({"epoch": 0})
+    second.load_state_dict(first.state_dict())
+    assert second.rows == [{"epoch": 0}]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"variant": "moe"}, "MODEL is 'moe'"),
+        ({"variant": "single_task"}, "learns one task"),
+        ({"task_weights": [1.0]}, "TASK_WEIGHTS"),
+    ],
+)
+def test_bad_settings_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        make_model(**changes)

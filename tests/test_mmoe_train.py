@@ -1,0 +1,112 @@
+"""multitask/train.py and compare.py, on few rows of the sample."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import create_autospec
+
+import pandas as pd
+import pytest
+
+from common.errors import UserError
+from common.paths import REPO
+from data.census_income import CensusIncomeDataModule
+from data.sample_census import census_sample
+from multitask import compare
+from multitask.train import train
+
+SMALL = {"max_epochs": 1, "num_experts": 2, "expert_units": (8, 4), "tower_units": (4,), "batch_size": 256}
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    """DATA_ROOT with the raw files of a small sample."""
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    return tmp_path
+
+
+def test_script_runs_from_another_folder(raw, outputs):
+    command = [sys.executable, str(REPO / "multitask" / "train.py")]
+    environment = os.environ | {"DATA_ROOT": str(raw)}
+    done = subprocess.run(command, cwd=raw, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (outputs / "runs" / "multitask").glob("version_*")
+    assert done.stdout.splitlines()[-1].endswith(str(folder))
+    for name in (
+        "results.json",
+        "metrics.csv",
+        "gates.csv",
+        "gates.png",
+        "learning_curves.png",
+        "checkpoints/best.ckpt",
+    ):
+        assert (folder / name).exists()
+    results = json.loads((folder / "results.json").read_text())
+    keys = {"auc_income", "auc_never_married", "auc_mean"}
+    assert keys == results["test"].keys() == results["validation"].keys()
+    assert keys == results["baselines"]["Logistic regression"].keys()
+    assert results["model"] == "MMoE" and not results["is_sample"]
+    gates = pd.read_csv(folder / "gates.csv")
+    assert gates.filter(like="expert_").sum(axis=1).round(4).eq(1).all()
+
+
+@pytest.mark.parametrize("model, tasks", [("omoe", ("income", "education")), ("single_task", ("education",))])
+def test_other_models_and_tasks(raw, model, tasks):
+    weights = [1.0] * len(tasks)
+    results = train(model, data_root=str(raw), tasks=tasks, task_weights=weights, **SMALL)
+    assert results["test"].keys() == {*(f"auc_{task}" for task in tasks), "auc_mean"}
+
+
+def test_unknown_tasks_are_refused(raw):
+    with pytest.raises(UserError, match=r"TASKS is .*'wealth'.*income, never_married, education"):
+        train(data_root=str(raw), tasks=("income", "wealth"), **SMALL)
+
+
+def test_compare_keeps_finished_runs_and_writes_the_table(raw, outputs, monkeypatch):
+    groups = {"group 2": ("education", "never_married")}
+    settings = SMALL | {"data_root": str(raw)}
+    first = compare.compare(settings, groups, seeds=(1, 2), tries=({"dropout": 0.0}, {"dropout": 0.5}))
+    assert set(first.model) == {"Logistic regression", "MMoE", "OMoE", "Shared-Bottom", "Single-Task"}
+    assert len(first) == 10 and (first.runs == 2).all()
+    monkeypatch.setattr(compare, "train", create_autospec(train, side_effect=AssertionError))  # must not train again
+    again = compare.compare(settings, groups, seeds=(1, 2), tries=({"dropout": 0.0}, {"dropout": 0.5}))
+    pd.testing.assert_frame_equal(first, again)
+    (folder,) = (outputs / "runs" / "multitask_compare").iterdir()
+    for run in folder.glob("*-seed2-*"):  # seed 2 ran with the try that is best on the validation rows of seed 1
+        used = json.loads((run / "results.json").read_text())["settings"]
+        tried = [json.loads(path.read_text()) for path in folder.glob("*-seed1-*/results.json")]
+        tried = [one for one in tried if all(one["settings"][name] == used[name] for name in ("model", "tasks"))]
+        assert len(tried) == 2
+        best = max(tried, key=lambda results: results["validation"]["auc_mean"])
+        assert used["dropout"] == best["settings"]["dropout"]
+    row = first[(first.model == "MMoE") & (first.task == "education")].iloc[0]
+    assert (row["paper best"], row["paper mean"]) == (0.8860, 0.8826)
+    assert (folder / "compare.md").read_text().count("\n") == 12
+    assert (folder / "compare.png").stat().st_size > 1000
+
+
+def test_budgets_are_equal_within_5_percent(raw, monkeypatch):
+    data = CensusIncomeDataModule(data_root=str(raw))
+    data.setup()
+    settings = {"num_experts": 8, "expert_units": (32, 32), "tower_units": (16,), "embedding_dim": 4}
+    budget = parameters("mmoe", data, [32, 32])
+    for model, tasks, share in (("omoe", 2, 1), ("shared_bottom", 2, 1), ("single_task", 1, 2)):
+        units = compare.fair_units(model, data.tasks[:tasks], 2, data, settings)
+        assert units[1:] == [32]
+        assert abs(share * parameters(model, data, units, tasks) / budget - 1) < 0.05
+
+
+def parameters(model: str, data: CensusIncomeDataModule, units: list[int], tasks: int = 2) -> int:
+    sizes = data.encoder.bin_edges, data.encoder.field_sizes, data.tasks[:tasks], [1.0] * tasks
+    network = compare.MMoE(model, *sizes, 8, units, (16,), 4, 0.0, 1e-3, 0.0)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_best_on_main_is_one_run():
+    rows = [("a", 1, 0.9), ("b", 1, 0.5), ("a", 2, 0.8), ("b", 2, 0.7)]
+    runs = pd.DataFrame([{"group": "g", "model": "MMoE", "task": t, "seed": s, "auc": auc} for t, s, auc in rows])
+    table = compare.summarise(runs, {"g": ("a", "b")}).set_index("task")
+    assert table["best on main"].to_dict() == {"a": 0.9, "b": 0.5}
+    assert table["mean"].round(9).to_dict() == {"a": 0.85, "b": 0.6}
