@@ -27,7 +27,7 @@ from multitask.train import train
 GROUPS = {"group 1": ("income", "never_married"), "group 2": ("education", "never_married")}  # main task first
 SEEDS = (1, 2, 3, 4, 5)
 TRIES = ({"dropout": 0.1}, {"dropout": 0.3})  # settings that differ from train.py's
-# (best on the main task, mean) of each task, Ma et al. 2018, tables 2 and 3
+# AUC of each task (in the run that is best on the main task, mean over runs), Ma et al. 2018
 PAPER = {
     "group 1": {
         "Single-Task": [(0.9398, 0.9337), (0.9933, 0.9922)],

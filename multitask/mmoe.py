@@ -20,10 +20,10 @@ TITLES = {"mmoe": "MMoE", "omoe": "OMoE", "shared_bottom": "Shared-Bottom", "sin
 
 
 class MMoE(Recommender):
-    """y_k = h^k(f^k(x)) with f^k(x) = sum_i g^k(x)_i f_i(x): towers h, gates g, experts f (eq. 5 and 6).
+    """y_k = h^k(f^k(x)) with f^k(x) = sum_i g^k(x)_i f_i(x): towers h, gates g, experts f (eq. 6 and 7).
 
-    variant: "mmoe" has a gate per task, "omoe" one for all tasks (eq. 4), "shared_bottom" none: its one expert is the
-    bottom (eq. 1), and so has "single_task", of one task. bin_edges: of each numeric column; field_sizes: ids of each
+    variant: "mmoe" has a gate per task, "omoe" one for all tasks (eq. 5), "shared_bottom" none: its one expert is the
+    bottom (eq. 1); so is that of "single_task", which learns one task. bin_edges: of each numeric column; field_sizes: ids of each
     categorical column; dropout: of experts and towers; task_weights: of the losses; embedding_l2: on a batch's rows.
     Forward: numbers (B, N), ids (B, C) -> logits (B, K).
     """
@@ -69,17 +69,18 @@ class MMoE(Recommender):
     def forward(self, numbers: Tensor, ids: Tensor) -> Tensor:
         x = self.inputs(numbers, ids)
         mixed = mix(self.gate_weights(x), self.experts(x))
-        return self.outputs(self.towers(mixed)).squeeze(2).T  # (B, K), eq. 5
+        return self.outputs(self.towers(mixed)).squeeze(2).T  # (B, K), eq. 6
 
     def inputs(self, numbers: Tensor, ids: Tensor) -> Tensor:
         """x: (B, N), (B, C) -> (B, I)."""
         return torch.cat([self.numbers(numbers), self.categories(ids).flatten(1)], 1)
 
     def gate_weights(self, x: Tensor) -> Tensor:
-        """g^k(x)_i of eq. 7: (B, I) -> (K, B, E); tasks that share a gate, or have none, have equal weights."""
+        """g^k(x)_i of eq. 8: (B, I) -> (K, B, E); tasks that share a gate, or have none, have equal weights."""
         num_tasks = len(self.hparams.tasks)
         if self.gates is None:
             return x.new_ones(num_tasks, len(x), 1)
+        # Differs from the paper: W_gk x has a bias, so that a gate may prefer an expert for all inputs
         return self.gates(x).softmax(2).expand(num_tasks, -1, -1)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -91,18 +92,19 @@ class MMoE(Recommender):
 
 
 def mix(weights: Tensor, experts: Tensor) -> Tensor:
-    """sum_i g^k(x)_i f_i(x) of eq. 6: (K, B, E), (E, B, U) -> (K, B, U)."""
+    """sum_i g^k(x)_i f_i(x) of eq. 7: (K, B, E), (E, B, U) -> (K, B, U)."""
     # several times faster than a product of a tiny matrix per row
     return (weights.mT.unsqueeze(3) * experts).sum(1)
 
 
 class PiecewiseLinear(nn.Module):
-    """How far a number reaches into each bin of its column, 0 to 1 (Gorishniy et al. 2022, arXiv:2203.05556, eq. 1).
+    """How far a number reaches into each bin of its column, 0 to 1 (Gorishniy et al. 2022, arXiv:2203.05556).
 
     bin_edges: two or more, ascending, for each column. (B, N) -> (B, all bins); a missing number (nan) gives zeros.
     """
 
-    # Differs from the paper: it says nothing of numbers. A scaled number has no thresholds to offer, which trees find.
+    # Differs from MMoE's paper: it says nothing of numbers. A scaled number alone offers no thresholds; trees find them.
+    # Differs from Gorishniy et al.: beyond the first and the last edge the encoding stays at 0 and 1.
     def __init__(self, bin_edges: Sequence[Sequence[float]]):
         super().__init__()
         bins = [(column, *edges) for column, row in enumerate(bin_edges) for edges in pairwise(row)]

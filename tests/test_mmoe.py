@@ -55,7 +55,7 @@ def test_equals_a_loop_over_samples_tasks_and_experts(variant, expert_units):
     logits = model(numbers.double(), ids)
     tables = model.categories.weight.split(SIZES)
     for row in range(6):
-        bins = [  # Gorishniy et al. 2022, eq. 1
+        bins = [  # piecewise linear encoding
             min(max((numbers[row, column].double() - left) / (right - left), 0.0), 1.0)
             for column, edges in enumerate(EDGES)
             for left, right in pairwise(edges)
@@ -68,7 +68,7 @@ def test_equals_a_loop_over_samples_tasks_and_experts(variant, expert_units):
                 gate = k if variant == "mmoe" else 0
                 scores = [x @ model.gates.weight[gate, :, i] + model.gates.bias[gate, 0, i] for i in range(3)]
                 total = sum(score.exp() for score in scores)
-                mixed = sum(scores[i].exp() / total * layers_of(model.experts, i, x) for i in range(3))  # eq. 6, 7
+                mixed = sum(scores[i].exp() / total * layers_of(model.experts, i, x) for i in range(3))  # eq. 7 and 8
             expected = layers_of(model.towers, k, mixed) @ model.outputs.weight[k] + model.outputs.bias[k, 0]
             torch.testing.assert_close(logits[row, k : k + 1], expected, rtol=0, atol=1e-9)
 
