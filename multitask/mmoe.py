@@ -23,8 +23,9 @@ class MMoE(Recommender):
     """y_k = h^k(f^k(x)) with f^k(x) = sum_i g^k(x)_i f_i(x): towers h, gates g, experts f (eq. 6 and 7).
 
     variant: "mmoe" has a gate per task, "omoe" one for all tasks (eq. 5), "shared_bottom" none: its one expert is the
-    bottom (eq. 1); so is that of "single_task", which learns one task. bin_edges: of each numeric column; field_sizes: ids of each
-    categorical column; dropout: of experts and towers; task_weights: of the losses; embedding_l2: on a batch's rows.
+    bottom (eq. 1); so is that of "single_task", which learns one task. bin_edges: of each numeric column; field_sizes:
+    ids of each categorical column; dropout: of experts and towers; task_weights: of the losses; embedding_l2: on the
+    rows of the batch.
     Forward: numbers (B, N), ids (B, C) -> logits (B, K).
     """
 
@@ -103,7 +104,7 @@ class PiecewiseLinear(nn.Module):
     bin_edges: two or more, ascending, for each column. (B, N) -> (B, all bins); a missing number (nan) gives zeros.
     """
 
-    # Differs from MMoE's paper: it says nothing of numbers. A scaled number alone offers no thresholds; trees find them.
+    # Differs from MMoE's paper, which says nothing of numbers: a scaled number alone offers no thresholds, as trees find.
     # Differs from Gorishniy et al.: beyond the first and the last edge the encoding stays at 0 and 1.
     def __init__(self, bin_edges: Sequence[Sequence[float]]):
         super().__init__()
