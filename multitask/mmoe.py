@@ -104,7 +104,7 @@ class PiecewiseLinear(nn.Module):
     bin_edges: two or more, ascending, for each column. (B, N) -> (B, all bins); a missing number (nan) gives zeros.
     """
 
-    # Differs from MMoE's paper, which says nothing of numbers: a scaled number alone offers no thresholds, as trees find.
+    # Differs from MMoE's paper, which says nothing of numbers: a scaled number alone offers no thresholds, trees do.
     # Differs from Gorishniy et al.: beyond the first and the last edge the encoding stays at 0 and 1.
     def __init__(self, bin_edges: Sequence[Sequence[float]]):
         super().__init__()
