@@ -1,0 +1,57 @@
+"""What a tested BST got wrong by length of history, and what it looked at."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from bst.bst import BST
+from common.metrics import auc, rating_metrics
+from data.movie_encoding import PADDING
+from data.movie_rating_seq import MovieRatingDataModule
+
+LENGTH_BINS = 8  # of about equally many test rows
+EXAMPLES, SHOWN_RATINGS = 4, 15  # of the attention figure
+
+
+def draw(model: BST, data: MovieRatingDataModule, folder: Path) -> None:
+    """history_length.png and attention.png, of the test rows' predictions that the model's metrics have gathered."""
+    _history_length(model, data, folder / "history_length.png")
+    if model.hparams.uses_sequence:
+        _attention(model, data, folder / "attention.png")
+
+
+def _history_length(model: BST, data: MovieRatingDataModule, path: Path) -> None:
+    prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
+    examples = data.examples()[torch.from_numpy(np.array(data.rows["test"]))]
+    length = examples[5][:, 2].exp().numpy() - 1
+    edges = np.unique(np.quantile(length, np.linspace(0, 1, LENGTH_BINS + 1)))
+    part = np.clip(np.searchsorted(edges, length, "right") - 1, 0, len(edges) - 2)
+    middles, values = [], []
+    for i in range(len(edges) - 1):
+        rows = torch.from_numpy(part == i)
+        metrics = auc if data.target == "click" else lambda p, t: rating_metrics(p, t)["rmse"]
+        middles.append(np.median(length[part == i]))
+        values.append(metrics(prediction[rows], target[rows]))
+    figure = Figure((5.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(middles, values, "o-")
+    axes.set(xscale="log", xlabel="past ratings of the user", ylabel="AUC" if data.target == "click" else "RMSE")
+    axes.set_title("test error by length of history")
+    figure.savefig(path, dpi=120)
+
+
+def _attention(model: BST, data: MovieRatingDataModule, path: Path) -> None:
+    rows = np.array(data.rows["test"])[:: max(1, len(data.rows["test"]) // EXAMPLES)][:EXAMPLES]
+    movie, history, deviation, distance, _, _, target = data.examples()[torch.from_numpy(rows)]
+    weights = model.cpu().attention(movie, history, deviation, distance).numpy()
+    figure = Figure((14, 2.2 * len(rows)), layout="constrained")
+    for i, axes in enumerate(figure.subplots(-(-len(rows) // 2), 2, squeeze=False).flat[: len(rows)]):
+        places = [p for p in range(history.shape[1])[-SHOWN_RATINGS:] if history[i, p] != PADDING]
+        names = [f"{data.title(int(history[i, p]))}  ({deviation[i, p]:+.1f})" for p in places] + ["the target itself"]
+        axes.barh(range(len(names)), weights[i, [*places, -1]], tick_label=names)
+        axes.set_title(f"{data.title(int(movie[i]))}: {target[i]:g}", fontsize=9)
+        axes.tick_params(labelsize=7)
+    figure.suptitle("attention to the latest ratings (in brackets: above or below expectation), mean of the heads")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,202 @@
+"""The raw files of the MovieLens releases as arrays, every line checked.
+
+1M: users.dat, movies.dat, ratings.dat ("::", latin-1). 100K: u.user, u.item ("|", latin-1), u.data (TAB). latest, 20M,
+25M, 32M: movies.csv, ratings.csv (with header, UTF-8, half stars, no features of users). N: ratings.
+"""
+
+import csv
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError, check
+from data.locate import raw_file
+
+BLOCK_BYTES = 16 << 20  # read at a time: some 700,000 lines
+AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M
+GENRES_100K = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
+NO_GENRES = "(no genres listed)"
+
+Movies = dict[int, tuple[str, list[str]]]  # title and genres by raw id
+Users = dict[int, list[str]]  # gender, age group and occupation by raw id
+
+
+@dataclass(frozen=True)
+class Release:
+    """One raw format. rating_line: a regular expression with nothing but digits, dots and separators."""
+
+    ratings_file: str
+    movies_file: str
+    users_file: str | None
+    encoding: str
+    header: bytes
+    rating_line: bytes
+    rating_form: str
+    scale: tuple[float, float]
+    parse_movie: Callable[[str], tuple[int, str, list[str]]]
+    parse_user: Callable[[str], tuple[int, list[str]]] | None
+
+    @property
+    def files(self) -> list[str]:
+        return [name for name in (self.ratings_file, self.movies_file, self.users_file) if name]
+
+
+def _movie_1m(line: str) -> tuple[int, str, list[str]]:
+    number, title, genres = line.split("::")
+    return int(number), title, genres.split("|")
+
+
+def _user_1m(line: str) -> tuple[int, list[str]]:
+    number, gender, age, occupation, _ = line.split("::")
+    return int(number), [gender, str(int(age)), occupation]
+
+
+def _movie_100k(line: str) -> tuple[int, str, list[str]]:
+    number, title, _, _, _, *flags = line.split("|")
+    if len(flags) != len(GENRES_100K) or not set(flags) <= {"0", "1"}:
+        raise ValueError
+    return int(number), title, [genre for genre, flag in zip(GENRES_100K, flags, strict=True) if flag == "1"]
+
+
+def _user_100k(line: str) -> tuple[int, list[str]]:
+    number, age, gender, occupation, _ = line.split("|")
+    return int(number), [gender, str(max(group for group in AGE_GROUPS if group <= max(1, int(age)))), occupation]
+
+
+def _movie_csv(line: str) -> tuple[int, str, list[str]]:
+    ((number, title, genres),) = csv.reader([line], strict=True)
+    return int(number), title, [] if genres == NO_GENRES else genres.split("|")
+
+
+ML_1M = Release(
+    "ratings.dat", "movies.dat", "users.dat", "latin-1", b"",
+    rb"\d{1,9}::\d{1,9}::[1-5]::\d{1,12}", "UserID::MovieID::Rating (1 to 5)::Timestamp",
+    (1, 5), _movie_1m, _user_1m,
+)  # fmt: skip
+ML_100K = Release(
+    "u.data", "u.item", "u.user", "latin-1", b"",
+    rb"\d{1,9}\t\d{1,9}\t[1-5]\t\d{1,12}", "user, movie, rating (1 to 5), timestamp, separated by TAB",
+    (1, 5), _movie_100k, _user_100k,
+)  # fmt: skip
+ML_CSV = Release(
+    "ratings.csv", "movies.csv", None, "utf-8", b"userId,movieId,rating,timestamp",
+    rb"\d{1,9},\d{1,9},(?:0\.5|[1-4](?:\.[05])?|5(?:\.0)?),\d{1,12}", "userId,movieId,rating (0.5 to 5),timestamp",
+    (0.5, 5), _movie_csv, None,
+)  # fmt: skip
+RELEASES = (ML_1M, ML_100K, ML_CSV)
+SEPARATORS_TO_BLANKS = bytes.maketrans(b":,", b"  ")
+
+
+def recognise(folder: Path, get_command: str) -> Release:
+    """The release whose ratings file is in the folder; UserError if there is none, or another of its files is not."""
+    for release in RELEASES:
+        if any((folder / f"{release.ratings_file}{end}").exists() for end in ("", ".gz")):
+            for name in release.files:
+                raw_file(folder, name, get_command)
+            return release
+    names = ", ".join(release.ratings_file for release in RELEASES)
+    raise UserError(f"{folder} has none of {names} (nor one of them as .gz); `{get_command}` gets the data.")
+
+
+def read_ratings(path: Path, release: Release) -> dict[str, np.ndarray]:
+    """user, movie (N,) int32, rating (N,) float32, time (N,) int64, in the order of the file.
+
+    Raises: UserError naming file and line of the first line that is not of the release's form.
+    """
+    form = re.compile(rb"(?:%b\r?\n)*+" % release.rating_line)
+    columns: dict[str, list[np.ndarray]] = {"user": [], "movie": [], "rating": [], "time": []}
+    types = (np.int32, np.int32, np.float32, np.int64)
+    line = 1
+    for block in _blocks(path):
+        if line == 1 and release.header:
+            header, block = block.split(b"\n", 1)
+            line = 2
+            check(header.rstrip(b"\r") == release.header, f"{path}, line 1: expected {release.header.decode()!r}.")
+        if form.fullmatch(block) is None:
+            raise _bad_rating(path, release, block, line)
+        # checked above: every line holds four numbers, exact in float64
+        values = np.fromstring(block.translate(SEPARATORS_TO_BLANKS), sep=" ").reshape(-1, 4)
+        for name, dtype, column in zip(columns, types, values.T, strict=True):
+            columns[name].append(column.astype(dtype))
+        line += len(values)
+    check(bool(columns["user"]), f"{path} is empty; expected lines {release.rating_form}.")
+    ratings = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
+    check(len(ratings["user"]) > 0, f"{path} has no ratings; expected lines {release.rating_form}.")
+    return ratings
+
+
+def _bad_rating(path: Path, release: Release, block: bytes, first_line: int) -> UserError:
+    one = re.compile(release.rating_line + rb"\r?")
+    for line, text in enumerate(block.split(b"\n"), first_line):
+        if one.fullmatch(text) is None:
+            found = text[:60].decode(release.encoding, "backslashreplace")
+            return UserError(
+                f"{path}, line {line}: found {found!r}, expected {release.rating_form}. Correct or remove the line."
+            )
+    raise AssertionError("a block of good lines is good")
+
+
+def read_movies(path: Path, release: Release) -> Movies:
+    """Title and genres of each movie; errors as in read_ratings."""
+    parsed = _parse_lines(path, release, release.parse_movie, "movie id, title and genres")
+    return {number: (title, genres) for number, title, genres in parsed}
+
+
+def read_users(path: Path, release: Release) -> Users:
+    """Gender, age group and occupation of each user; errors as in read_ratings."""
+    return dict(_parse_lines(path, release, release.parse_user, "user id, gender, age, occupation and zip code"))
+
+
+def _parse_lines(path: Path, release: Release, parse: Callable[[str], tuple], expected: str) -> list[tuple]:
+    rows, line = [], 0
+    for block in _blocks(path):
+        for raw in block.removesuffix(b"\n").split(b"\n"):
+            line += 1
+            if line == 1 and path.name.removesuffix(".gz").endswith(".csv"):
+                continue
+            try:
+                rows.append(parse(raw.removesuffix(b"\r").decode(release.encoding)))
+            except (ValueError, csv.Error):
+                found = raw[:60].decode(release.encoding, "backslashreplace")
+                raise UserError(
+                    f"{path}, line {line}: found {found!r}, expected {expected} as in this release. "
+                    "Correct or remove the line."
+                ) from None
+    check(bool(rows), f"{path} is empty; expected lines of {expected}.")
+    return rows
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Pieces of a plain or .gz file that end with a line end; UserError for a .gz that is cut or damaged."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        try:
+            while block := stream.read(BLOCK_BYTES):
+                block += stream.readline()
+                yield block if block.endswith(b"\n") else block + b"\n"
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: the compressed file is cut or damaged ({error}); get it again.") from error

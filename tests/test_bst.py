@@ -1,0 +1,186 @@
+"""BST against loops of its equations, and what must not influence an output."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from bst.bst import BST, DISTANCE_BUCKETS, PADDING, Block
+from tests.checks import check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
+
+MOVIES, GENRES, USERS, HISTORY, DIM, HEADS, FACTORS = 20, 3, [6, 3], 5, 8, 2, 4
+
+
+def make_model(**changes) -> BST:
+    settings = {
+        "num_movies": MOVIES,
+        "num_genres": GENRES,
+        "user_sizes": USERS,
+        "history": HISTORY,
+        "embedding_dim": DIM,
+        "heads": HEADS,
+        "blocks": 1,
+        "factors": FACTORS,
+        "hidden": [16],
+        "dropout": 0.0,
+        "target": "rating",
+        "scale": [1.0, 5.0],
+        "uses_sequence": True,
+        "learning_rate": 0.02,
+        "embedding_l2": 0.0,
+    }
+    model = BST(**(settings | changes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.genre_shares.copy_(torch.rand(MOVIES, GENRES))
+    return model.eval()
+
+
+def make_batch(rows: int) -> list[torch.Tensor]:
+    history = torch.randint(2, MOVIES, (rows, HISTORY)).int()
+    for row in range(rows):
+        history[row, : row % (HISTORY + 1)] = PADDING  # also an empty history
+    history = history.roll(1, 0)
+    seen = history != PADDING
+    user = torch.stack([torch.randint(size, (rows,)) for size in USERS], 1).int()
+    return [
+        torch.randint(2, MOVIES, (rows,)).int(),
+        history,
+        torch.randn(rows, HISTORY) * seen,
+        torch.randint(DISTANCE_BUCKETS, (rows, HISTORY)).int() * seen,
+        user,
+        torch.randn(rows, 3),
+        torch.randint(1, 6, (rows,)).float(),
+    ]
+
+
+def linear(layer, x):
+    return layer.weight @ x + layer.bias
+
+
+def layer_norm(layer, x):
+    return (x - x.mean()) / (x.var(unbiased=False) + layer.eps).sqrt() * layer.weight + layer.bias
+
+
+def block_in_loops(block: Block, sequence: list[torch.Tensor], place: int) -> torch.Tensor:
+    """Equations of section 2.2 for one place of one sequence without padding."""
+    attention, dim = block.attention, len(sequence[0])
+    w_q, w_k, w_v = attention.in_proj_weight.chunk(3)
+    b_q, b_k, b_v = attention.in_proj_bias.chunk(3)
+    heads = []
+    for h in range(HEADS):
+        part = slice(h * dim // HEADS, (h + 1) * dim // HEADS)
+        query = (w_q @ sequence[place] + b_q)[part]
+        scores = [query @ (w_k @ s + b_k)[part] / math.sqrt(dim / HEADS) for s in sequence]
+        weights = torch.stack(scores).softmax(0)
+        heads.append(sum(w * (w_v @ s + b_v)[part] for w, s in zip(weights, sequence, strict=True)))
+    attended = linear(attention.out_proj, torch.cat(heads))
+    s = layer_norm(block.norm_attention, sequence[place] + attended)
+    hidden = functional.leaky_relu(linear(block.feed_forward[0], s))
+    return layer_norm(block.norm_output, s + linear(block.feed_forward[2], hidden))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("uses_sequence", [True, False])
+def test_output_equals_the_equations_in_loops(blocks, uses_sequence):
+    model = make_model(blocks=blocks, uses_sequence=uses_sequence).double()
+    batch = [part.double() if part.is_floating_point() else part for part in make_batch(7)]
+    outputs = model(*batch[:-1])
+    user_rows, movie_rows = model.factors.weight.split([USERS[0], MOVIES])
+    for row, (movie, history, deviation, distance, user, numbers, _) in enumerate(zip(*batch, strict=True)):
+
+        def vector(m: int, part: int) -> torch.Tensor:
+            whole = model.movies.weight[m] + linear(model.genres, model.genre_shares[m])
+            whole = whole + model.movie_factors.weight @ movie_rows[m, :-1]
+            return whole[part * DIM : (part + 1) * DIM]
+
+        target = vector(movie, 0)
+        features = [target, numbers, model.user_features[0].weight[user[1]]]
+        p, q = user_rows[user[0]], movie_rows[movie]
+        interest = p[:-1]
+        if uses_sequence:
+            sequence = [
+                vector(history[i], 0)
+                + deviation[i] * vector(history[i], 1)
+                + model.distances.weight[distance[i]]
+                + model.places[i]
+                for i in range(HISTORY)
+                if history[i] != PADDING
+            ] + [target + model.places[HISTORY]]
+            for block in model.blocks:
+                sequence = [block_in_loops(block, sequence, place) for place in range(len(sequence))]
+            features.append(sequence[-1])
+            interest = interest + linear(model.history_factors, sequence[-1])
+        deep = linear(model.output, functional.leaky_relu(linear(model.mlp[0], torch.cat(features))))
+        expected = numbers[0] + interest @ q[:-1] + p[-1] + q[-1] + deep[0]
+        torch.testing.assert_close(outputs[row], expected, rtol=0, atol=1e-6)
+
+
+def test_attention_equals_that_of_torch():
+    block = Block(DIM, HEADS, 0.0)
+    torch.nn.init.normal_(block.attention.in_proj_bias)
+    queries, sequence = torch.randn(4, 3, DIM), torch.randn(4, 6, DIM)
+    padding = torch.arange(6) < torch.arange(4).unsqueeze(1)
+    expected = block.attention(queries, sequence, sequence, padding, average_attn_weights=False)
+    for a, b in zip(block.attend(queries, sequence, padding), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_as_every_model(blocks):
+    check_rows_do_not_mix(make_model(blocks=blocks), make_batch(4))
+    check_batch_of_one(make_model(blocks=blocks), make_batch(3))
+    check_learns_one_batch(make_model(blocks=blocks), make_batch(32))
+    check_reload(make_model(blocks=blocks), make_batch(4))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_another_rows_history_changes_nothing(blocks):
+    model, batch = make_model(blocks=blocks), make_batch(6)
+    before = model(*batch[:-1])
+    changed = [part.clone() for part in batch]
+    for i in (1, 2, 3):
+        changed[i][1:] = changed[i][1:].flip(1)
+    after = model(*changed[:-1])
+    torch.testing.assert_close(before[0], after[0], rtol=0, atol=1e-6)
+    assert not torch.allclose(before[1:], after[1:])
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_padding_has_no_influence(blocks):
+    model, batch = make_model(blocks=blocks), make_batch(7)
+    is_padding = batch[1] == PADDING
+    changed = [part.clone() for part in batch]
+    changed[2][is_padding] = torch.randn(int(is_padding.sum()))
+    changed[3][is_padding] = torch.randint(DISTANCE_BUCKETS, (int(is_padding.sum()),)).int()
+    torch.testing.assert_close(model(*batch[:-1]), model(*changed[:-1]), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        model.movies.weight[PADDING] += 7.0
+    torch.testing.assert_close(model(*batch[:-1]), model(*changed[:-1]), rtol=0, atol=1e-6)
+
+
+def test_order_rating_and_distance_of_a_history_have_influence():
+    model, batch = make_model(), make_batch(12)
+    before = model(*batch[:-1])
+    exchanged = torch.cat([batch[1][:, :-2], batch[1][:, -2:].flip(1)], 1)
+    for i, changed in ((1, exchanged), (2, batch[2] + 1), (3, (batch[3] + 1) % DISTANCE_BUCKETS)):
+        other = [*batch[:i], changed, *batch[i + 1 : -1]]
+        assert (model(*other) - before).abs().max() > 1e-3
+
+
+def test_predictions_stay_in_the_scale_and_clicks_are_probabilities():
+    model = make_model()
+    assert model.predict(torch.tensor([-3.0, 2.5, 9.0])).tolist() == [1.0, 2.5, 5.0]
+    click = make_model(target="click")
+    assert click.predict(torch.tensor([0.0])).item() == 0.5
+    batch = make_batch(8)
+    batch[-1] = (batch[-1] > 3).float()
+    expected = functional.binary_cross_entropy_with_logits(click(*batch[:-1]), batch[-1])
+    torch.testing.assert_close(click.training_step(batch, 0), expected)
+
+
+def test_starts_near_the_numbers_it_is_given():
+    model = BST(MOVIES, GENRES, USERS, HISTORY, 32, 4, 1, 32, [128, 64], 0.1, "rating", [1.0, 5.0], True, 1e-3, 0.0)
+    *inputs, _ = make_batch(64)
+    assert (model.eval()(*inputs) - inputs[5][:, 0]).square().mean() < 0.2

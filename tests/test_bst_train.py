@@ -1,0 +1,98 @@
+"""bst/train.py from raw files to results.json, and the sample's planted order."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from bst.baselines import factorize, predict, rating_baselines
+from bst.bst import BST
+from bst.train import train
+from common.checkpoint import load_checkpoint
+from common.metrics import rating_metrics
+from common.paths import REPO
+from data.movie_rating_seq import MovieRatingDataModule
+from tests.movie_rows import make_ratings, write_1m, write_csv
+
+SMALL = {"embedding_dim": 8, "heads": 2, "factors": 4, "hidden": (8,), "batch_size": 64, "max_epochs": 1, "history": 5}
+
+
+def test_planted_order_is_found_and_lost_when_shuffled(tmp_path, outputs):
+    results = train(data_root=str(tmp_path), history=8, batch_size=512, learning_rate=6e-3, max_epochs=4)
+    test, baselines = results["test"]["rmse"], {name: m["rmse"] for name, m in results["baselines"].items()}
+    bias, best = baselines["user + movie bias (train)"], results["best_possible"]["rmse"]
+    assert results["is_sample"] and best < test < bias - 0.75 * (bias - best)
+    assert baselines["BST without its sequence"] > bias - 0.2 * (bias - best)
+
+    data = MovieRatingDataModule("ml-1m", str(tmp_path), history=8)
+    data.setup()
+    content = load_checkpoint(next(outputs.glob("runs/bst/version_0/checkpoints/best.ckpt")))
+    model = BST(**content["hyper_parameters"])
+    model.load_state_dict(content["state_dict"])
+    *inputs, target = data.examples()[torch.from_numpy(np.array(data.rows["test"]))]
+    with torch.no_grad():
+        again = rating_metrics(model.eval().predict(model(*inputs)), target)["rmse"]
+        order = torch.rand(inputs[1].shape).argsort(1)
+        inputs[1:4] = [part.gather(1, order) for part in inputs[1:4]]
+        shuffled = rating_metrics(model.predict(model(*inputs)), target)["rmse"]
+    assert again == pytest.approx(test, abs=1e-5)
+    assert shuffled > bias - 0.1 * (bias - best)
+
+
+@pytest.mark.parametrize("write", [write_1m, write_csv])
+@pytest.mark.parametrize("target", ["rating", "click"])
+def test_whole_run(tmp_path, rng, outputs, write, target):
+    write(tmp_path / "mine", make_ratings(rng, users=30))
+    results = train(dataset="mine", data_root=str(tmp_path), target=target, **SMALL)
+    run = outputs / "runs" / "bst" / "version_0"
+    assert json.loads((run / "results.json").read_text()) == json.loads(json.dumps(results))
+    names = {"rmse", "mae"} if target == "rating" else {"auc", "log_loss", "normalized_entropy", "calibration"}
+    assert set(results["test"]) == set(results["validation"]) == names
+    assert set(results["baselines"]["BST without its sequence"]) == names
+    assert len(results["baselines"]) == 7 and not results["is_sample"]
+    assert {path.name for path in run.glob("*.png")} == {"attention.png", "history_length.png", "learning_curves.png"}
+    state = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert state["MovieRatingDataModule"]["encoder"]["movie_ids"]
+
+
+def test_factorization_reaches_its_minimum(rng):
+    """The ridge regressions of the last sweep have no gradient left; a planted factorization is found."""
+    user, movie = rng.integers(80, size=4000), rng.integers(60, size=4000)
+    planted = rng.normal(size=(80, 2)), rng.normal(size=(60, 2))
+    rating = 3 + (planted[0][user] * planted[1][movie]).sum(1) + rng.normal(0, 0.1, 4000)
+    users, movies = factorize(user, movie, rating, np.zeros(80), np.zeros(60))
+    error = rating - rating.mean() - predict(users, movies, user, movie)
+    assert error.std() < 0.4 * rating.std()
+    for m in range(3):
+        rows = movie == m
+        gradient = -(error[rows, None] * users[user[rows], :-2]).sum(0) + 0.07 * (rows.sum() + 5) * movies[m, :-2]
+        np.testing.assert_allclose(gradient, 0, atol=2e-3)
+
+
+@pytest.mark.real_data("ml-1m")
+def test_factorization_is_no_straw_man():
+    """Surprise's tuned SVD has a test RMSE of 0.9155."""
+    data = MovieRatingDataModule("ml-1m")
+    data.setup()
+    results = {name: metrics["rmse"] for name, metrics in rating_baselines(data).items()}
+    assert results["mean (train)"] == pytest.approx(1.1760, abs=1e-3)
+    assert results["user + movie bias (train)"] == pytest.approx(0.9664, abs=2e-3)
+    assert results["matrix factorization (train)"] < 0.9155 + 0.003
+
+
+def test_runs_from_another_folder(tmp_path, rng, monkeypatch):
+    write_1m(tmp_path / "mine", make_ratings(rng, users=30))
+    arguments = f"dataset='mine', data_root={str(tmp_path)!r}, **{SMALL!r}"
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from bst.train import train; train({arguments})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "BST without its sequence" in done.stdout
+    write_1m(tmp_path / "ml-1m", make_ratings(rng, users=30))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    script = [sys.executable, str(REPO / "data" / "movie_rating_seq.py")]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "30 users with 1 to" in done.stdout
