@@ -84,12 +84,12 @@ def make_schedule(name: str, monitor: str, mode: str) -> pl.Callback:
 
 
 class LinearDecay(pl.Callback):
-    """From the learning rate to 0 over all steps of MAX_EPOCHS."""
+    """From each group's learning rate to 0 over all steps of MAX_EPOCHS."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
         left = 1 - trainer.global_step / trainer.estimated_stepping_batches
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = module.hparams.learning_rate * left
+            group["lr"] = group["initial_lr"] * left
 
 
 class DropOnPlateau(pl.Callback):

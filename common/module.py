@@ -53,7 +53,13 @@ class Recommender(pl.LightningModule):
         self.log_dict({f"test_{name}": value for name, value in self.metrics.compute().items()})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self, self.hparams.optimizer, self.hparams.learning_rate, self.hparams.embedding_l2)
+        return build_optimizer(
+            self,
+            self.hparams.optimizer,
+            self.hparams.learning_rate,
+            self.hparams.embedding_l2,
+            self.hparams.get("embedding_learning_rate"),
+        )
 
 
 class ClickModel(Recommender):

@@ -69,19 +69,31 @@ def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     return rows, grad._values()
 
 
-def build_optimizer(model: nn.Module, name: str, learning_rate: float, embedding_l2: float) -> torch.optim.Optimizer:
-    """name: "adam" (TouchedRowsAdam), "adagrad" or "sgd"; embedding_l2: L2 on the embedding rows of a batch, for Adam.
+def build_optimizer(
+    model: nn.Module,
+    name: str,
+    learning_rate: float,
+    embedding_l2: float,
+    embedding_learning_rate: float | None = None,
+) -> torch.optim.Optimizer:
+    """name: "adam" (TouchedRowsAdam), "adagrad" or "sgd"; embedding_l2: L2 on the embedding rows of a batch, for Adam;
+    embedding_learning_rate: of the packed tables, where it is another one. Each group keeps its rate as `initial_lr`.
 
     Raises: UserError for another name, or L2 with an optimizer that has no such thing for sparse gradients.
     """
     tables = [module.weight for module in model.modules() if isinstance(module, PackedEmbedding)]
     others = [parameter for parameter in model.parameters() if all(parameter is not table for table in tables)]
+    groups = [
+        {"params": others, "lr": learning_rate},
+        {"params": tables, "lr": embedding_learning_rate or learning_rate, "weight_decay": embedding_l2},
+    ]
+    for group in groups:
+        group["initial_lr"] = group["lr"]
     if name == "adam":
-        groups = [{"params": others}, {"params": tables, "weight_decay": embedding_l2}]
-        return TouchedRowsAdam(groups, learning_rate, fused=True)
+        return TouchedRowsAdam(groups, fused=True)
     check(embedding_l2 == 0, f"EMBEDDING_L2 is {embedding_l2}; with the optimizer {name!r} it must be 0.")
     if name == "adagrad":
-        return torch.optim.Adagrad(model.parameters(), learning_rate)
+        return torch.optim.Adagrad(groups)
     if name == "sgd":
-        return torch.optim.SGD(model.parameters(), learning_rate)
+        return torch.optim.SGD(groups)
     raise UserError(f'OPTIMIZER is {name!r}; it must be "adam", "adagrad" or "sgd".')

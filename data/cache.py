@@ -81,7 +81,7 @@ def _remove_outdated(home: Path, entry: Path, name: str) -> None:
     state = entry.name.split("-")[0]
     outdated = [path for path in home.iterdir() if path.is_dir() and not path.name.startswith(state)]
     if any(path.suffix != ".partial" for path in outdated):
-        print(f"The raw files of {name} have changed since the cache was built; it is built again.")
+        print(f"The raw files of {name} (or the format) have changed since the cache was built; it is built again.")
     for path in outdated:
         shutil.rmtree(path, ignore_errors=True)
 

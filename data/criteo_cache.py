@@ -89,7 +89,7 @@ def write_encoded(columns: Path, settings: dict, target: Path) -> None:
 
     count, unseen, missing = len(label), 0, 0
     with (
-        _npy_writer(target / "numbers.npy", np.float32, (count, len(encoder.scale))) as numbers_file,
+        _npy_writer(target / "numbers.npy", np.float32, (count, encoder.num_numbers)) as numbers_file,
         _npy_writer(target / "ids.npy", np.int32, (count, len(encoder.fields))) as ids_file,
         tqdm(total=count, desc="Encoding", unit="row", unit_scale=True) as bar,
     ):

@@ -19,14 +19,14 @@ from common.errors import check, run_script
 from common.metrics import click_metrics
 from data.cache import cached
 from data.criteo_cache import SPLITS, write_columns, write_encoded
-from data.criteo_encoding import CriteoEncoder
+from data.criteo_encoding import NUMBER_FORMS, CriteoEncoder
 from data.loader import BatchLoader, EpochOrder, MappedRows
 from data.locate import find_dataset, raw_file
 from data.sample_criteo import criteo_sample
 
 DATASET = "criteo"  # folder below DATA_ROOT
 SPLIT = "time"  # "time", or "random" (BARS x4)
-NUMBERS_AS = "log"  # "log" (scaled values), or "bucket" (categories, BARS x4)
+NUMBERS_AS = "log+missing"  # or "log", or "bucket" (categories, BARS x4)
 MIN_COUNT = 2  # training rows a category needs for an id of its own
 
 GET_COMMAND = "python data/criteo_data.py"
@@ -34,7 +34,7 @@ ARRAYS = ["numbers", "ids", "label"]  # of the cache, in the order of a batch
 
 
 class CriteoDataModule(pl.LightningDataModule):
-    """Batches (numbers (B, 13 or 0) float32, ids (B, F) int32, label (B,) float32) of the three splits.
+    """Batches (numbers (B, num_numbers) float32, ids (B, F) int32, label (B,) float32) of the three splits.
 
     split: "time" (first 6/7 of the rows train, then half validation, half test) or "random" (BARS x4: stratified
     10 folds, fold 0 test, fold 1 validation). numbers: see CriteoEncoder. min_count: training rows for an own id.
@@ -53,7 +53,7 @@ class CriteoDataModule(pl.LightningDataModule):
     ):
         super().__init__()
         check(split in ("time", "random"), f'SPLIT is {split!r}; it must be "time" or "random".')
-        check(numbers in ("log", "bucket"), f'NUMBERS_AS is {numbers!r}; it must be "log" or "bucket".')
+        check(numbers in NUMBER_FORMS, f"NUMBERS_AS is {numbers!r}; it must be one of {NUMBER_FORMS}.")
         check(min_count >= 1, f"MIN_COUNT is {min_count}; it must be at least 1.")
         check(batch_size >= 1, f"BATCH_SIZE is {batch_size}; it must be at least 1.")
         self.dataset, self.data_root = dataset, data_root
@@ -78,7 +78,7 @@ class CriteoDataModule(pl.LightningDataModule):
 
     @property
     def num_numbers(self) -> int:
-        return len(self.encoder.scale)
+        return self.encoder.num_numbers
 
     @property
     def field_sizes(self) -> list[int]:

@@ -14,6 +14,7 @@ from data.criteo_raw import CATEGORIES, MISSING_NUMBER, NUMBERS, Rows
 from data.parallel import ordered_map
 
 UNSEEN, MISSING, FIRST_ID = 0, 1, 2
+NUMBER_FORMS = ("log", "log+missing", "bucket")
 
 
 def log_numbers(raw: np.ndarray) -> np.ndarray:
@@ -30,7 +31,8 @@ def bucket_numbers(raw: np.ndarray) -> np.ndarray:
 class CriteoEncoder:
     """Vocabularies and scaling of the training rows.
 
-    numbers: "log" (13 logarithms, divided by their standard deviation, beside 26 fields) or "bucket" (39 fields, no values).
+    numbers: "log": 13 logarithms over their standard deviation, beside 26 fields; "log+missing": the same and 13 times 0
+    or 1 for missing; "bucket": no numbers, 39 fields..
     """
 
     def __init__(self, numbers: str, vocabularies: list[np.ndarray], scale: np.ndarray):
@@ -54,8 +56,12 @@ class CriteoEncoder:
         fields = (NUMBERS if numbers == "bucket" else []) + CATEGORIES
         bar = tqdm(ordered_map(vocabulary, fields), "Fitting vocabularies", len(fields), unit="field")
         vocabularies = list(bar)
-        scale = np.array(list(ordered_map(deviation, range(len(NUMBERS) if numbers == "log" else 0))))
+        scale = np.array(list(ordered_map(deviation, range(0 if numbers == "bucket" else len(NUMBERS)))))
         return cls(numbers, vocabularies, np.where(scale > 0, scale, 1.0))  # a constant column stays as it is
+
+    @property
+    def num_numbers(self) -> int:
+        return len(self.scale) * (2 if self.numbers == "log+missing" else 1)
 
     @property
     def field_sizes(self) -> list[int]:
@@ -63,14 +69,16 @@ class CriteoEncoder:
         return [FIRST_ID + len(vocabulary) for vocabulary in self.vocabularies]
 
     def encode(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """Raw rows -> (numbers (N, 13 or 0) float32, ids (N, F) int32)."""
+        """Raw rows -> (numbers (N, num_numbers) float32, ids (N, F) int32)."""
         ids = np.empty((len(rows), len(self.fields)), np.int32)
         for i, (name, vocabulary) in enumerate(zip(self.fields, self.vocabularies, strict=True)):
             ids[:, i] = _ids(vocabulary, *raw_column(rows, name))
         if self.numbers == "bucket":
             return np.empty((len(rows), 0), np.float32), ids
+        raw = np.stack(rows.numbers, 1)
         # not centred: a missing number, 0, then adds nothing to a product with its value
-        return (log_numbers(np.stack(rows.numbers, 1)) / self.scale).astype(np.float32), ids
+        scaled = (log_numbers(raw) / self.scale).astype(np.float32)
+        return (np.hstack([scaled, raw == MISSING_NUMBER]) if self.numbers == "log+missing" else scaled), ids
 
     def state_dict(self) -> dict:
         """What a checkpoint carries: plain values and tensors."""

@@ -19,6 +19,7 @@ UNSEEN, PADDING, FIRST_ID = 0, 1, 2
 SPLITS = ("leave_last", "time", "random")
 RANDOM_SPLIT_SEED = 2018  # of "random", not that of the training run
 CLICK_RATING = 4.0  # a "click" is a rating of at least this
+CLICK_MARGIN = CLICK_RATING - 0.5  # expected rating of an even chance
 SHARES = (0.8, 0.1)  # training and validation rows of "time" and "random"
 LEAST_TIMESTAMP = 100_000_000  # seconds since 1970; smaller times are ranks
 USER_SHRINKAGE, MOVIE_SHRINKAGE = 15.0, 10.0  # ratings of 0 deviation added to a bias (Surprise's defaults)
@@ -192,14 +193,16 @@ class Windows(MappedRows):
 
     def __getitem__(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Row numbers (B,) -> movie (B,), history (B, L), deviation (B, L), distance (B, L), user (B, 1 + C),
-        numbers (B, 3): mean + movie bias + level, level, log of 1 + number of past ratings; target (B,)."""
+        numbers (B, 3): mean + movie bias + level (for clicks from their threshold on), level, log of 1 + number of past
+        ratings; target (B,)."""
         movie, deviation, expected, level, user_ids, rating, time, user_row, start = self.arrays
         start, level = start[rows], level[rows] * self.uses_ratings
         window = rows.unsqueeze(1) + torch.arange(-self.history, 0)  # (B, L)
         is_past = window >= start.unsqueeze(1)
         window.clamp_(min=0)
         distance = time[rows].unsqueeze(1) - time[window]
-        numbers = torch.stack([expected[rows] + level, level, (1.0 + rows - start).log()], 1)
+        prior = expected[rows] + level - CLICK_MARGIN * self.click
+        numbers = torch.stack([prior, level, (1.0 + rows - start).log()], 1)
         return (
             movie[rows],
             movie[window].where(is_past, PADDING),

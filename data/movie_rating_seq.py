@@ -198,7 +198,8 @@ def main() -> None:
     lengths = np.bincount(np.load(data.ordered / "user_row.npy"))
     print(
         f"{len(lengths):,} users with {lengths.min():,} to {lengths.max():,} ratings "
-        f"(median {np.median(lengths):,.0f}), {len(data.encoder.movie_ids):,} movies in training, {len(data.encoder.genres)} genres"
+        f"(median {np.median(lengths):,.0f}), {len(data.encoder.movie_ids):,} movies in training, "
+        f"{len(data.encoder.genres)} genres"
     )
     print(f"Left out: {data.summary['dropped']}; cache: {data.folder}")
 

@@ -11,10 +11,10 @@ from scipy.stats import norm
 
 from data.cache import cached
 
-USERS, MOVIES = 1_500, 500
+USERS, MOVIES = 2_000, 400
 RATINGS_PER_USER = (20, 160)  # uniform
 SEED = 1997
-GENRES = ("Action", "Adventure", "Animation", "Comedy", "Crime", "Drama", "Horror", "Romance", "Sci-Fi", "Thriller")
+GENRES = ("Action", "Comedy", "Drama", "Horror", "Romance", "Sci-Fi")
 MEAN, NOISE = 3.5, 0.6
 USER_SCALE, MOVIE_SCALE, GENRE_SCALE = 0.4, 0.5, 0.8  # standard deviations
 CARRY_OVER = 0.3  # share of the last rating's surplus over mean + user + movie

@@ -29,6 +29,7 @@ class DeepFM(ClickModel):
         dropout: float,
         batch_norm: bool,
         learning_rate: float,
+        embedding_learning_rate: float,
         embedding_l2: float,
         optimizer: str = "adam",
     ):

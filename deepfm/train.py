@@ -20,14 +20,15 @@ from deepfm.deepfm import DeepFM
 
 DATASET = "criteo"  # folder below DATA_ROOT
 SPLIT = "time"  # "time", or "random" (BARS x4)
-NUMBERS_AS = "log"  # "log": value times embedding vector; "bucket": categories
+NUMBERS_AS = "log+missing"  # or "log"; in both a field is value times vector. "bucket": categories
 MIN_COUNT = 2  # training rows a category needs for an id of its own
 EMBEDDING_DIM = 16  # k in the paper (which uses 10)
-HIDDEN = (400, 400, 400)  # widths of the deep part, the paper's
+HIDDEN = (128, 128)  # widths of the deep part (the paper: 400, 400, 400; no better here and three times slower)
 DROPOUT = 0.2  # of the deep part (the paper: 0.5)
 BATCH_NORM = False  # in the deep part
-EMBEDDING_L2 = 1e-2  # on the embedding rows of a batch
+EMBEDDING_L2 = 5e-3  # on the embedding rows of a batch
 LEARNING_RATE = 1e-3  # of Adam
+EMBEDDING_LEARNING_RATE = 3e-3  # of Adam on the embedding table: its vectors start small and have few steps to grow
 SCHEDULE = "linear"  # of the learning rate: "linear" to 0 at the last epoch's end, or "plateau": x 0.1 at each stall
 BATCH_SIZE = 1024  # rows
 MAX_EPOCHS = 2
@@ -51,6 +52,7 @@ def train(
     batch_norm=BATCH_NORM,
     embedding_l2=EMBEDDING_L2,
     learning_rate=LEARNING_RATE,
+    embedding_learning_rate=EMBEDDING_LEARNING_RATE,
     schedule=SCHEDULE,
     batch_size=BATCH_SIZE,
     max_epochs=MAX_EPOCHS,
@@ -75,6 +77,7 @@ def train(
             dropout,
             batch_norm,
             learning_rate,
+            embedding_learning_rate,
             embedding_l2,
         )
         return train_and_test(
