@@ -118,6 +118,7 @@ def our_speed(data: MovieRatingDataModule, rows: np.ndarray) -> float:
         data.scale,
         True,
         settings.LEARNING_RATE,
+        settings.EMBEDDING_LEARNING_RATE,
         settings.EMBEDDING_L2,
     )
     trainer = pl.Trainer(

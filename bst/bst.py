@@ -65,7 +65,8 @@ class BST(Recommender):
 
     num_movies: M; num_genres: G; user_sizes: ids of the user itself and of each feature; history: L; factors: K;
     hidden: widths of the MLP; dropout: of blocks and MLP; target: "rating" or "click"; scale: least and greatest
-    rating; uses_sequence: False leaves out the transformer and keeps all else; embedding_l2: on the factors of a batch.
+    rating; uses_sequence: False leaves out the transformer and keeps all else; embedding_learning_rate,
+    embedding_l2: of the factors, the latter on those of a batch.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class BST(Recommender):
         scale: Sequence[float],
         uses_sequence: bool,
         learning_rate: float,
+        embedding_learning_rate: float,
         embedding_l2: float,
         optimizer: str = "adam",
     ):
@@ -96,21 +98,23 @@ class BST(Recommender):
         self.genres = nn.Linear(num_genres, 2 * embedding_dim)
         self.movie_factors = nn.Linear(factors, 2 * embedding_dim, bias=False)
         self.register_buffer("genre_shares", torch.zeros(num_movies, num_genres))
-        # Differs from the paper: the place in the sequence beside the time distance (many ratings share a second)
-        self.distances = nn.Embedding(DISTANCE_BUCKETS, embedding_dim)
-        self.places = nn.Parameter(torch.empty(history + 1, embedding_dim))
-        self.blocks = nn.ModuleList(Block(embedding_dim, heads, dropout) for _ in range(blocks * uses_sequence))
         self.user_features = nn.ModuleList(nn.Embedding(size, USER_FEATURE_DIM) for size in user_sizes[1:])
         # Differs from the paper: a factorization beside the MLP; a row is a vector and a bias
         self.factors = PackedEmbedding([user_sizes[0], num_movies], factors + 1)
-        self.history_factors = nn.Linear(embedding_dim, factors)
+        nn.init.normal_(self.movies.weight, std=INIT_STD)
+        nn.init.normal_(self.factors.weight, std=INIT_STD)
+        if uses_sequence:
+            self.distances = nn.Embedding(DISTANCE_BUCKETS, embedding_dim)
+            # Differs from the paper: the place in the sequence beside the time distance (many ratings share a second)
+            self.places = nn.Parameter(torch.empty(history + 1, embedding_dim))
+            self.blocks = nn.ModuleList(Block(embedding_dim, heads, dropout) for _ in range(blocks))
+            self.history_factors = nn.Linear(embedding_dim, factors)
+            nn.init.normal_(self.distances.weight, std=INIT_STD)
+            nn.init.normal_(self.places, std=PLACE_STD)
         features = USER_FEATURE_DIM * len(self.user_features) + NUM_NUMBERS
         widths = [embedding_dim * (1 + uses_sequence) + features, *hidden]
         self.mlp = mlp(widths, dropout, activation=nn.LeakyReLU)
         self.output = nn.Linear(widths[-1], 1)
-        for table in (self.movies.weight, self.distances.weight, self.factors.weight):
-            nn.init.normal_(table, std=INIT_STD)
-        nn.init.normal_(self.places, std=PLACE_STD)
 
     def forward(
         self, movie: Tensor, history: Tensor, deviation: Tensor, distance: Tensor, user: Tensor, numbers: Tensor
@@ -128,7 +132,7 @@ class BST(Recommender):
             vector = vector + self.history_factors(read)
         factorization = (vector * movie_factors[:, :-1]).sum(1) + user_factors[:, -1] + movie_factors[:, -1]
         deep = self.output(self.mlp(torch.cat([target, numbers, *features], 1))).squeeze(1)
-        # Differs from the paper: starts from mean + movie bias + the user's level
+        # Differs from the paper: starts from the expected rating, mean + movie bias + the user's level
         return numbers[:, 0] + factorization + deep
 
     def movie_vectors(self) -> Tensor:

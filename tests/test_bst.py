@@ -7,30 +7,35 @@ import torch
 from torch.nn import functional
 
 from bst.bst import BST, DISTANCE_BUCKETS, PADDING, Block
+from data import movie_encoding
 from tests.checks import check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
 
 MOVIES, GENRES, USERS, HISTORY, DIM, HEADS, FACTORS = 20, 3, [6, 3], 5, 8, 2, 4
 
 
+SETTINGS = {
+    "num_movies": MOVIES,
+    "num_genres": GENRES,
+    "user_sizes": USERS,
+    "history": HISTORY,
+    "embedding_dim": DIM,
+    "heads": HEADS,
+    "blocks": 1,
+    "factors": FACTORS,
+    "hidden": [16],
+    "dropout": 0.0,
+    "target": "rating",
+    "scale": [1.0, 5.0],
+    "uses_sequence": True,
+    "learning_rate": 0.02,
+    "embedding_learning_rate": 0.02,
+    "embedding_l2": 0.0,
+}
+
+
 def make_model(**changes) -> BST:
-    settings = {
-        "num_movies": MOVIES,
-        "num_genres": GENRES,
-        "user_sizes": USERS,
-        "history": HISTORY,
-        "embedding_dim": DIM,
-        "heads": HEADS,
-        "blocks": 1,
-        "factors": FACTORS,
-        "hidden": [16],
-        "dropout": 0.0,
-        "target": "rating",
-        "scale": [1.0, 5.0],
-        "uses_sequence": True,
-        "learning_rate": 0.02,
-        "embedding_l2": 0.0,
-    }
-    model = BST(**(settings | changes))
+    """With weights large enough that each part shows."""
+    model = BST(**(SETTINGS | changes))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.genre_shares.copy_(torch.rand(MOVIES, GENRES))
@@ -117,6 +122,10 @@ def test_output_equals_the_equations_in_loops(blocks, uses_sequence):
         torch.testing.assert_close(outputs[row], expected, rtol=0, atol=1e-6)
 
 
+def test_model_and_data_agree():
+    assert (PADDING, DISTANCE_BUCKETS) == (movie_encoding.PADDING, movie_encoding.DISTANCE_BUCKETS)
+
+
 def test_attention_equals_that_of_torch():
     block = Block(DIM, HEADS, 0.0)
     torch.nn.init.normal_(block.attention.in_proj_bias)
@@ -181,6 +190,6 @@ def test_predictions_stay_in_the_scale_and_clicks_are_probabilities():
 
 
 def test_starts_near_the_numbers_it_is_given():
-    model = BST(MOVIES, GENRES, USERS, HISTORY, 32, 4, 1, 32, [128, 64], 0.1, "rating", [1.0, 5.0], True, 1e-3, 0.0)
+    model = BST(**SETTINGS)
     *inputs, _ = make_batch(64)
     assert (model.eval()(*inputs) - inputs[5][:, 0]).square().mean() < 0.2
