@@ -1,0 +1,57 @@
+"""The scripts as a user starts them: in a process of their own, from another working directory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.paths import REPO
+from tests.criteo_rows import make_lines, write_lines
+
+CONTRACT = (
+    "model dataset is_sample protocol rows seed settings test validation baselines best_possible epochs "
+    "train_samples_per_second wall_seconds peak_memory_mib parameters versions"
+).split()
+
+
+def run(script: str, data_root: Path, folder: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"DATA_ROOT": str(data_root)}
+    command = [sys.executable, str(REPO / script)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_deepfm_as_it_is_on_the_sample(tmp_path, outputs):
+    done = run("deepfm/train.py", tmp_path / "nothing", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "using the built-in sample. `python data/criteo_data.py` gets the real data" in done.stdout
+    folder = outputs / "runs" / "deepfm" / "version_0"
+    results = json.loads((folder / "results.json").read_text())
+    assert set(CONTRACT) <= set(results)
+    auc = {name: metrics["auc"] for name, metrics in results["baselines"].items()}
+    model, best = results["test"]["auc"], results["best_possible"]["auc"]
+    assert (model - 0.5) / (best - 0.5) >= 0.96  # 0.97 in float32 with one seed's luck; see the README
+    assert model > auc["logistic regression"] + 0.02 and auc["constant"] == 0.5
+    assert str(folder) in done.stdout.splitlines()[-1] and "best possible" in done.stdout
+    names = {path.name for path in folder.iterdir()}
+    assert {"metrics.csv", "learning_curves.png", "roc.png", "reliability.png"} <= names
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize("script", ["deepfm/train.py", "data/criteo_data.py"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("a broken line", "line 21: found 1 fields"), (None, "has no train.txt")],
+)
+def test_bad_input_is_one_line_on_stderr(tmp_path, outputs, rng, script, line, message):
+    (tmp_path / "criteo").mkdir()
+    if line:
+        write_lines(tmp_path / "criteo" / "train.txt", [*make_lines(rng, 20), line])
+    done = run(script, tmp_path, tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert not list(outputs.glob("runs/deepfm/*/results.json"))
