@@ -47,13 +47,14 @@ class History(pl.Callback):
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         loss = self.loss_sum / max(1, self.batches)
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "learning_rate": rate, "train_loss": loss}
+        epoch = round(trainer.global_step / trainer.num_training_batches, 3)
+        row = {"epoch": epoch, "step": trainer.global_step, "learning_rate": rate, "train_loss": loss}
         self.rows.append(row | metrics)
         self.loss_sum, self.batches = 0.0, 0
         pd.DataFrame(self.rows).to_csv(self.path, index=False)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         print(
-            f"epoch {trainer.current_epoch}  train_loss {loss:.4f}  {shown}  lr {rate:.0e}  "
+            f"epoch {epoch:.2f}  train_loss {loss:.4f}  {shown}  lr {rate:.0e}  "
             f"{self.samples_per_second:,.0f} samples/s",
             flush=True,
         )

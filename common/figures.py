@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -17,21 +16,17 @@ RELIABILITY_BINS = 15  # of equally many rows each
 
 
 def learning_curves(history: Sequence[dict], monitor: str, path: Path) -> None:
-    """Training loss and monitored metric by epoch; the chosen epoch and drops of the learning rate are marked."""
+    """Training loss and monitored metric by epoch; the tested checkpoint is marked."""
     rows = pd.DataFrame(history)
     figure = Figure((9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(rows.epoch, rows.train_loss, "o-")
-    left.set(title="training loss", xlabel="epoch")
+    left.set(title="training loss", xlabel="epochs")
     right.plot(rows.epoch, rows[monitor], "o-")
     better = rows[monitor].idxmin() if monitor.endswith(("loss", "rmse", "mae", "entropy")) else rows[monitor].idxmax()
     right.plot(rows.epoch[better], rows[monitor][better], "*", markersize=16, label="tested checkpoint")
-    for epoch in rows.epoch[rows.learning_rate.diff() < 0]:
-        right.axvline(epoch - 0.5, linestyle=":", color="gray")
-    right.set(title=monitor.replace("val_", "validation "), xlabel="epoch (dotted: learning rate drops)")
+    right.set(title=monitor.replace("val_", "validation "), xlabel="epochs")
     right.legend()
-    for axes in (left, right):
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
 
 

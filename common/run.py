@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,7 +109,11 @@ def write_error(error: OSError, folder: Path) -> UserError:
 
 
 def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far; nan where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
     unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

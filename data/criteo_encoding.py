@@ -31,8 +31,8 @@ def bucket_numbers(raw: np.ndarray) -> np.ndarray:
 class CriteoEncoder:
     """Vocabularies and scaling of the training rows.
 
-    numbers: "log": 13 logarithms over their standard deviation, beside 26 fields; "log+missing": the same and 13 times 0
-    or 1 for missing; "bucket": no numbers, 39 fields..
+    numbers: "log": 13 logarithms over their standard deviation, beside 26 fields; "log+missing": the same and
+    13 times 0 or 1 for missing; "bucket": no numbers, 39 fields.
     """
 
     def __init__(self, numbers: str, vocabularies: list[np.ndarray], scale: np.ndarray):
