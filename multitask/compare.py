@@ -59,7 +59,10 @@ def compare(settings: dict, groups=GROUPS, seeds: Sequence[int] = SEEDS, tries: 
             )
             data.setup()
             folder = output_root() / "runs" / "multitask_compare" / ("sample" if data.is_sample else data.dataset)
-            tested = {"Logistic regression": kept(folder / f"linear-{'-'.join(tasks)}.json", logistic_regression, data)}
+            tested = {}
+            if seed == seeds[0]:  # it has no randomness
+                linear = folder / f"linear-{'-'.join(tasks)}.json"
+                tested["Logistic regression"] = kept(linear, logistic_regression, data)
             for model in TITLES:
                 tested[TITLES[model]] = {}
                 for part in [(task,) for task in tasks] if model == "single_task" else [tasks]:
