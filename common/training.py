@@ -1,5 +1,6 @@
 """The training run that all scripts share: fit, test the best checkpoint, results.json, one table."""
 
+import gc
 import logging
 import sys
 import time
@@ -50,6 +51,7 @@ def train_and_test(
     Returns the content of results.json.
     """
     begin = time.perf_counter()
+    gc.collect()  # a Trainer and its module refer to each other: those of a run before are freed now
     _quiet()
     checkpoints = folder / "checkpoints"
     history = History(folder)
