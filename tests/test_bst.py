@@ -190,6 +190,6 @@ def test_predictions_stay_in_the_scale_and_clicks_are_probabilities():
 
 
 def test_starts_near_the_numbers_it_is_given():
-    model = BST(**SETTINGS)
+    model = BST(**(SETTINGS | {"embedding_dim": 32, "hidden": [128, 64]}))
     *inputs, _ = make_batch(64)
     assert (model.eval()(*inputs) - inputs[5][:, 0]).square().mean() < 0.2
