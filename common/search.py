@@ -1,0 +1,202 @@
+"""What makes a Ray Tune search restartable: a record of its trials on disk, from which Ray's own state is rebuilt.
+
+Ray's snapshots lag behind by seconds and hold nothing of the scheduler. Here every proposal, result and end is on disk
+before anything follows from it, and each trial is a run folder with checkpoints of its own.
+"""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytorch_lightning as pl
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from common.callbacks import History
+from common.run import write_json
+
+METRIC, MODE = "val_auc", "max"
+CAUSE = "cause.txt"  # in a trial's folder: why it failed
+RESTARTS = 2  # of a trial whose process dies without an error of its own (killed, out of memory, a lost node)
+
+
+class SearchRecord:
+    """The trials of a search in the order in which they were proposed, in search.json.
+
+    A trial is {"number", "config", "state", "rows": one per validation, "deaths", "cause"}; its state is "started",
+    and at the end "finished", "stopped" (by the scheduler) or "failed".
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / "search.json"
+        self.trials: list[dict] = json.loads(self.path.read_text()) if self.path.exists() else []
+
+    def folder(self, number: int) -> Path:
+        return self.path.parent / "trials" / f"trial_{number:03d}"
+
+    def add(self, config: dict) -> dict:
+        trial = {"number": len(self.trials), "config": config, "state": "started", "rows": [], "deaths": 0, "cause": ""}
+        self.trials.append(trial)
+        self.save()
+        return trial
+
+    def end(self, trial: dict, state: str, cause: str = "") -> None:
+        """Note how a trial ended; of those that ended, the best one alone keeps its checkpoints."""
+        trial["state"], trial["cause"] = state, cause
+        self.save()
+        for other in self.of("finished", "stopped", "failed"):
+            if other is not best_trial(self.trials):
+                shutil.rmtree(self.folder(other["number"]) / "checkpoints", ignore_errors=True)
+
+    def save(self) -> None:
+        write_json(self.path, self.trials)
+
+    def of(self, *states: str) -> list[dict]:
+        return [trial for trial in self.trials if trial["state"] in states]
+
+
+def best_row(trial: dict) -> dict:
+    """The validation whose checkpoint counts."""
+    return max(trial["rows"], key=lambda row: row[METRIC])
+
+
+def best_trial(trials: list[dict]) -> dict | None:
+    """The best of those that ran to their end; where none did, of all that were validated."""
+    ended = [trial for trial in trials if trial["state"] == "finished"]
+    candidates = ended or [trial for trial in trials if trial["rows"]]
+    return max(candidates, key=lambda trial: best_row(trial)[METRIC], default=None)
+
+
+class RecordedSearch(OptunaSearch):
+    """Optuna's TPE; proposes first what the record holds as started, and records what it proposes.
+
+    Its configurations have one more entry: "number", of the trial.
+    """
+
+    def __init__(self, space: dict, first: dict, seed: int, record: SearchRecord):
+        self.record, self.again = record, record.of("started")
+        points = [as_choices(trial["config"]) for trial in self.again] or ([] if record.trials else [first])
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        # not the samples of before: a search that goes on has those already
+        super().__init__(distributions(space), METRIC, MODE, points, seed=seed + len(record.trials))
+        for trial in record.of("finished", "stopped"):
+            self.add_evaluated_point(as_choices(trial["config"]), trial["rows"][-1][METRIC])
+
+    def suggest(self, trial_id: str) -> dict:
+        config = super().suggest(trial_id)
+        trial = self.again.pop(0) if self.again else self.record.add(config)
+        return config | {"number": trial["number"]}
+
+
+def distributions(space: dict) -> dict[str, optuna.distributions.BaseDistribution]:
+    """A search space of Ray Tune as Optuna takes it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # widths as choices: Optuna has tuples, but could not keep them in a database
+        return OptunaSearch.convert_search_space(space)
+
+
+def as_choices(config: dict) -> dict:
+    """Widths are tuples in a search space, lists in JSON."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+
+
+def make_scheduler(record: SearchRecord, grace_validations: int, validations: int, factor: int) -> ASHAScheduler:
+    """ASHA over the number of validations, which compares trials at equal progress; knows what the record holds."""
+    # one more than there are: the last validation ends a trial by itself, and completely
+    scheduler = ASHAScheduler("validation", METRIC, MODE, validations + 1, grace_validations, factor)
+    for trial in record.of("finished", "stopped"):
+        earlier = SimpleNamespace(trial_id=f"earlier-{trial['number']}")
+        scheduler.on_trial_add(None, earlier)
+        for row in trial["rows"]:
+            scheduler.on_trial_result(None, earlier, row)
+    return scheduler
+
+
+class Reporter(pl.Callback):
+    """Reports each validation to Ray when its checkpoint is written; a resumed trial reports its earlier ones again."""
+
+    def __init__(self):
+        self.history: History | None = None
+        self.reported = 0
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self.history = self.history or next(each for each in trainer.callbacks if isinstance(each, History))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
+        self.report()
+
+    def report(self) -> None:
+        for row in self.history.rows[self.reported :]:
+            self.reported += 1
+            tune.report(row | {"validation": self.reported})
+
+
+class Progress(tune.Callback):
+    """Keeps the record of the trials that Ray runs; one line per event on the terminal and in search.log."""
+
+    def __init__(self, record: SearchRecord, validations: int):
+        self.record, self.validations = record, validations
+
+    def on_trial_start(self, iteration, trials, trial, **info) -> None:
+        ours = self._ours(trial)
+        again = f", again from validation {len(ours['rows'])}" if ours["rows"] else ""
+        self.say(ours, f"starts{again}: {describe(ours['config'])}")
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        ours = self._ours(trial)
+        if result["validation"] <= len(ours["rows"]):
+            return  # a resumed trial repeats itself
+        names = ("validation", "epoch", "step", "learning_rate", "train_loss")
+        ours["rows"].append({name: value for name, value in result.items() if name in names or name.startswith("val_")})
+        self.record.save()
+        best = best_trial(self.record.trials)
+        self.say(
+            ours,
+            f"{result['validation']:3d}/{self.validations}  {METRIC} {result[METRIC]:.4f}  "
+            f"(best {best_row(best)[METRIC]:.4f}, trial {best['number']})",
+        )
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        ours = self._ours(trial)
+        state = "finished" if len(ours["rows"]) == self.validations else "stopped"
+        self.record.end(ours, state)
+        self.say(ours, f"{state} after {len(ours['rows'])} of {self.validations} validations")
+
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        ours = self._ours(trial)
+        cause = self.record.folder(ours["number"]) / CAUSE
+        if cause.exists():
+            self.record.end(ours, "failed", cause.read_text())
+        else:
+            ours["deaths"] += 1
+            again = ours["deaths"] <= RESTARTS
+            error = str(trial.get_error()).strip().splitlines()[-1]
+            self.record.end(ours, "started" if again else "failed", f"its process died: {error}")
+        self.say(ours, f"{ours['state']}: {ours['cause']}" if ours["state"] == "failed" else "died; it will go on")
+
+    def say(self, trial: dict, text: str) -> None:
+        say(self.record, f"trial {trial['number']:3d}  {text}")
+
+    def _ours(self, trial) -> dict:
+        return self.record.trials[trial.config["number"]]
+
+
+def say(record: SearchRecord, text: str) -> None:
+    print(text, flush=True)
+    with open(record.path.with_name("search.log"), "a") as log:
+        log.write(text + "\n")
+
+
+def describe(config: dict) -> str:
+    """Settings on one line, widths as 512-256."""
+
+    def short(value) -> str:
+        if isinstance(value, tuple | list):
+            return "-".join(map(str, value))
+        return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+    return "  ".join(f"{name} {short(value)}" for name, value in config.items())
