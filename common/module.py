@@ -52,6 +52,9 @@ class Recommender(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.log_dict({f"test_{name}": value for name, value in self.metrics.compute().items()})
 
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["model"] = type(self).__name__  # tells predict.py what to build
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(
             self,

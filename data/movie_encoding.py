@@ -141,7 +141,7 @@ class MovieEncoder:
         """The arrays ENCODED of ratings in time order, one after the other (they may be large)."""
         rows = np.arange(len(ordered["start"]))
         yield "user_ids", self._encode_users(ordered["user"][ordered["start"] == rows], users)
-        movie = _encode_ids(ordered["movie"], self.movie_ids)
+        movie = encode_ids(ordered["movie"], self.movie_ids)
         yield "movie", movie
         expected = (self.mean + np.array(self.movie_bias))[movie]
         deviation = ordered["rating"] - expected
@@ -157,7 +157,7 @@ class MovieEncoder:
         """Raw ids (U,) -> ids of each user and its features (U, 1 + C) int32."""
         unknown = [""] * len(self.feature_values)
         texts = [users.get(number, unknown) for number in raw.tolist()]
-        columns = [_encode_ids(raw, self.user_ids)]
+        columns = [encode_ids(raw, self.user_ids)]
         for values, column in zip(self.feature_values, zip(*texts, strict=True), strict=True):
             ids = {value: number for number, value in enumerate(values, 1)}
             columns.append(np.array([ids.get(value, UNSEEN) for value in column], np.int32))
@@ -172,7 +172,7 @@ class MovieEncoder:
         return cls(**state)
 
 
-def _encode_ids(raw: np.ndarray, vocabulary: list[int]) -> np.ndarray:
+def encode_ids(raw: np.ndarray, vocabulary: list[int]) -> np.ndarray:
     """Raw ids (N,) -> ids (N,) int32."""
     known = np.array(vocabulary, raw.dtype)
     place = np.searchsorted(known, raw).clip(max=len(known) - 1)
@@ -197,24 +197,35 @@ class Windows(MappedRows):
         ratings; target (B,)."""
         movie, deviation, expected, level, user_ids, rating, time, user_row, start = self.arrays
         start, level = start[rows], level[rows] * self.uses_ratings
-        window = rows.unsqueeze(1) + torch.arange(-self.history, 0)  # (B, L)
-        is_past = window >= start.unsqueeze(1)
-        window.clamp_(min=0)
-        distance = time[rows].unsqueeze(1) - time[window]
-        prior = expected[rows] + level - CLICK_MARGIN * self.click
-        numbers = torch.stack([prior, level, (1.0 + rows - start).log()], 1)
+        history, deviation, distance = past_window(movie, deviation, time, rows, start, time[rows], self.history)
         return (
             movie[rows],
-            movie[window].where(is_past, PADDING),
-            deviation[window].where(is_past, 0.0) * self.uses_ratings,
-            bucket(distance) * is_past,
+            history,
+            deviation * self.uses_ratings,
+            distance,
             user_ids[user_row[rows]],
-            numbers,
+            number_inputs(expected[rows], level, rows - start, self.click),
             (rating[rows] >= CLICK_RATING).float() if self.click else rating[rows],
         )
 
     def __getstate__(self) -> dict:
         return vars(self) | super().__getstate__()
+
+
+def past_window(
+    movie: Tensor, deviation: Tensor, time: Tensor, place: Tensor, start: Tensor, now: Tensor, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Movie, deviation and distance to `now` (B, L) of the last ratings before `place` (B,), from `start` (B,) on."""
+    window = place.unsqueeze(1) + torch.arange(-length, 0)  # (B, L)
+    is_past = window >= start.unsqueeze(1)
+    window.clamp_(min=0)
+    distance = bucket(now.unsqueeze(1) - time[window]) * is_past
+    return movie[window].where(is_past, PADDING), deviation[window].where(is_past, 0.0), distance
+
+
+def number_inputs(expected: Tensor, level: Tensor, past: Tensor, click: bool) -> Tensor:
+    """The inputs `numbers` (B, 3) of Windows; past: number of past ratings."""
+    return torch.stack([expected + level - CLICK_MARGIN * click, level, (1.0 + past).log()], 1)
 
 
 def bucket(distance: Tensor) -> Tensor:

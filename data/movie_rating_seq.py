@@ -20,7 +20,17 @@ from common.metrics import click_metrics, rating_metrics
 from data.cache import cached
 from data.loader import BatchLoader, EpochOrder
 from data.locate import find_dataset, raw_file
-from data.movie_encoding import FIRST_ID, ORDERED, SPLITS, MovieEncoder, Windows, in_time_order, split_rows, time_order
+from data.movie_encoding import (
+    CLICK_RATING,
+    FIRST_ID,
+    ORDERED,
+    SPLITS,
+    MovieEncoder,
+    Windows,
+    in_time_order,
+    split_rows,
+    time_order,
+)
 from data.movie_formats import Release, read_movies, read_ratings, read_users, recognise
 from data.sample_movies import movie_sample
 
@@ -104,8 +114,13 @@ class MovieRatingDataModule(pl.LightningDataModule):
         return tuple(np.load(path, mmap_mode="r") for path in columns)
 
     def targets(self, split: str) -> torch.Tensor:
-        """Targets of a split's rows (rows,)."""
-        return self.examples()[torch.from_numpy(np.array(self.rows[split]))][-1]
+        """Targets of a split's rows (rows,) float32."""
+        rating = torch.from_numpy(np.load(self.ordered / "rating.npy", mmap_mode="r")[self.rows[split]])
+        return (rating >= CLICK_RATING).float() if self.target == "click" else rating
+
+    def past_ratings(self, split: str) -> np.ndarray:
+        """How many ratings the user of each row has given before it (rows,)."""
+        return self.rows[split] - np.load(self.ordered / "start.npy", mmap_mode="r")[self.rows[split]]
 
     def title(self, movie: int) -> str:
         """Title of a movie id."""
@@ -141,7 +156,16 @@ class MovieRatingDataModule(pl.LightningDataModule):
             "history_ratings": self.history_ratings,
             "biases": self.settings["biases"],
             "target": self.target,
+            "ratings": self._ratings(),
         }
+
+    def _ratings(self) -> dict[str, torch.Tensor]:
+        """What every user rated, in time order (raw ids), with each user's first row and features."""
+        raw = {name: np.load(self.ordered / f"{name}.npy", mmap_mode="c") for name in ORDERED}
+        first = np.flatnonzero(raw["start"] == np.arange(len(raw["start"])))
+        columns = {name: raw[name] for name in ("movie", "rating", "time")}
+        columns |= {"user": raw["user"][first], "start": first, "user_ids": np.load(self.folder / "user_ids.npy")}
+        return {name: torch.from_numpy(column) for name, column in columns.items()}
 
     def _loader(self, split: str, seed: int | None, batch_size: int) -> BatchLoader:
         return BatchLoader(self.examples(), EpochOrder(self.rows[split], seed), batch_size, self.num_workers)

@@ -1,0 +1,60 @@
+"""Raw Census-Income or Adult rows for a trained model: all columns, or all but the last, the income.
+
+N: rows of a chunk, K: tasks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.census_format import MISSING_TEXT, Chunk, Layout, Task, read_rows
+from data.census_income import UNSEEN, CensusEncoder
+
+
+class CensusScoring:
+    """state: what a checkpoint holds of CensusIncomeDataModule. unseen: rows with an unseen or rare text, by column."""
+
+    def __init__(self, state: dict):
+        self.encoder = CensusEncoder.from_state(state)
+        self.layout = self.encoder.layout
+        self.columns = tuple(state["tasks"])
+        self.unseen = dict.fromkeys(self.layout.inputs, 0)
+
+    def batches(self, stream: BinaryIO, name: str) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """The model's inputs and the labels (N, K), nan where not known; in the order of the stream.
+
+        Raises: UserError naming line and column of the first wrong row.
+        """
+        lines, layout = self._with_layout(stream)
+        for chunk in read_rows(lines, name, layout):
+            numbers, ids = self.encoder.encode(chunk)
+            for column, count in zip(self.unseen, (ids == UNSEEN).sum(0).tolist(), strict=True):
+                self.unseen[column] += count * (column not in layout.numbers)
+            labels = np.stack([known_labels(chunk, layout.tasks[task]) for task in self.columns], 1)
+            yield [torch.from_numpy(numbers), torch.from_numpy(ids)], torch.from_numpy(labels)
+
+    def _with_layout(self, stream: BinaryIO) -> tuple[Iterator[bytes], Layout]:
+        """All lines of the stream, and the layout that its first row has: with or without the last column."""
+        head = []
+        for line in stream:
+            head.append(line)
+            if line.strip() and not line.startswith(b"|"):
+                break
+        shorter = self.layout.columns[:-1]
+        has_last = not head or head[-1].count(b",") + 1 != len(shorter)
+        return chain(head, stream), self.layout if has_last else replace(self.layout, columns=shorter)
+
+
+def known_labels(chunk: Chunk, task: Task) -> np.ndarray:
+    """(N,) float32, nan where the column is missing or not there."""
+    texts = chunk.columns.get(task.column, (MISSING_TEXT,) * len(chunk))
+    rows = [row for row, text in enumerate(texts) if text != MISSING_TEXT]
+    known = Chunk(chunk.file, tuple(chunk.lines[row] for row in rows), {task.column: tuple(texts[row] for row in rows)})
+    labels = np.full(len(chunk), np.nan, np.float32)
+    labels[rows] = known.label(task)
+    return labels

@@ -1,0 +1,52 @@
+"""Raw Criteo rows for a trained model: `label I1-I13 C1-C26` as in train.txt, or without the label as in test.txt.
+
+N: rows of a block, F: categorical fields.
+"""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.criteo_encoding import UNSEEN, CriteoEncoder
+from data.criteo_raw import CATEGORIES, NUMBERS, blocks, parse
+from data.parallel import ordered_map
+
+
+class CriteoScoring:
+    """state: what a checkpoint holds of CriteoDataModule. unseen: rows with an unseen or rare category, by field."""
+
+    columns = ("probability",)
+
+    def __init__(self, state: dict):
+        self.encoder = CriteoEncoder.from_state(state)
+        self.unseen = dict.fromkeys(self.encoder.fields, 0)
+
+    def batches(self, stream: BinaryIO, name: str) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """The model's inputs and the label (N, 1), nan where there is none; in the order of the stream.
+
+        Raises: UserError naming line and column of the first wrong row.
+        """
+        for numbers, ids, label in ordered_map(
+            lambda block: self._encode(*block, name), _numbered(blocks(stream, name))
+        ):
+            for field, count in zip(self.unseen, (ids == UNSEEN).sum(0).tolist(), strict=True):
+                self.unseen[field] += count
+            yield [torch.from_numpy(numbers), torch.from_numpy(ids)], torch.from_numpy(label).unsqueeze(1)
+
+    def _encode(self, block: bytes, first_line: int, labelled: bool, name: str) -> tuple[np.ndarray, ...]:
+        rows = parse(block, labelled, name, first_line)
+        label = rows.label.astype(np.float32) if labelled else np.full(len(rows), np.nan, np.float32)
+        return *self.encoder.encode(rows), label
+
+
+def _numbered(parts: Iterator[bytes]) -> Iterator[tuple[bytes, int, bool]]:
+    """Each block with the number of its first line, and whether the rows have labels, which the first line tells."""
+    line, labelled = 1, None
+    for block in parts:
+        if labelled is None:
+            labelled = block[: block.find(b"\n")].count(b"\t") + 1 != len(NUMBERS) + len(CATEGORIES)
+        yield block, line, labelled
+        line += block.count(b"\n")

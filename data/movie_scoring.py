@@ -1,0 +1,120 @@
+"""MovieLens rows for a trained model: user, movie[, rating[, timestamp]], with the separator of the training set.
+
+The user's history comes from the checkpoint. A rating that the checkpoint knows is predicted from what came before it;
+any other from all that its user rated up to its timestamp; without one from all, at the time of the last.
+N: ratings in the checkpoint, B: rows of a batch, U: users, L: length of the history, C: features of a user.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError, check
+from data.movie_encoding import (
+    CLICK_RATING,
+    LEVEL_SHRINKAGE,
+    UNSEEN,
+    MovieEncoder,
+    encode_ids,
+    number_inputs,
+    past_window,
+)
+from data.movie_formats import RELEASES
+
+CHUNK_ROWS = 8192
+SEPARATORS = {"ratings.dat": "::", "u.data": "\t", "ratings.csv": ","}
+LINE = rb"(\d{1,9})SEP(\d{1,9})(?:SEP([0-5](?:\.[05])?)?(?:SEP(\d{1,12}))?)?\r?\n?"
+NO_TIME = -1
+TIME_BITS, ID_BITS = 40, 32  # a timestamp has up to 12 digits, an id up to 9
+
+
+class MovieScoring:
+    """state: what a checkpoint holds of MovieRatingDataModule. unseen: rows with a user or movie new to the model."""
+
+    def __init__(self, state: dict):
+        self.encoder = MovieEncoder.from_state(state["encoder"])
+        (self.release,) = (release for release in RELEASES if release.ratings_file == state["release"])
+        self.separator = SEPARATORS[state["release"]]
+        self.line = re.compile(LINE.replace(b"SEP", self.separator.encode()))
+        self.history, self.uses_ratings, self.biases = state["history"], state["history_ratings"], state["biases"]
+        self.click = state["target"] == "click"
+        self.columns = ("probability",) if self.click else ("rating",)
+        self.form = "user{0}movie[{0}rating[{0}timestamp]]".format(self.separator.replace("\t", "<TAB>"))
+        self.unseen = {"user": 0, "movie": 0}
+        ratings = {name: column.numpy() for name, column in state["ratings"].items()}
+        self.users, self.user_ids, self.time = ratings["user"], ratings["user_ids"], ratings["time"]
+        self.start = np.append(ratings["start"], len(self.time))  # (U + 1,)
+        self.movie = encode_ids(ratings["movie"], self.encoder.movie_ids)
+        self.expected = self.encoder.mean + np.array(self.encoder.movie_bias)  # by id
+        self.deviation = ratings["rating"] - self.expected[self.movie]
+        self.past = [torch.from_numpy(column) for column in (self.movie, self.deviation.astype(np.float32), self.time)]
+        self.total = np.concatenate([[0.0], self.deviation.cumsum()])  # of the deviations before a row
+        row = np.repeat(np.arange(len(self.users)), np.diff(self.start))
+        self.time_key = (row << TIME_BITS) + self.time  # ascending
+        movie_key = (row << ID_BITS) + ratings["movie"]
+        self.by_movie = np.argsort(movie_key)
+        self.movie_key = movie_key[self.by_movie]
+
+    def batches(self, stream: BinaryIO, name: str) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """The model's inputs and the target (B, 1), nan where there is no rating; in the order of the stream.
+
+        Raises: UserError naming the first line that is not of the form.
+        """
+        lines, first = enumerate(stream, 1), True
+        while part := list(islice(lines, CHUNK_ROWS)):
+            if first and self.release.header and part[0][1].startswith(b"userId"):
+                part = part[1:]
+            first = False
+            fields = [self._parse(text, f"{name}, line {line}") for line, text in part]
+            user, movie, time = np.array([row[:3] for row in fields], np.int64).reshape(-1, 3).T
+            rating = torch.tensor([row[3] for row in fields], dtype=torch.float32)
+            target = torch.where(rating.isnan(), rating, (rating >= CLICK_RATING).float()) if self.click else rating
+            yield self.inputs(user, movie, time), target.unsqueeze(1)
+        check(not first, f"{name} is empty; expected lines {self.form}.")
+
+    def inputs(self, user: np.ndarray, movie: np.ndarray, time: np.ndarray) -> list[Tensor]:
+        """Raw ids (B,) and timestamps or NO_TIME (B,) -> what Windows gives but its target."""
+        row = np.searchsorted(self.users, user).clip(max=len(self.users) - 1)
+        known = self.users[row] == user
+        start = np.where(known, self.start[row], 0)
+        place, now = self._places(row, known, movie, time)
+        ids = encode_ids(movie, self.encoder.movie_ids)
+        user_ids = np.where(known[:, None], self.user_ids[row], UNSEEN)
+        self.unseen["user"] += int((user_ids[:, 0] == UNSEEN).sum())
+        self.unseen["movie"] += int((ids == UNSEEN).sum())
+        level = (self.total[place] - self.total[start]) / (LEVEL_SHRINKAGE + place - start) * self.biases
+        level = torch.from_numpy(level.astype(np.float32)) * self.uses_ratings
+        expected = torch.from_numpy(self.expected[ids].astype(np.float32))
+        place, start, now = (torch.from_numpy(values) for values in (place, start, now))
+        history, deviation, distance = past_window(*self.past, place, start, now, self.history)
+        numbers = number_inputs(expected, level, place - start, self.click)
+        ids, user_ids = torch.from_numpy(ids), torch.from_numpy(user_ids)
+        return [ids, history, deviation * self.uses_ratings, distance, user_ids, numbers]
+
+    def _places(
+        self, row: np.ndarray, known: np.ndarray, movie: np.ndarray, time: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where each row stands in the time order, and when."""
+        key = (row << ID_BITS) + movie
+        place = np.searchsorted(self.movie_key, key).clip(max=len(self.movie_key) - 1)
+        own = self.by_movie[place]
+        is_own = known & (self.movie_key[place] == key) & ((time == NO_TIME) | (self.time[own] == time))
+        until = np.searchsorted(self.time_key, (row << TIME_BITS) + time, "right")
+        after = np.where(time == NO_TIME, self.start[row + 1], until)
+        place = np.where(is_own, own, np.where(known, after, 0))
+        last = self.time[np.maximum(place - 1, 0)]
+        return place, np.where(is_own, self.time[own], np.where(time == NO_TIME, last, time))
+
+    def _parse(self, text: bytes, where: str) -> tuple[int, int, int, float]:
+        match = self.line.fullmatch(text)
+        least, greatest = self.release.scale
+        if match is None or not least <= float(match[3] or least) <= greatest:
+            found = text[:60].rstrip().decode("utf-8", "backslashreplace")
+            raise UserError(f"{where}: found {found!r}, expected {self.form}. Correct or remove the line.")
+        user, movie, rating, time = match.groups()
+        return int(user), int(movie), int(time or NO_TIME), float(rating or "nan")

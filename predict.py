@@ -1,0 +1,207 @@
+"""Score a raw file with a trained model: `python predict.py CHECKPOINT RAW_FILE [OUT.csv]`.
+
+It needs the checkpoint alone (runs/<model>/version_N/checkpoints/best.ckpt), not the training set. RAW_FILE has the
+format of the training set, plain or gzipped; - is standard input:
+    DeepFM, DLRM   Criteo rows, with the label (train.txt) or without it (test.txt)
+    MMoE           Census-Income or Adult rows, with the income or without it, ? for what is not known
+    BST            user::movie[::rating[::timestamp]], with the separator of the training set (TAB in 100K, comma in
+                   the CSV releases). The history is what the checkpoint knows of the user: of a rating that it knows,
+                   what came before; else up to the timestamp; without one, all.
+OUT.csv (standard output, if not given) gets a header and one row per input row, in order. Where labels are known the
+predictions are scored against them; this, unseen categories and progress go to standard error.
+"""
+
+import gzip
+import os
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bst.bst import BST
+from common.checkpoint import load_checkpoint
+from common.errors import UserError, check, run_script
+from common.module import Recommender
+from data.census_scoring import CensusScoring
+from data.criteo_scoring import CriteoScoring
+from data.movie_scoring import MovieScoring
+from deepfm.deepfm import DeepFM
+from dlrm.dlrmnet import DLRM
+from multitask.mmoe import MMoE
+
+BF16 = False  # True is faster where the processor multiplies bf16; probabilities then differ by up to 1e-3
+BATCH_ROWS = 4096  # scored at a time
+
+Scoring = CriteoScoring | CensusScoring | MovieScoring
+# class of the model, by the name in the checkpoint; key of the data's state in it; what reads raw rows with that state
+MODELS = {
+    "DeepFM": (DeepFM, "CriteoDataModule", CriteoScoring),
+    "DLRM": (DLRM, "CriteoDataModule", CriteoScoring),
+    "MMoE": (MMoE, "CensusIncomeDataModule", CensusScoring),
+    "BST": (BST, "MovieRatingDataModule", MovieScoring),
+}
+
+
+def load(checkpoint: str | Path) -> tuple[Recommender, Scoring]:
+    """The model of a checkpoint, ready to predict, and what makes its inputs of raw rows.
+
+    Raises: UserError if it is no checkpoint of one of the four models.
+    """
+    content = load_checkpoint(checkpoint)
+    name = content.get("model")
+    check(name in MODELS, f"{checkpoint}: found the model {name!r}, expected one of {', '.join(MODELS)}.")
+    model_class, data, scoring = MODELS[name]
+    try:
+        model = model_class(**content["hyper_parameters"])
+        model.load_state_dict(content["state_dict"], assign=True)  # the table stays mapped from the file
+        return model.eval(), scoring(content[data])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{checkpoint} does not fit this version of {name}; train again. ({error})") from error
+
+
+def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None = None, bf16: bool = BF16) -> dict:
+    """Score `raw` ("-": standard input) to `output` (None: standard output); memory does not grow with the file.
+
+    Returns rows, seconds, unseen {field: rows} and metrics {column: {metric: value}}, empty where no label is known.
+    """
+    model, scoring = load(checkpoint)
+    line = ",".join(["%.9g"] * len(scoring.columns)) + "\n"
+    running = [RunningErrors() if name == "rating" else RunningClicks() for name in scoring.columns]
+    rows, begin = 0, time.perf_counter()
+    with _open_input(raw) as (stream, file), _open_output(output) as out, _progress_bar(file) as bar:
+        out.write(",".join(scoring.columns) + "\n")
+        for inputs, target in _readable(scoring.batches(stream, _name(raw)), raw):
+            predicted = predict_batch(model, inputs, bf16)
+            for metrics, values, truth in zip(running, predicted.numpy().T, target.numpy().T, strict=True):
+                known = ~np.isnan(truth)
+                metrics.update(values[known], truth[known])
+            out.write("".join([line % tuple(values) for values in predicted.tolist()]))
+            rows += len(predicted)
+            bar.set_postfix_str(f"{rows / (time.perf_counter() - begin):,.0f} rows/s", refresh=False)
+            bar.update(file.tell() - bar.n if file.seekable() else 0)
+    found = {name: metrics.compute() for name, metrics in zip(scoring.columns, running, strict=True) if metrics.count}
+    unseen = {name: count for name, count in scoring.unseen.items() if count}
+    return {"rows": rows, "seconds": time.perf_counter() - begin, "unseen": unseen, "metrics": found}
+
+
+@torch.inference_mode()
+def predict_batch(model: Recommender, inputs: list[Tensor], bf16: bool = False) -> Tensor:
+    """Predictions (N, columns) float32 of inputs of any number of rows N."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        parts = zip(*(column.split(BATCH_ROWS) for column in inputs), strict=True)
+        predicted = torch.cat([model.predict(model(*part).float()) for part in parts])
+    return predicted.unsqueeze(1) if predicted.dim() == 1 else predicted
+
+
+class RunningClicks:
+    """common.metrics.click_metrics in constant memory: the AUC from counts of equal probabilities (to 13 bits)."""
+
+    SHIFT = 10  # bits of the 24 that do not count; positive floats are in the order of their bits
+
+    def __init__(self):
+        self.count, self.clicks, self.probability, self.loss = 0, 0.0, 0.0, 0.0
+        self.counts = np.zeros((2, (np.float32(1).view(np.int32) >> self.SHIFT) + 1), np.int64)
+
+    def update(self, probability: np.ndarray, click: np.ndarray) -> None:
+        np.add.at(self.counts, (click.astype(np.int64), probability.view(np.int32) >> self.SHIFT), 1)
+        self.count += len(click)
+        self.clicks += float(click.sum(dtype=np.float64))
+        self.probability += float(probability.sum(dtype=np.float64))
+        p = np.where(click == 1, probability, 1 - probability.astype(np.float64))
+        self.loss -= float(np.log(np.maximum(p, np.exp(-100.0))).sum())
+
+    def compute(self) -> dict[str, float]:
+        negatives, positives = self.counts
+        rate, log_loss = self.clicks / self.count, self.loss / self.count
+        metrics = {"auc": float("nan"), "log_loss": log_loss, "normalized_entropy": float("nan")}
+        if 0 < rate < 1:
+            below = negatives.cumsum() - negatives / 2
+            metrics["auc"] = float(positives @ below / (positives.sum() * negatives.sum()))
+            metrics["normalized_entropy"] = log_loss / -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+        return metrics | {"calibration": self.probability / self.clicks if rate else float("nan")}
+
+
+class RunningErrors:
+    """common.metrics.rating_metrics in constant memory."""
+
+    def __init__(self):
+        self.count, self.squares, self.absolute = 0, 0.0, 0.0
+
+    def update(self, prediction: np.ndarray, rating: np.ndarray) -> None:
+        error = prediction.astype(np.float64) - rating
+        self.count += len(error)
+        self.squares += float((error**2).sum())
+        self.absolute += float(np.abs(error).sum())
+
+    def compute(self) -> dict[str, float]:
+        return {"rmse": (self.squares / self.count) ** 0.5, "mae": self.absolute / self.count}
+
+
+def _name(raw: str | Path) -> str:
+    return "standard input" if str(raw) == "-" else str(raw)
+
+
+def _readable(batches: Iterator[tuple], raw: str | Path) -> Iterator[tuple]:
+    try:
+        yield from batches
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{_name(raw)}: the compressed file is cut or damaged ({error}); get it again.") from error
+
+
+@contextmanager
+def _open_input(raw: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The (decompressed) stream, and the file below it, whose position is the progress."""
+    try:
+        opened = nullcontext(sys.stdin.buffer) if str(raw) == "-" else open(raw, "rb")
+    except OSError as error:
+        raise UserError(f"cannot read {raw}: {error.strerror}.") from error
+    with opened as file:
+        yield (gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file), file
+
+
+def _progress_bar(file: BinaryIO) -> tqdm:
+    size = os.fstat(file.fileno()).st_size if file.seekable() else None
+    return tqdm(total=size, desc="Scoring", unit="B", unit_scale=True)
+
+
+@contextmanager
+def _open_output(path: str | Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that is there when it is complete."""
+    if path is None:
+        yield sys.stdout
+        return
+    beside = Path(f"{path}.partial")
+    try:
+        with open(beside, "w") as file:
+            yield file
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def main() -> None:
+    check(len(sys.argv) in (3, 4), "usage: python predict.py CHECKPOINT RAW_FILE [OUT.csv]; RAW_FILE may be -")
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict.py ... | head` ends in silence
+    result = predict(*sys.argv[1:])
+    print(f"{result['rows']:,} rows in {result['seconds']:.1f} s", file=sys.stderr)
+    if result["unseen"]:
+        counts = ", ".join(f"{name} {count:,}" for name, count in result["unseen"].items())
+        print(f"Rows with an unseen or rare category: {counts}", file=sys.stderr)
+    for column, metrics in result["metrics"].items():
+        print(f"{column}: {', '.join(f'{name} {value:.6f}' for name, value in metrics.items())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,249 @@
+"""predict.py: from a raw file and a checkpoint alone to the test step's predictions."""
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from bst.train import train as train_bst
+from common.checkpoint import MappedCheckpointIO, load_checkpoint
+from common.errors import UserError
+from common.metrics import click_metrics, rating_metrics
+from common.paths import REPO
+from common.training import QUIET_TRAINER
+from data.census_income import CensusIncomeDataModule
+from data.criteo_data import CriteoDataModule
+from data.movie_rating_seq import MovieRatingDataModule
+from data.sample_census import census_sample
+from deepfm.train import train as train_deepfm
+from dlrm.train import train as train_dlrm
+from multitask.train import train as train_mmoe
+from predict import RunningClicks, RunningErrors, load, predict
+from tests.criteo_rows import make_lines, write_lines
+from tests.movie_rows import make_ratings, write_1m, write_csv
+
+ONE_EPOCH = {"max_epochs": 1, "precision": "32-true"}
+SMALL_BST = {"embedding_dim": 8, "heads": 2, "factors": 4, "hidden": (8,), "batch_size": 64, "history": 5}
+
+
+def train_on(train: Callable, root: Path, outputs: Path, **settings) -> Path:
+    """Train on the raw files below `root`; the best checkpoint."""
+    train(data_root=str(root), **ONE_EPOCH, **settings)
+    (checkpoint,) = outputs.glob("runs/*/version_0/checkpoints/best.ckpt")
+    return checkpoint
+
+
+def by_test_step(checkpoint: Path, data: pl.LightningDataModule) -> np.ndarray:
+    """What the test step predicts."""
+    model, _ = load(checkpoint)
+    data.setup()
+    trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False, **QUIET_TRAINER)
+    trainer.test(model, data, verbose=False)
+    return model.metrics.prediction.numpy()
+
+
+def read_csv(path: Path) -> tuple[str, np.ndarray]:
+    header, *lines = path.read_text().splitlines()
+    return header, np.array([[float(field) for field in line.split(",")] for line in lines])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """DATA_ROOT with 300 Criteo rows."""
+    root = tmp_path_factory.mktemp("root")
+    write_lines(root / "criteo" / "train.txt", make_lines(np.random.default_rng(0), 300))
+    return root
+
+
+@pytest.fixture
+def lines(root) -> list[str]:
+    return (root / "criteo" / "train.txt").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def deepfm(root, tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OUTPUT_ROOT", str(tmp_path_factory.mktemp("output")))
+        return train_on(train_deepfm, root, Path(os.environ["OUTPUT_ROOT"]), hidden=(8,), embedding_dim=3)
+
+
+@pytest.mark.parametrize(
+    ("train", "settings"),
+    [
+        (train_deepfm, {"hidden": (8,), "embedding_dim": 3}),
+        (train_deepfm, {"hidden": (8,), "embedding_dim": 3, "numbers": "bucket"}),
+        (train_dlrm, {"bottom": (8,), "top": (8,), "embedding_dim": 4}),
+    ],
+)
+def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, settings):
+    checkpoint = train_on(train, root, outputs, **settings)
+    data = CriteoDataModule("criteo", str(root), numbers=settings.get("numbers", train.__defaults__[3]))
+    expected = by_test_step(checkpoint, data)
+    moved = Path(shutil.move(checkpoint, tmp_path / "alone.ckpt"))
+    shutil.rmtree(outputs / "runs")
+    result = predict(moved, root / "criteo" / "train.txt", tmp_path / "out.csv")
+    header, values = read_csv(tmp_path / "out.csv")
+    assert header == "probability" and values.shape == (300, 1) and result["rows"] == 300
+    np.testing.assert_allclose(values[data.rows["test"], 0], expected, rtol=0, atol=1e-6)
+    labels = torch.tensor([float(line[0]) for line in lines])
+    exact = click_metrics(torch.from_numpy(values[:, 0]).float(), labels)
+    assert result["metrics"]["probability"] == pytest.approx(exact, abs=2e-4)
+
+
+def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
+    predict(deepfm, root / "criteo" / "train.txt", tmp_path / "labelled.csv")
+    write_lines(tmp_path / "test.txt", [line[2:] for line in lines])
+    assert predict(deepfm, tmp_path / "test.txt", tmp_path / "plain.csv")["metrics"] == {}
+    expected = (tmp_path / "labelled.csv").read_bytes()
+    assert (tmp_path / "plain.csv").read_bytes() == expected
+    packed = gzip.compress((tmp_path / "test.txt").read_bytes())
+    (tmp_path / "test.txt.gz").write_bytes(packed)
+    predict(deepfm, tmp_path / "test.txt.gz", tmp_path / "gz.csv")
+    assert (tmp_path / "gz.csv").read_bytes() == expected
+    for given in (packed, (tmp_path / "test.txt").read_bytes()):
+        done = run([deepfm, "-"], given)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == expected
+        assert b"300 rows" in done.stderr
+
+
+def test_unseen_categories_are_counted(tmp_path, lines, deepfm):
+    fields = lines[0].split("\t")
+    fields[14], fields[39] = "ffffffff", ""
+    write_lines(tmp_path / "new.txt", ["\t".join(fields)])
+    _, scoring = load(deepfm)
+    known = {f"{value:08x}" for value in scoring.encoder.vocabularies[0].tolist()}
+    assert "ffffffff" not in known
+    unseen = predict(deepfm, tmp_path / "new.txt", tmp_path / "out.csv")["unseen"]
+    assert unseen["C1"] == 1 and "C26" not in unseen
+
+
+def test_bf16_is_close(tmp_path, root, deepfm):
+    raw = root / "criteo" / "train.txt"
+    predict(deepfm, raw, tmp_path / "a.csv")
+    predict(deepfm, raw, tmp_path / "b.csv", bf16=True)
+    (_, exact), (_, close) = read_csv(tmp_path / "a.csv"), read_csv(tmp_path / "b.csv")
+    np.testing.assert_allclose(close, exact, rtol=0, atol=1e-3)
+    assert (close != exact).any()
+
+
+def test_census_equals_the_test_step(tmp_path, outputs):
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    checkpoint = train_on(train_mmoe, tmp_path, outputs, num_experts=2, expert_units=(8, 4), tower_units=(4,))
+    data = CensusIncomeDataModule("census-income-kdd", str(tmp_path))
+    expected = by_test_step(checkpoint, data)
+    raw = tmp_path / "census-income-kdd" / "census-income.test"
+    metrics = predict(checkpoint, raw, tmp_path / "out.csv")["metrics"]
+    header, values = read_csv(tmp_path / "out.csv")
+    assert header == "income,never_married" and set(metrics) == {"income", "never_married"}
+    np.testing.assert_allclose(values[data.rows["test"] - 1_500], expected, rtol=0, atol=1e-6)
+
+    rows = [line.split(", ") for line in raw.read_text().splitlines()]
+    without = "".join(", ".join(row[:-1]) + "\n" for row in rows)
+    (tmp_path / "new.csv").write_text(without.replace("Never married", "?"))
+    metrics = predict(checkpoint, tmp_path / "new.csv", tmp_path / "new_out.csv")["metrics"]
+    assert list(metrics) == ["never_married"] and np.isnan(metrics["never_married"]["auc"])
+    assert (tmp_path / "new_out.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("write", "raw", "target", "split"),
+    [
+        (write_1m, "ratings.dat", "click", "leave_last"),
+        (write_1m, "ratings.dat", "rating", "time"),
+        (write_csv, "ratings.csv", "rating", "random"),
+    ],
+)
+def test_movies_equal_the_test_step(tmp_path, outputs, rng, write, raw, target, split):
+    ratings = make_ratings(rng, users=30)
+    write(tmp_path / "mine", ratings)
+    settings = SMALL_BST | {"dataset": "mine", "target": target, "split": split}
+    checkpoint = train_on(train_bst, tmp_path, outputs, **settings)
+    data = MovieRatingDataModule("mine", str(tmp_path), target=target, split=split, history=5)
+    expected = by_test_step(checkpoint, data)
+    result = predict(checkpoint, tmp_path / "mine" / raw, tmp_path / "out.csv")
+    header, values = read_csv(tmp_path / "out.csv")
+    assert header == {"rating": "rating", "click": "probability"}[target]
+    assert len(values) == len(ratings) and set(result["metrics"]) == {header}
+    in_file = [ratings.index(row) for row in sorted(ratings, key=lambda row: (row[0], row[3], ratings.index(row)))]
+    np.testing.assert_allclose(values[in_file][data.rows["test"], 0], expected, rtol=0, atol=1e-6)
+
+
+def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
+    ratings = [(1, 1, 5, 100), (1, 2, 4, 200), (1, 3, 1, 300), (2, 9, 3, 50), *make_ratings(rng, users=9)[:60]]
+    ratings = [*ratings[:4], *((user + 10, *rest) for user, *rest in ratings[4:])]
+    write_1m(tmp_path / "mine", ratings)
+    checkpoint = train_on(train_bst, tmp_path, outputs, dataset="mine", **SMALL_BST)
+    _, scoring = load(checkpoint)
+    rows = ["1::9::::250", "1::9", "1::2::4::200", "1::2", "1::2::::400", "77::1", "1::9::3::10"]
+    batches = list(scoring.batches((line.encode() + b"\n" for line in rows), "here"))
+    ((_, history, _, distance, user, numbers), target), *_ = batches
+    past = [[scoring.encoder.movie_ids[i - 2] for i in row if i > 1] for row in history.tolist()]
+    assert past == [[1, 2], [1, 2, 3], [1], [1], [1, 2, 3], [], []]
+    assert distance[0, -1] == distance[2, -1] - 2  # 50 and 100
+    torch.testing.assert_close(numbers[:, 2].exp() - 1, torch.tensor([2.0, 3, 1, 1, 3, 0, 0]))
+    assert user[5].eq(0).all() and user[4, 0] > 1
+    assert [value for value in target[:, 0].tolist() if value == value] == [4, 3]
+    assert scoring.unseen == {"user": 1, "movie": 0}
+    with pytest.raises(UserError, match=r"here, line 2: found '1::2::6', expected user::movie\[::rating"):
+        list(scoring.batches([b"1::2\n", b"1::2::6\n"], "here"))
+
+
+def run(arguments: list, given: bytes = b"") -> subprocess.CompletedProcess:
+    command = [sys.executable, str(REPO / "predict.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=REPO.parent, input=given, capture_output=True, env=dict(os.environ))
+
+
+def test_errors(tmp_path, root, lines, deepfm):
+    raw = write_lines(tmp_path / "bad.txt", [*lines[:20], "a broken line"])
+    done = run([deepfm, raw, tmp_path / "out.csv"])
+    assert done.returncode == 1 and done.stdout == b"" and b"Traceback" not in done.stderr
+    assert b"bad.txt, line 21: found 1 fields" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("out.csv*"))
+    with pytest.raises(UserError, match=r"cannot read .*nowhere"):
+        predict(deepfm, tmp_path / "nowhere.txt")
+    with pytest.raises(UserError, match=r"cannot write .*no_folder"):
+        predict(deepfm, root / "criteo" / "train.txt", tmp_path / "no_folder" / "out.csv")
+    (tmp_path / "cut.gz").write_bytes(gzip.compress("\n".join(lines).encode())[:-100])
+    with pytest.raises(UserError, match="cut or damaged"):
+        predict(deepfm, tmp_path / "cut.gz", tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "Other"}, "found the model 'Other', expected one of DeepFM"),
+        ({"model": None}, "found the model None"),
+        ({"model": "DLRM"}, "does not fit this version of DLRM"),
+        ({"hyper_parameters": {}}, "does not fit"),
+        ({"CriteoDataModule": {}}, "does not fit"),
+        ({"state_dict": {}}, "does not fit"),
+    ],
+)
+def test_foreign_checkpoints(tmp_path, deepfm, change, message):
+    MappedCheckpointIO().save_checkpoint(load_checkpoint(deepfm) | change, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "other.ckpt")
+
+
+def test_running_metrics_equal_those_of_whole_splits(rng):
+    label = (rng.random(50_000) < 0.2).astype(np.float32)
+    probability = (1 / (1 + np.exp(-(rng.normal(-2, 1, 50_000) + label)))).astype(np.float32)
+    clicks, errors = RunningClicks(), RunningErrors()
+    for part in np.split(np.arange(50_000), 7 * [0] + [1, 20_000]):
+        clicks.update(probability[part], label[part])
+        errors.update(probability[part], label[part])
+    p, y = torch.from_numpy(probability), torch.from_numpy(label)
+    assert clicks.compute() == pytest.approx(click_metrics(p, y), abs=1e-6)
+    assert errors.compute() == pytest.approx(rating_metrics(p, y), abs=1e-9)
+    one = RunningClicks()
+    one.update(np.ones(3, np.float32), np.ones(3, np.float32))
+    assert np.isnan(one.compute()["auc"]) and one.compute()["log_loss"] == 0
