@@ -18,6 +18,7 @@ import ray
 import torch
 from filelock import FileLock
 from ray import tune
+from ray._private import ray_constants
 
 from common.errors import UserError, check, run_script
 from common.paths import REPO, data_root, output_root
@@ -39,7 +40,7 @@ from data.criteo_data import CriteoDataModule
 from dlrm.train import train
 
 TRIALS = 16
-SEARCH_SPACE = {  # keywords of dlrm/train.py; all others keep its constants. The first trial is that file's constants
+SEARCH_SPACE = {  # keywords of dlrm/train.py, whose constants serve for all others and, if they lie in it, first
     "learning_rate": tune.loguniform(3e-4, 5e-3),
     "embedding_dim": tune.choice([8, 16, 32]),
     "bottom": tune.choice([(64,), (128, 64), (256, 64), (512, 256, 64)]),
@@ -162,7 +163,10 @@ def find_folder(home: Path, settings: dict) -> Path:
 def start_ray(address: str | None, cpus_per_trial: int) -> None:
     """Connect to a running cluster, or start Ray here, without a dashboard."""
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    own = {"include_dashboard": False, "object_store_memory": 128 * 2**20} if address == "local" else {}
+    own = {}
+    if address == "local":
+        own = {"include_dashboard": False, "object_store_memory": 128 * 2**20}
+        ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's only switch for listening on the loopback interface alone
     variables = {"PYTHONPATH": str(REPO), "OUTPUT_ROOT": str(output_root()), "OMP_NUM_THREADS": str(cpus_per_trial)}
     ray.init(
         address,

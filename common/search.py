@@ -79,7 +79,9 @@ class RecordedSearch(OptunaSearch):
 
     def __init__(self, space: dict, first: dict, seed: int, record: SearchRecord):
         self.record, self.again = record, record.of("started")
-        points = [as_choices(trial["config"]) for trial in self.again] or ([] if record.trials else [first])
+        points = [as_choices(trial["config"]) for trial in self.again]
+        if not record.trials and all(values.is_valid(first[name]) for name, values in space.items()):
+            points = [first]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # not the samples of before: a search that goes on has those already
         super().__init__(distributions(space), METRIC, MODE, points, seed=seed + len(record.trials))
@@ -153,7 +155,7 @@ class Progress(tune.Callback):
         names = ("validation", "epoch", "step", "learning_rate", "train_loss")
         ours["rows"].append({name: value for name, value in result.items() if name in names or name.startswith("val_")})
         self.record.save()
-        best = best_trial(self.record.trials)
+        best = max((trial for trial in self.record.trials if trial["rows"]), key=lambda trial: best_row(trial)[METRIC])
         self.say(
             ours,
             f"{result['validation']:3d}/{self.validations}  {METRIC} {result[METRIC]:.4f}  "

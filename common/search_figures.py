@@ -72,6 +72,7 @@ def _draw_settings(trials: list[dict], path: Path) -> None:
             positions = values
             axes.set_xscale("log" if max(values) > 5 * min(values) > 0 else "linear")
             axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            axes.tick_params(axis="x", labelrotation=30)
         else:
             choices = sorted(set(map(_hashable, values)))
             positions = [choices.index(_hashable(value)) for value in values]
