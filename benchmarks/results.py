@@ -1,0 +1,78 @@
+"""Write the README's results table from results.json files: `python benchmarks/results.py [RUNS]` (default: runs/).
+
+One row per model, dataset and protocol: mean and spread of the test metrics over the seeds, baselines and published
+figures beside them. No number is typed by hand but the published ones, below with their source.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
+
+import numpy as np
+
+from common.errors import check, run_script
+from common.paths import REPO, output_root
+
+BEGIN, END = "<!-- results: python benchmarks/results.py -->\n", "<!-- end of results -->"
+# (model, dataset): what others publish for it, and where
+PUBLISHED = {
+    (
+        "MMoE",
+        "census-income-kdd",
+    ): "paper (mean): income .9359, never married .9927; education .8826, never married .9924",
+    ("BST", "ml-1m"): "untuned port: rmse .9437 to .9484",
+}
+SHOWN = ("auc", "log_loss", "rmse", "mae")  # metrics of the table; an AUC of a task starts with auc_
+
+
+def main() -> None:
+    """Replace the table between the two markers of the README."""
+    runs = Path(sys.argv[1]) if len(sys.argv) > 1 else output_root() / "runs"
+    table = results_table(runs)
+    readme = REPO / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(before + BEGIN + table + END + after)
+    print(table)
+
+
+def results_table(runs: Path) -> str:
+    """Markdown table of all finished runs on real data below `runs`.
+
+    Raises: UserError where there are none.
+    """
+    groups = defaultdict(list)
+    for path in sorted(runs.glob("*/version_*/results.json")):
+        result = json.loads(path.read_text())
+        if not result["is_sample"] and "test" in result:
+            settings = {k: v for k, v in result["settings"].items() if k not in ("seed", "data_root", "resume")}
+            key = (path.parts[-3], result["model"], result["dataset"], result["protocol"], json.dumps(settings))
+            groups[key].append(result)
+    check(groups, f"{runs} has no finished runs on real data; run a train.py with DATA_ROOT set first.")
+    lines = ["| model | data | test metrics, mean ± sd over seeds | baselines | published | command, seconds |"]
+    lines.append("|---|---|---|---|---|---|")
+    for (folder, model, dataset, protocol, _), results in sorted(groups.items()):
+        seconds = np.median([result["wall_seconds"] for result in results])
+        baselines = "; ".join(f"{name}: {_metrics([r])}" for name, r in results[0]["baselines"].items())
+        lines.append(
+            f"| {model} | {dataset}, {protocol} | {_metrics([r['test'] for r in results])} ({len(results)} seeds) "
+            f"| {baselines} | {PUBLISHED.get((model, dataset), '')} | `{folder}/train.py`, {seconds:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _metrics(results: list[dict[str, float]]) -> str:
+    parts = []
+    for name in results[0]:
+        if name in SHOWN or name.startswith("auc_"):
+            values = [result[name] for result in results]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            parts.append(f"{name} {np.mean(values):.4f}{spread}")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    run_script(main)
