@@ -99,7 +99,6 @@ def search(
         "validations_per_epoch": validations_per_epoch,
         "patience": validations,  # the scheduler stops trials
         "seed": seed,
-        "resume": True,
     }
     compared = constants | {name: str(values) for name, values in distributions(space).items()}
     compared |= {"trials": trials, "grace_validations": grace_validations, "reduction_factor": reduction_factor}
@@ -140,7 +139,7 @@ def run_trial(config: dict, constants: dict, record: SearchRecord, threads: int)
     folder = record.folder(config.pop("number"))
     reporter = Reporter()
     try:
-        train(**constants, **config, run_folder=str(folder), callbacks=[reporter], test=False)
+        train(**constants, **config, resume=True, run_folder=str(folder), callbacks=[reporter], test=False)
     except KeyboardInterrupt:  # what becomes of Ray's SystemExit(0) in a trial that it stops
         sys.exit(0)
     except Exception as error:
