@@ -39,7 +39,7 @@ from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
 
 BF16 = False  # True is faster where the processor multiplies bf16; probabilities then differ by up to 1e-3
-BATCH_ROWS = 4096  # scored at a time
+BATCH_ROWS = 1024  # scored at a time; more do not fit into the cache of a processor
 
 Scoring = CriteoScoring | CensusScoring | MovieScoring
 # class of the model, by the name in the checkpoint; key of the data's state in it; what reads raw rows with that state

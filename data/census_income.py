@@ -1,6 +1,6 @@
 """Census-Income (KDD), or Adult: raw text -> encoded rows and the labels of all tasks -> batches.
 
-`python data/census_income.py` builds the cache and prints what it found.
+`python data/census_income.py` downloads the raw files, builds the cache and prints what it found.
 N: rows or numeric columns, C: input columns, each of them a category; K: tasks.
 """
 
@@ -21,6 +21,7 @@ from common.errors import check, run_script
 from common.metrics import task_aucs
 from data.cache import cached
 from data.census_format import LAYOUTS, MISSING_TEXT, Chunk, Layout, parse_number, read_file, recognise
+from data.download import ensure_dataset
 from data.loader import BatchLoader, EpochOrder, MappedRows
 from data.locate import find_dataset, raw_file
 from data.sample_census import census_sample
@@ -224,7 +225,8 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Build the cache and print what was found."""
+    """Download the raw files where there is no folder, build the cache and print what was found."""
+    ensure_dataset(DATASET)
     data = CensusIncomeDataModule(tasks=("income", "never_married", "education"))
     data.setup()
     labels = {split: data.read(split)[-1] for split in data.rows}

@@ -1,6 +1,6 @@
 """Criteo display advertising (Kaggle 2014): raw text -> columns -> encoded rows -> batches.
 
-`python data/criteo_data.py` builds the cache and prints what it found.
+`python data/criteo_data.py` downloads the raw files (4.6 GB), builds the cache and prints what it found.
 N: rows, F: categorical fields.
 """
 
@@ -20,6 +20,7 @@ from common.metrics import click_metrics
 from data.cache import cached
 from data.criteo_cache import SPLITS, write_columns, write_encoded
 from data.criteo_encoding import NUMBER_FORMS, CriteoEncoder
+from data.download import ensure_dataset
 from data.loader import BatchLoader, EpochOrder, MappedRows
 from data.locate import find_dataset, raw_file
 from data.sample_criteo import criteo_sample
@@ -118,7 +119,8 @@ class CriteoDataModule(pl.LightningDataModule):
 
 
 def main() -> None:
-    """Build the cache and print what was found."""
+    """Download the raw files where there is no folder, build the cache and print what was found."""
+    ensure_dataset(DATASET)
     data = CriteoDataModule()
     data.setup()
     print(pd.DataFrame({"rows": data.summary["rows"], "click rate": data.summary["click_rate"]}).to_string())

@@ -1,6 +1,6 @@
 """MovieLens: raw ratings -> time-ordered arrays -> a user's past ratings before each target -> batches.
 
-`python data/movie_rating_seq.py` builds the cache and prints what it found.
+`python data/movie_rating_seq.py` downloads the raw files, builds the cache and prints what it found.
 B: batch, L: length of the history, C: features of a user.
 """
 
@@ -18,6 +18,7 @@ import torch
 from common.errors import check, run_script
 from common.metrics import click_metrics, rating_metrics
 from data.cache import cached
+from data.download import ensure_dataset
 from data.loader import BatchLoader, EpochOrder
 from data.locate import find_dataset, raw_file
 from data.movie_encoding import (
@@ -213,7 +214,8 @@ def write_encoded(files: list[Path], release: Release, ordered_folder: Path, set
 
 
 def main() -> None:
-    """Build the cache and print what was found."""
+    """Download the raw files where there is no folder, build the cache and print what was found."""
+    ensure_dataset(DATASET)
     data = MovieRatingDataModule()
     data.setup()
     ratings = np.load(data.ordered / "rating.npy", mmap_mode="r")

@@ -1,0 +1,302 @@
+"""Downloads from a local server that cuts connections, lies, redirects, is slow and fails; bad archives."""
+
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from common.paths import REPO
+from data import download as module
+from data.archives import ARCHIVES, Archive
+from data.download import download, ensure_dataset, unpack
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+
+
+class Server(ThreadingHTTPServer):
+    """answers: (path, Range header or None) -> handler of the next request; requests: those that came."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests, self.behaviours = [], {}
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address) -> None:
+        pass  # the client has gone, as some tests want
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        name = self.path.strip("/")
+        self.server.requests.append((name, self.headers["Range"]))
+        self.server.behaviours[name](self)
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+    def send(self, content: bytes = CONTENT, cut: int | None = None, ranges: bool = True, length: bool = True) -> None:
+        """The content from the asked-for byte on; cut: bytes after which the connection breaks."""
+        start = int(self.headers["Range"][6:-1]) if ranges and self.headers["Range"] else 0
+        if start and start >= len(content):
+            self.send_response(416)
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if length:
+            self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][:cut])
+
+    def status(self, code: int) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def redirect(self, url: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", url)
+        self.end_headers()
+
+    def slow(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        for part in range(10):
+            self.wfile.write(CONTENT[part * 300_000 : (part + 1) * 300_000])
+            time.sleep(0.05)
+
+    def stalled(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT[:1_500_000])
+        time.sleep(2)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(module, "PAUSES", (0, 0))
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def archive(*urls: str, **changes) -> Archive:
+    known = {"size": len(CONTENT), "checksum": "md5:" + hashlib.md5(CONTENT).hexdigest()}
+    return Archive(urls, "file.zip", {}, **(known | changes))
+
+
+def in_turn(*behaviours):
+    """Each request gets the next behaviour, the last one goes on."""
+    left = list(behaviours)
+    return lambda handler: (left.pop(0) if len(left) > 1 else left[0])(handler)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "number_of_requests"),
+    [
+        (Handler.send, 1),
+        (Handler.slow, 1),
+        (lambda handler: handler.send(cut=1_200_000), 3),
+        (in_turn(lambda handler: handler.send(cut=1_500_000, length=False), Handler.send), 2),
+        (in_turn(lambda handler: handler.send(cut=1_500_000), lambda handler: handler.send(ranges=False)), 2),
+        (in_turn(lambda handler: handler.status(503), lambda handler: handler.status(503), Handler.send), 3),
+        (in_turn(lambda handler: handler.send(cut=0), Handler.send), 2),
+    ],
+    ids=["good", "slow", "cut", "cut, length unknown", "cut, no ranges", "503", "nothing at first"],
+)
+def test_gets_the_file(tmp_path, server, behaviour, number_of_requests):
+    server.behaviours["file"] = behaviour
+    path = download(archive(server.url("file")), tmp_path)
+    assert path == tmp_path / "file.zip" and path.read_bytes() == CONTENT
+    assert len(server.requests) == number_of_requests
+    assert [path.name for path in tmp_path.iterdir()] == ["file.zip"]
+    assert download(archive(server.url("file")), tmp_path) == path
+    assert len(server.requests) == number_of_requests
+
+
+def test_goes_on_where_it_broke(tmp_path, server):
+    server.behaviours["file"] = lambda handler: handler.send(cut=1 << 20)
+    download(archive(server.url("file")), tmp_path)
+    starts = [int(asked[6:-1]) if asked else 0 for _, asked in server.requests]
+    assert starts == [0, 1 << 20, 2 << 20]
+
+
+def test_goes_on_in_another_process(tmp_path, server):
+    (tmp_path / "file.zip.part").write_bytes(CONTENT[:2_000_000])
+    server.behaviours["file"] = Handler.send
+    assert download(archive(server.url("file")), tmp_path).read_bytes() == CONTENT
+    assert server.requests == [("file", "bytes=2000000-")]
+    (tmp_path / "file.zip").rename(tmp_path / "file.zip.part")  # complete, but killed before it was renamed
+    assert download(archive(server.url("file"), size=None), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_stalled_connection_is_given_up(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", (1, 0.3))
+    server.behaviours["file"] = in_turn(Handler.stalled, Handler.send)
+    assert download(archive(server.url("file")), tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 2 and server.requests[1][1] is not None
+
+
+def test_follows_redirects_and_keeps_the_range(tmp_path, server):
+    server.behaviours["old"] = lambda handler: handler.redirect(server.url("file"))
+    server.behaviours["file"] = lambda handler: handler.send(cut=2_000_000)
+    assert download(archive(server.url("old")), tmp_path).read_bytes() == CONTENT
+    assert [name for name, _ in server.requests] == ["old", "file"] * 2
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (lambda handler: handler.status(404), "status 404"),
+        (lambda handler: handler.status(503), "status 503"),
+        (lambda handler: handler.send(CONTENT[::-1]), "has the checksum"),
+        (lambda handler: handler.send(CONTENT[:-1]), "offers 2,999,999 bytes, expected 3,000,000"),
+        (lambda handler: handler.send(CONTENT + b"x", length=False), "has 3,000,001 bytes, expected 3,000,000"),
+        (lambda handler: handler.redirect("/file"), "30 redirects"),
+    ],
+    ids=["404", "503", "wrong bytes", "short", "long", "redirects without end"],
+)
+def test_mirrors_in_order_and_what_is_said_when_none_works(tmp_path, server, behaviour, reason):
+    server.behaviours |= {"file": behaviour, "mirror": Handler.send}
+    official, mirror = server.url("file"), server.url("mirror")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert download(archive(official, mirror), tmp_path / "a").read_bytes() == CONTENT
+    assert server.requests[0][0] == "file" and server.requests[-1] == ("mirror", None)
+    with pytest.raises(UserError) as raised:
+        download(archive(official), tmp_path / "b")
+    message = str(raised.value)
+    assert reason in message and f"get {official}" in message and f"put it at {tmp_path}/b/file.zip" in message
+    assert not (tmp_path / "b" / "file.zip").exists()
+
+
+def test_without_a_network(tmp_path, server, monkeypatch):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match=r"cannot download file.zip.*put it at .*file.zip.*refused"):
+        download(archive(server.url("file")), tmp_path)
+
+
+def test_a_wrong_file_put_by_hand_is_refused(tmp_path):
+    (tmp_path / "file.zip").write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"file.zip: has 6 bytes, expected 3,000,000. Remove the file"):
+        download(archive("http://127.0.0.1:1/"), tmp_path)
+
+
+def make_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return path
+
+
+def make_tar(files: dict[str, bytes | str]) -> bytes:
+    """A .tar.gz; a str is where a link points to."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                packed.addfile(member)
+            else:
+                member.size = len(content)
+                packed.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+EVIL = {"../evil": b"x", "/tmp/evil_absolute": b"x", "a/../../../evil": b"x"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar in zip"])
+def test_only_the_files_asked_for_are_unpacked(tmp_path, kind):
+    files = EVIL | {"deep/in/rows.txt": b"rows", "deep/in/other.txt": b"other", "../../names.txt": b"names"}
+    path = tmp_path / "archives" / "a"
+    path.parent.mkdir()
+    if kind == "zip":
+        make_zip(path, files)
+    elif kind == "tar":
+        path.write_bytes(make_tar(files))
+    else:
+        make_zip(path, {"inner.tar.gz": make_tar(files), "readme": b"r"})
+    target = tmp_path / "data" / "set"
+    unpack(path, {"rows.txt": "md5:" + hashlib.md5(b"rows").hexdigest(), "names.txt": None}, target)
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == {"rows.txt": b"rows", "names.txt": b"names"}
+    assert {p.name for p in tmp_path.rglob("*")} == {"archives", "a", "data", "set", "rows.txt", "names.txt"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (make_tar({"rows.txt": "/etc/passwd"}), "has no rows.txt"),
+        (make_tar({"rows.txt": b"rows"}), "rows.txt has the checksum .* expected 0"),
+        (make_tar({"rows.txt": CONTENT})[:-1_000_000], "is damaged"),
+        (b"<html>", "is damaged"),
+        (b"", "is damaged|has no rows.txt"),
+    ],
+    ids=["link", "wrong bytes", "cut", "no archive", "empty"],
+)
+def test_bad_archives_leave_nothing(tmp_path, content, message):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        unpack(tmp_path / "a", {"rows.txt": "md5:0"}, tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_ensure_dataset(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "raw"))
+    packed = make_zip(tmp_path / "a.zip", {"x/rows.txt": b"rows"}).read_bytes()
+    server.behaviours["a.zip"] = lambda handler: handler.send(packed)
+    archives = {"mine": Archive((server.url("a.zip"),), "a.zip", {"rows.txt": None})}
+    for _ in range(2):
+        ensure_dataset("mine", archives)
+    assert (tmp_path / "raw" / "mine" / "rows.txt").read_bytes() == b"rows" and len(server.requests) == 1
+    with pytest.raises(UserError, match="only mine can be downloaded"):
+        ensure_dataset("yours", archives)
+    (tmp_path / "raw" / "yours").mkdir()
+    with pytest.raises(UserError, match="is empty: it has no files"):
+        ensure_dataset("yours", archives)
+
+
+def test_official_addresses_are_https_and_have_checksums():
+    for known in ARCHIVES.values():
+        assert all(url.startswith("https://") for url in known.urls)
+        assert known.checksum or all(known.files.values())
+
+
+def test_a_script_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    code = "import sys; sys.argv = ['x']; import data.download as d; d.PAUSES = (); import runpy; "
+    code += f"runpy.run_path({str(REPO / 'data' / 'movie_rating_seq.py')!r}, run_name='__main__')"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r}); {code}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: cannot download ml-1m.zip") and "https://files.grouplens.org" in last
+
+
+def test_requests_is_asked_for_no_compression(tmp_path, server):
+    seen = []
+    server.behaviours["file"] = lambda handler: (seen.append(handler.headers["Accept-Encoding"]), handler.send())
+    download(archive(server.url("file")), tmp_path)
+    assert seen == ["identity"]
