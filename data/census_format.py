@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, check
+from data.raw_text import text_of
 
 MISSING_TEXT = "?"
 LARGEST = float(np.finfo(np.float32).max)
@@ -169,7 +170,7 @@ def parse_number(text: str) -> float:
         value = float(text)
     except ValueError:
         return math.inf
-    return value if abs(value) <= LARGEST else math.inf
+    return value if abs(value) <= LARGEST and "_" not in text else math.inf  # float takes "1_0" for 10
 
 
 def recognise(folder: Path, get_command: str) -> Layout:
@@ -188,7 +189,7 @@ def read_file(path: Path, layout: Layout) -> Iterator[Chunk]:
 
 
 def read_rows(lines: Iterable[bytes], file: str, layout: Layout) -> Iterator[Chunk]:
-    """The rows without blank lines and comments.
+    """The rows without blank lines, and without comments before the first row.
 
     Raises: UserError naming `file` and line for a wrong number of fields, for what is no text, and for a cut .gz.
     """
@@ -202,12 +203,13 @@ def read_rows(lines: Iterable[bytes], file: str, layout: Layout) -> Iterator[Chu
 
 def _fields(lines: Iterable[bytes], file: str, expected: int) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each row."""
-    number = 0
+    number, in_rows = 0, False
     try:
         for number, raw in enumerate(lines, 1):
-            line = raw.decode("ascii").strip()
-            if not line or line.startswith("|"):
+            line = text_of(raw, "ascii").strip()
+            if not line or (line.startswith("|") and not in_rows):
                 continue
+            in_rows = True
             fields = [field.strip() for field in line.split(",")]
             if len(fields) != expected:
                 raise UserError(
@@ -215,8 +217,8 @@ def _fields(lines: Iterable[bytes], file: str, expected: int) -> Iterator[tuple[
                     "If it is the last line, the file is cut: get it again; else correct or remove the line."
                 )
             yield number, fields
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}, line {number}: found bytes that are not ASCII. Correct the file.") from error
+    except ValueError as error:
+        raise UserError(f"{file}, line {number}: found {error}. Correct the file.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"{file}: the compressed file is cut or damaged after line {number} ({error}); get it again."
         raise UserError(message) from error

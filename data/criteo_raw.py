@@ -150,7 +150,8 @@ def _integers(
     value = np.where(negative, -value.astype(np.int64), value.astype(np.int64))
     for row in np.flatnonzero(length > 8):  # rare: longer than a word
         field = bytes(text[starts[row] : ends[row]])
-        value[row] = int(field) if field.lstrip(b"-").isdigit() and length[row] <= 10 else MISSING_NUMBER
+        is_number = length[row] <= 10 and field[int(negative[row]) :].isdigit()
+        value[row] = int(field) if is_number else MISSING_NUMBER
         valid[row] = MISSING_NUMBER < value[row] <= np.iinfo(np.int32).max
     empty = ends == starts
     valid &= (length > 0) | empty

@@ -16,6 +16,7 @@ import numpy as np
 
 from common.errors import UserError, check
 from data.locate import raw_file
+from data.raw_text import text_of, whole_number
 
 BLOCK_BYTES = 16 << 20  # read at a time: some 700,000 lines
 AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M
@@ -54,11 +55,12 @@ class Release:
     movies_file: str
     users_file: str | None
     encoding: str
-    header: bytes
+    header: bytes  # of the ratings
+    movies_header: bytes
     rating_line: bytes
     rating_form: str
     scale: tuple[float, float]
-    parse_movie: Callable[[str], tuple[int, str, list[str]]]
+    parse_movie: Callable[[str], tuple[int, tuple[str, list[str]]]]
     parse_user: Callable[[str], tuple[int, list[str]]] | None
 
     @property
@@ -66,45 +68,53 @@ class Release:
         return [name for name in (self.ratings_file, self.movies_file, self.users_file) if name]
 
 
-def _movie_1m(line: str) -> tuple[int, str, list[str]]:
+def _movie_1m(line: str) -> tuple[int, tuple[str, list[str]]]:
     number, title, genres = line.split("::")
-    return int(number), title, genres.split("|")
+    return whole_number(number), (title, _genres(genres))
 
 
 def _user_1m(line: str) -> tuple[int, list[str]]:
     number, gender, age, occupation, _ = line.split("::")
-    return int(number), [gender, str(int(age)), occupation]
+    return whole_number(number), [gender, str(whole_number(age)), occupation]
 
 
-def _movie_100k(line: str) -> tuple[int, str, list[str]]:
+def _movie_100k(line: str) -> tuple[int, tuple[str, list[str]]]:
     number, title, _, _, _, *flags = line.split("|")
     if len(flags) != len(GENRES_100K) or not set(flags) <= {"0", "1"}:
         raise ValueError
-    return int(number), title, [genre for genre, flag in zip(GENRES_100K, flags, strict=True) if flag == "1"]
+    return whole_number(number), (title, [name for name, flag in zip(GENRES_100K, flags, strict=True) if flag == "1"])
 
 
 def _user_100k(line: str) -> tuple[int, list[str]]:
     number, age, gender, occupation, _ = line.split("|")
-    return int(number), [gender, str(max(group for group in AGE_GROUPS if group <= max(1, int(age)))), occupation]
+    group = max(group for group in AGE_GROUPS if group <= max(1, whole_number(age)))
+    return whole_number(number), [gender, str(group), occupation]
 
 
-def _movie_csv(line: str) -> tuple[int, str, list[str]]:
+def _movie_csv(line: str) -> tuple[int, tuple[str, list[str]]]:
     ((number, title, genres),) = csv.reader([line], strict=True)
-    return int(number), title, [] if genres == NO_GENRES else genres.split("|")
+    return whole_number(number), (title, [] if genres == NO_GENRES else _genres(genres))
+
+
+def _genres(text: str) -> list[str]:
+    genres = text.split("|")
+    if "" in genres:  # a line that was cut
+        raise ValueError
+    return genres
 
 
 ML_1M = Release(
-    "ratings.dat", "movies.dat", "users.dat", "latin-1", b"",
+    "ratings.dat", "movies.dat", "users.dat", "latin-1", b"", b"",
     rb"\d{1,9}::\d{1,9}::[1-5]::\d{1,12}", "UserID::MovieID::Rating (1 to 5)::Timestamp",
     (1, 5), _movie_1m, _user_1m,
 )  # fmt: skip
 ML_100K = Release(
-    "u.data", "u.item", "u.user", "latin-1", b"",
+    "u.data", "u.item", "u.user", "latin-1", b"", b"",
     rb"\d{1,9}\t\d{1,9}\t[1-5]\t\d{1,12}", "user, movie, rating (1 to 5), timestamp, separated by TAB",
     (1, 5), _movie_100k, _user_100k,
 )  # fmt: skip
 ML_CSV = Release(
-    "ratings.csv", "movies.csv", None, "utf-8", b"userId,movieId,rating,timestamp",
+    "ratings.csv", "movies.csv", None, "utf-8", b"userId,movieId,rating,timestamp", b"movieId,title,genres",
     rb"\d{1,9},\d{1,9},(?:0\.5|[1-4](?:\.[05])?|5(?:\.0)?),\d{1,12}", "userId,movieId,rating (0.5 to 5),timestamp",
     (0.5, 5), _movie_csv, None,
 )  # fmt: skip
@@ -136,7 +146,7 @@ def read_ratings(path: Path, release: Release) -> dict[str, np.ndarray]:
         if line == 1 and release.header:
             header, block = block.split(b"\n", 1)
             line = 2
-            check(header.rstrip(b"\r") == release.header, f"{path}, line 1: expected {release.header.decode()!r}.")
+            _check_header(path, header, release.header)
         if form.fullmatch(block) is None:
             raise _bad_rating(path, release, block, line)
         # checked above: every line holds four numbers, exact in float64
@@ -162,33 +172,43 @@ def _bad_rating(path: Path, release: Release, block: bytes, first_line: int) -> 
 
 
 def read_movies(path: Path, release: Release) -> Movies:
-    """Title and genres of each movie; errors as in read_ratings."""
-    parsed = _parse_lines(path, release, release.parse_movie, "movie id, title and genres")
-    return {number: (title, genres) for number, title, genres in parsed}
+    """Title and genres of each movie; errors as in read_ratings, and for an id that is there twice."""
+    return _parse_lines(path, release, release.movies_header, release.parse_movie, "movie id, title and genres")
 
 
 def read_users(path: Path, release: Release) -> Users:
-    """Gender, age group and occupation of each user; errors as in read_ratings."""
-    return dict(_parse_lines(path, release, release.parse_user, "user id, gender, age, occupation and zip code"))
+    """Gender, age group and occupation of each user; errors as in read_movies."""
+    return _parse_lines(path, release, b"", release.parse_user, "user id, gender, age, occupation and zip code")
 
 
-def _parse_lines(path: Path, release: Release, parse: Callable[[str], tuple], expected: str) -> list[tuple]:
-    rows, line = [], 0
+def _parse_lines(path: Path, release: Release, header: bytes, parse: Callable[[str], tuple], expected: str) -> dict:
+    rows, line = {}, 0
     for block in _blocks(path):
         for raw in block.removesuffix(b"\n").split(b"\n"):
             line += 1
-            if line == 1 and path.name.removesuffix(".gz").endswith(".csv"):
+            if line == 1 and header:
+                _check_header(path, raw, header)
                 continue
             try:
-                rows.append(parse(raw.removesuffix(b"\r").decode(release.encoding)))
+                number, row = parse(text_of(raw, release.encoding))
             except (ValueError, csv.Error):
                 found = raw[:60].decode(release.encoding, "backslashreplace")
                 raise UserError(
                     f"{path}, line {line}: found {found!r}, expected {expected} as in this release. "
                     "Correct or remove the line."
                 ) from None
+            check(number not in rows, f"{path}, line {line}: found the id {number} twice. Correct or remove the line.")
+            rows[number] = row
     check(bool(rows), f"{path} is empty; expected lines of {expected}.")
     return rows
+
+
+def _check_header(path: Path, found: bytes, expected: bytes) -> None:
+    shown = found[:60].decode("utf-8", "backslashreplace")
+    check(
+        found.removesuffix(b"\r") == expected,
+        f"{path}, line 1: found {shown!r}, expected {expected.decode()!r}. Correct the file.",
+    )
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

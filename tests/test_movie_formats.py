@@ -144,7 +144,7 @@ def test_empty_and_cut_files(tmp_path, release):
         with pytest.raises(UserError, match="no ratings"):
             read_ratings(folder / release.ratings_file, release)
         folder = write(tmp_path, release, **{release.ratings_file: "1,2,3.0,4\n"})
-        with pytest.raises(UserError, match="line 1: expected 'userId"):
+        with pytest.raises(UserError, match=r"line 1: found '1,2,3.0,4', expected 'userId"):
             read_ratings(folder / release.ratings_file, release)
     cut = tmp_path / f"{release.ratings_file}.gz"
     cut.write_bytes(gzip.compress(np.random.default_rng(0).bytes(5000))[:1000])

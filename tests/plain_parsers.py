@@ -1,0 +1,246 @@
+"""Small raw files of every format, a plain parser of each to compare with, and the reader that is tested.
+
+A plain parser takes the bytes of a file and gives its rows; it raises ValueError where the file must be refused.
+"""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.census_format import ADULT, CENSUS_INCOME_KDD, Layout, read_file
+from data.criteo_raw import blocks, open_raw, parse
+from data.movie_formats import GENRES_100K, ML_1M, ML_100K, ML_CSV, read_movies, read_ratings, read_users
+from tests.criteo_rows import as_lists, make_lines, parse_plainly
+
+CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
+BLOCK_BYTES = 700  # of Criteo: some two lines
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One kind of file. lines: good ones, without their ends; header: how many of them are no rows."""
+
+    name: str
+    lines: tuple[bytes, ...]
+    separator: bytes
+    read: Callable[[Path], list]
+    plain: Callable[[bytes], list]
+    header: int = 0
+
+
+def require(condition: object) -> None:
+    if not condition:
+        raise ValueError
+
+
+def whole(text: str, digits: int = 9) -> int:
+    require(re.fullmatch(rf"[0-9]{{1,{digits}}}", text))
+    return int(text)
+
+
+def split_lines(content: bytes) -> list[bytes]:
+    """Lines without LF or CRLF."""
+    require(content)
+    return [line.removesuffix(b"\r") for line in content.removesuffix(b"\n").split(b"\n")]
+
+
+def criteo(labelled: bool) -> Form:
+    def read(path: Path) -> list:
+        stream, file = open_raw(path)
+        rows, line = [], 1
+        with file:
+            for block in blocks(stream, path, BLOCK_BYTES):
+                rows += columns_to_rows(as_lists(parse(block, labelled, path, line)))
+                line += block.count(b"\n")
+        return rows
+
+    def plain(content: bytes) -> list:
+        lines = [line.decode("latin-1") for line in split_lines(content)]
+        for line in lines:
+            fields = line.split("\t")
+            require(len(fields) == 39 + labelled)
+            require(not labelled or fields.pop(0) in ("0", "1"))
+            require(all(re.fullmatch("(-?[0-9]{1,10})?", field) for field in fields[:13]))
+            require(all(abs(int(field or 0)) < 2**31 for field in fields[:13]))
+            require(all(re.fullmatch("([0-9a-f]{8})?", field) for field in fields[13:]))
+        return columns_to_rows(parse_plainly(lines, labelled))
+
+    def columns_to_rows(columns: dict) -> list:
+        label = columns["label"] or [None] * len(columns["numbers"])
+        return list(zip(label, columns["numbers"], columns["categories"], columns["missing"], strict=True))
+
+    lines = make_lines(np.random.default_rng(0), 6, labelled)
+    return Form("criteo-train" if labelled else "criteo-test", encoded(lines, "ascii"), b"\t", read, plain)
+
+
+def census(layout: Layout) -> Form:
+    def read(path: Path) -> list:
+        rows = []
+        for chunk in read_file(path, layout):
+            numbers = [as_optional(chunk.number(name).tolist()) for name in layout.number_inputs]
+            labels = [chunk.label(task).tolist() for task in layout.tasks.values()]
+            rows += zip(*chunk.columns.values(), *numbers, *labels, strict=True)
+        return rows
+
+    def plain(content: bytes) -> list:
+        rows = []
+        for line in split_lines(content):
+            text = line.decode("ascii").strip()  # UnicodeDecodeError is a ValueError
+            require(not CONTROL.search(line))
+            if text and not (text.startswith("|") and not rows):
+                (fields,) = csv.reader([text], skipinitialspace=True, quoting=csv.QUOTE_NONE)
+                rows.append(row([field.strip() for field in fields]))
+        require(rows)
+        return rows
+
+    def row(fields: list[str]) -> tuple:
+        require(len(fields) == len(layout.columns))
+        by_name = dict(zip(layout.columns, fields, strict=True))
+        numbers = [number(by_name[name]) for name in layout.number_inputs]
+        labels = []
+        for task in layout.tasks.values():
+            text = by_name[task.column].rstrip(".")
+            require((text in task.positive) != (text in task.negative))
+            labels.append(float(text in task.positive))
+        return *fields, *numbers, *labels
+
+    def number(text: str) -> float | None:
+        if text == "?":
+            return None
+        require(re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text))
+        require(abs(float(text)) <= FLOAT32_MAX)
+        return float(np.float32(text))
+
+    def as_optional(numbers: list[float]) -> list:
+        return [None if math.isnan(value) else value for value in numbers]
+
+    rng, lines = np.random.default_rng(0), []
+    label_texts = {task.column: sorted(task.positive | task.negative) for task in layout.tasks.values()}
+    for _ in range(5):
+        fields = {name: rng.choice(["Not in universe", "?", "Yes", "94"]) for name in layout.columns}
+        fields |= {name: str(rng.integers(100)) for name in layout.numbers}
+        fields |= {name: rng.choice(texts) for name, texts in label_texts.items()}
+        lines.append(", ".join(fields.values()) + "." * (layout is CENSUS_INCOME_KDD))
+    return Form(layout.name, encoded(lines, "ascii"), b",", read, plain)
+
+
+def ratings(release, separator: str) -> Form:
+    def read(path: Path) -> list:
+        return list(zip(*(column.tolist() for column in read_ratings(path, release).values()), strict=True))
+
+    def plain(content: bytes) -> list:
+        lines = [line.decode("latin-1") for line in split_lines(content)]
+        if release is ML_CSV:
+            require(lines.pop(0) == "userId,movieId,rating,timestamp" and '"' not in "".join(lines))
+            rows = list(csv.reader(lines, strict=True))
+            require(not any("\r" in line for line in lines))
+        else:
+            rows = [line.split(separator) for line in lines]
+        require(rows and all(len(row) == 4 for row in rows))
+        values = r"0\.5|[1-4](\.[05])?|5(\.0)?" if release is ML_CSV else "[1-5]"
+        require(all(re.fullmatch(values, row[2]) for row in rows))
+        return [(whole(row[0]), whole(row[1]), float(row[2]), whole(row[3], 12)) for row in rows]
+
+    values = ["5", "1", "3", "4"] if release is not ML_CSV else ["5.0", "0.5", "3", "4.5"]
+    lines = [separator.join(map(str, (user, movie, rating, 978_300_760 + user)))
+             for user, movie, rating in zip((7, 3, 7, 600), (10, 2000, 30, 30), values, strict=True)]  # fmt: skip
+    header = [release.header.decode()] if release.header else []
+    return Form(release.ratings_file, encoded(header + lines, "ascii"), separator.encode(), read, plain, len(header))
+
+
+def movies(release, separator: str, lines: list[str]) -> Form:
+    def read(path: Path) -> list:
+        return [(number, *rest) for number, rest in read_movies(path, release).items()]
+
+    def plain(content: bytes) -> list:
+        rows = table(content, release.encoding, separator)
+        if release is ML_CSV:
+            require(rows.pop(0) == ["movieId", "title", "genres"])
+        if release is ML_100K:
+            require(all(len(row) == 24 and set(row[5:]) <= {"0", "1"} for row in rows))
+            genres = [[GENRES_100K[i] for i in range(19) if row[5 + i] == "1"] for row in rows]
+        else:
+            require(all(len(row) == 3 for row in rows))
+            genres = [row[2].split("|") if row[2] != "(no genres listed)" or release is ML_1M else [] for row in rows]
+            require(all("" not in names for names in genres))
+        return distinct([(whole(row[0]), row[1], names) for row, names in zip(rows, genres, strict=True)])
+
+    return Form(release.movies_file, encoded(lines, release.encoding), separator.encode(), read, plain,
+                int(release is ML_CSV))  # fmt: skip
+
+
+def users(release, separator: str, lines: list[str]) -> Form:
+    def read(path: Path) -> list:
+        return [(number, *features) for number, features in read_users(path, release).items()]
+
+    def plain(content: bytes) -> list:
+        rows = table(content, release.encoding, separator)
+        require(all(len(row) == 5 for row in rows))
+        if release is ML_1M:
+            return distinct([(whole(row[0]), row[1], str(whole(row[2])), row[3]) for row in rows])
+        groups = [[group for group in ("1", "18", "25", "35", "45", "50", "56")
+                   if int(group) <= max(1, whole(row[1]))][-1] for row in rows]  # fmt: skip
+        return distinct([(whole(row[0]), row[2], group, row[3]) for row, group in zip(rows, groups, strict=True)])
+
+    return Form(release.users_file, encoded(lines, release.encoding), separator.encode(), read, plain)
+
+
+def table(content: bytes, encoding: str, separator: str) -> list[list[str]]:
+    """Fields of a file of texts."""
+    require(not any(CONTROL.search(line) for line in split_lines(content)))
+    text = content.decode(encoding)
+    if separator != ",":
+        return [line.removesuffix("\r").split(separator) for line in text.removesuffix("\n").split("\n")]
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError from error
+    require(not any("\n" in field for row in rows for field in row))  # a title has one line
+    return rows
+
+
+def distinct(rows: list[tuple]) -> list[tuple]:
+    """The rows, refused where two have one id."""
+    require(rows and len({row[0] for row in rows}) == len(rows))
+    return rows
+
+
+def encoded(lines: list[str], encoding: str) -> tuple[bytes, ...]:
+    return tuple(line.encode(encoding) for line in lines)
+
+
+ITEMS = [
+    f"{number}|{title}|01-Jan-1995||http://x/?{number}|{'|'.join(flags)}"
+    for number, title, flags in (
+        (10, "Léon (1994)", "0100000010000000000"),
+        (20, "A: B (1995)", "0000010000000000000"),
+        (300, "unknown", "1000000000000000000"),
+    )
+]
+TITLES = [
+    "movieId,title,genres",
+    "10,Léon (1994),Action|Drama",
+    '20,"A, ""B"" (1995)",Comedy',
+    "30,東京物語 (1953),(no genres listed)",
+]
+FORMS = [
+    criteo(True),
+    criteo(False),
+    census(CENSUS_INCOME_KDD),
+    census(ADULT),
+    ratings(ML_1M, "::"),
+    movies(ML_1M, "::", ["10::Léon (1994)::Action|Drama", "20::A: B (1995)::Comedy", "3952::Été (2000)::Drama"]),
+    users(ML_1M, "::", ["3::F::1::10::48067", "7::M::56::16::70072-12", "600::M::25::0::0"]),
+    ratings(ML_100K, "\t"),
+    movies(ML_100K, "|", ITEMS),
+    users(ML_100K, "|", ["3|17|F|writer|48067", "7|73|M|none|V3N4P", "60|25|M|doctor|"]),
+    ratings(ML_CSV, ","),
+    movies(ML_CSV, ",", TITLES),
+]
