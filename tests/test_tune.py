@@ -1,0 +1,97 @@
+"""tune_dlrm.py: small searches, with failing trials, and killed and started again."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from common.paths import REPO
+from data.sample_criteo import criteo_sample
+
+SETTINGS = "validations_per_epoch=4, grace_validations=4, concurrent_trials=1, seed=2"  # the 4th trial of which fails
+SMALL = "'top': tune.choice([(8,)]), 'embedding_dim': tune.choice([4]), 'batch_size': tune.choice([4])"
+RATE = "'learning_rate': tune.loguniform(1e-3, 1e-2)"
+
+
+@pytest.fixture
+def start(tmp_path, outputs):
+    """Starts a search in another process, from another folder."""
+    (tmp_path / "criteo").symlink_to(criteo_sample(2000))
+
+    def start(space: str, trials: int) -> subprocess.Popen:
+        call = f"search(trials={trials}, space={{{space}}}, {SETTINGS})"
+        code = f"""import sys; sys.path.insert(0, {str(REPO)!r})
+from ray import tune
+from common.errors import run_script
+from tune_dlrm import search
+run_script(lambda: {call})"""
+        environment = os.environ | {"DATA_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        environment.pop("RAY_ADDRESS", None)
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def read_record(outputs: Path) -> list[dict]:
+    path = outputs / "runs" / "tune_dlrm" / "version_0" / "search.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def wait_until(condition, process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def test_killed_and_started_again_with_failing_trials(start, outputs):
+    """The driver is killed while the second trial runs; an optimizer that does not exist makes the last one fail."""
+    space = f"{SMALL}, 'bottom': tune.choice([(8,), (4,)]), {RATE}, 'optimizer': tune.choice(['adam', 'none'])"
+    process = start(space, 4)
+    wait_until(lambda: len(trials := read_record(outputs)) > 1 and len(trials[1]["rows"]) > 0, process)
+    process.kill()
+    process.communicate()
+    before = read_record(outputs)
+    assert before[0]["state"] == "finished" and before[1]["state"] == "started"
+    folder = outputs / "runs" / "tune_dlrm" / "version_0"
+    kept = (folder / "trials" / "trial_000" / "metrics.csv").stat().st_mtime_ns
+
+    process = start(space, 4)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "trial   1  starts, again from validation" in output
+    after = read_record(outputs)
+    assert len(after) == 4 and after[0] == before[0]
+    assert (folder / "trials" / "trial_000" / "metrics.csv").stat().st_mtime_ns == kept
+    assert after[1]["rows"][: len(before[1]["rows"])] == before[1]["rows"]
+    failed = [trial for trial in after if trial["config"]["optimizer"] == "none"]
+    assert failed and [trial for trial in after if trial["state"] == "failed"] == failed
+    assert "UserError: OPTIMIZER is 'none'" in failed[0]["cause"] and failed[0]["cause"] in output
+
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    assert names > {"best.json", "search.json", "search.log", "search.png", "settings.png", "trials.csv"}
+    best, table = json.loads((folder / "best.json").read_text()), pd.read_csv(folder / "trials.csv")
+    finished = table[table.state == "finished"]
+    assert len(table) == 4 and best["trial"] == finished.trial.iloc[0]
+    assert best["validation"]["auc"] == pytest.approx(finished.val_auc.max(), abs=1e-6)
+    assert Path(best["checkpoint"]).exists() and 0 < best["test"]["auc"] < 1
+    assert f"OPTIMIZER = {best['constants']['OPTIMIZER']!r}" in output
+
+
+def test_all_fail(start, outputs):
+    process = start(f"{SMALL}, 'numbers': tune.choice(['bucket'])", 2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: all 2 trials failed; the first one: UserError: DLRM has no numbers" in errors
+    assert "Traceback" not in errors
