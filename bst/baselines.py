@@ -12,7 +12,8 @@ from data.movie_rating_seq import MovieRatingDataModule
 
 FACTORS = 30
 SWEEPS = 9
-VECTOR_PENALTY, BIAS_PENALTY = 0.07, 0.02  # per rating of a user or movie
+PENALTIES = (0.07, 0.1, 0.15)  # of the vectors, per rating of a user or movie; validation RMSE chooses
+BIAS_PENALTY = 0.02
 EXTRA_RATINGS = 5  # added to the number of ratings in a penalty, for those with few
 
 
@@ -26,20 +27,32 @@ def rating_baselines(data: MovieRatingDataModule) -> dict[str, dict[str, float]]
         predicted = torch.from_numpy(predicted.clip(*data.scale).astype(np.float32))
         return {"auc": auc(predicted, target)} if data.target == "click" else rating_metrics(predicted, target)
 
-    results = {}
-    fits = {"train": data.rows["train"], "train + val": np.concatenate([data.rows["train"], data.rows["val"]])}
-    for name, rows in fits.items():
+    def fit(rows: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, biases and factorization of all rows (N,)."""
         known = user[rows], movie[rows], rating[rows]
         mean, user_bias, movie_bias = fit_biases(*known, user.max() + 1, movie.max() + 1)
-        vectors = factorize(*known, user_bias, movie_bias)
+        vectors = factorize(*known, user_bias, movie_bias, penalty)
+        return mean, mean + user_bias[user] + movie_bias[movie], mean + predict(*vectors, user, movie)
+
+    train, val = data.rows["train"], data.rows["val"]
+    tried = {penalty: fit(train, penalty) for penalty in PENALTIES}
+    best = min(PENALTIES, key=lambda penalty: np.square(tried[penalty][-1][val] - rating[val]).sum())
+    results = {}
+    for name, fitted in (("train", tried[best]), ("train + val", fit(np.concatenate([train, val]), best))):
+        mean, bias, factorization = fitted
         results[f"mean ({name})"] = measure(np.full(len(test), mean))
-        results[f"user + movie bias ({name})"] = measure(mean + user_bias[user[test]] + movie_bias[movie[test]])
-        results[f"matrix factorization ({name})"] = measure(mean + predict(*vectors, user[test], movie[test]))
+        results[f"user + movie bias ({name})"] = measure(bias[test])
+        results[f"matrix factorization ({name})"] = measure(factorization[test])
     return results
 
 
 def factorize(
-    user: np.ndarray, movie: np.ndarray, rating: np.ndarray, user_bias: np.ndarray, movie_bias: np.ndarray
+    user: np.ndarray,
+    movie: np.ndarray,
+    rating: np.ndarray,
+    user_bias: np.ndarray,
+    movie_bias: np.ndarray,
+    penalty: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """User rows [vector, bias, 1] and movie rows [vector, 1, bias] whose product is rating - mean.
 
@@ -52,9 +65,12 @@ def factorize(
     movies = np.column_stack([random, np.ones(len(movie_bias)), movie_bias])
     users, movies = users.astype(np.float32), movies.astype(np.float32)
     by_user, by_movie = _groups(user, len(users)), _groups(movie, len(movies))
+    penalties = np.array([penalty] * FACTORS + [BIAS_PENALTY], np.float32)
     for _ in range(SWEEPS):
-        _solve(users, by_user, movies[:, [*range(FACTORS), -2]], movies[:, -1], movie, deviation, bias=FACTORS)
-        _solve(movies, by_movie, users[:, [*range(FACTORS), -1]], users[:, -2], user, deviation, bias=FACTORS + 1)
+        others, bias = movies[:, [*range(FACTORS), -2]], movies[:, -1]
+        _solve(users, by_user, others, bias, movie, deviation, penalties, bias_column=FACTORS)
+        others, bias = users[:, [*range(FACTORS), -1]], users[:, -2]
+        _solve(movies, by_movie, others, bias, user, deviation, penalties, bias_column=FACTORS + 1)
     return users, movies
 
 
@@ -75,13 +91,13 @@ def _solve(
     other_bias: np.ndarray,
     other: np.ndarray,
     deviation: np.ndarray,
-    bias: int,
+    penalties: np.ndarray,
+    bias_column: int,
 ) -> None:
-    """Set vector and bias (in column `bias`) of each row of `own` to the ridge regression of its ratings."""
-    penalty = np.array([VECTOR_PENALTY] * FACTORS + [BIAS_PENALTY], np.float32)
+    """Set vector and bias of each row of `own` to the ridge regression of its ratings."""
     for row, ratings in enumerate(groups):
         x = others[other[ratings]]  # (its ratings, K + 1), ones in the last column
         gram = x.T @ x
-        gram.flat[:: FACTORS + 2] += penalty * (len(ratings) + EXTRA_RATINGS)
+        gram.flat[:: FACTORS + 2] += penalties * (len(ratings) + EXTRA_RATINGS)
         solved = np.linalg.solve(gram, x.T @ (deviation[ratings] - other_bias[other[ratings]]))
-        own[row, :FACTORS], own[row, bias] = solved[:-1], solved[-1]
+        own[row, :FACTORS], own[row, bias_column] = solved[:-1], solved[-1]

@@ -21,7 +21,7 @@ SMALL = {"embedding_dim": 8, "heads": 2, "factors": 4, "hidden": (8,), "batch_si
 
 
 def test_planted_order_is_found_and_lost_when_shuffled(tmp_path, outputs):
-    results = train(data_root=str(tmp_path), history=8, batch_size=512, learning_rate=6e-3, max_epochs=4)
+    results = train(data_root=str(tmp_path), history=8, batch_size=512, max_epochs=3)
     test, baselines = results["test"]["rmse"], {name: m["rmse"] for name, m in results["baselines"].items()}
     bias, best = baselines["user + movie bias (train)"], results["best_possible"]["rmse"]
     assert results["is_sample"] and best < test < bias - 0.75 * (bias - best)
@@ -63,7 +63,7 @@ def test_factorization_reaches_its_minimum(rng):
     user, movie = rng.integers(80, size=4000), rng.integers(60, size=4000)
     planted = rng.normal(size=(80, 2)), rng.normal(size=(60, 2))
     rating = 3 + (planted[0][user] * planted[1][movie]).sum(1) + rng.normal(0, 0.1, 4000)
-    users, movies = factorize(user, movie, rating, np.zeros(80), np.zeros(60))
+    users, movies = factorize(user, movie, rating, np.zeros(80), np.zeros(60), 0.07)
     error = rating - rating.mean() - predict(users, movies, user, movie)
     assert error.std() < 0.4 * rating.std()
     for m in range(3):
