@@ -77,7 +77,7 @@ def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None =
     line = ",".join(["%.9g"] * len(scoring.columns)) + "\n"
     running = [RunningErrors() if name == "rating" else RunningClicks() for name in scoring.columns]
     rows, begin = 0, time.perf_counter()
-    with _open_input(raw) as (stream, file), _open_output(output) as out, _progress_bar(file) as bar:
+    with open_input(raw) as (stream, file), _open_output(output) as out, _progress_bar(file) as bar:
         out.write(",".join(scoring.columns) + "\n")
         for inputs, target in _readable(scoring.batches(stream, _name(raw)), raw):
             predicted = predict_batch(model, inputs, bf16)
@@ -158,7 +158,7 @@ def _readable(batches: Iterator[tuple], raw: str | Path) -> Iterator[tuple]:
 
 
 @contextmanager
-def _open_input(raw: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_input(raw: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """The (decompressed) stream, and the file below it, whose position is the progress."""
     try:
         opened = nullcontext(sys.stdin.buffer) if str(raw) == "-" else open(raw, "rb")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.census_format import MISSING_TEXT, Chunk, Layout, Task, read_rows
-from data.census_income import UNSEEN, CensusEncoder
+from data.census_income import FIRST_ID, MISSING, UNSEEN, CensusEncoder
 
 
 class CensusScoring:
@@ -37,6 +37,28 @@ class CensusScoring:
                 self.unseen[column] += count * (column not in layout.numbers)
             labels = np.stack([known_labels(chunk, layout.tasks[task]) for task in self.columns], 1)
             yield [torch.from_numpy(numbers), torch.from_numpy(ids)], torch.from_numpy(labels)
+
+    def draw(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
+        """Inputs of made-up rows."""
+        sizes = self.encoder.field_sizes
+        numbers = rng.integers(0, 60, (rows, len(self.layout.number_inputs))).astype(np.float32)
+        return [
+            torch.from_numpy(numbers),
+            torch.from_numpy(rng.integers(sizes, size=(rows, len(sizes)), dtype=np.int32)),
+        ]
+
+    def sidecar(self) -> dict:
+        """What another program needs to make inputs of a raw row."""
+        vocabularies = zip(self.layout.inputs, self.encoder.vocabularies, strict=True)
+        return {
+            "columns": list(self.layout.columns),
+            "number_columns": self.layout.number_inputs,
+            "tasks": list(self.columns),
+            "vocabularies": {
+                name: {MISSING_TEXT: MISSING} | {text: number for number, text in enumerate(texts, FIRST_ID)}
+                for name, texts in vocabularies
+            },
+        }
 
     def _with_layout(self, stream: BinaryIO) -> tuple[Iterator[bytes], Layout]:
         """All lines of the stream, and the layout that its first row has: with or without the last column."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.criteo_encoding import UNSEEN, CriteoEncoder
+from data.criteo_encoding import FIRST_ID, UNSEEN, CriteoEncoder
 from data.criteo_raw import CATEGORIES, NUMBERS, blocks, parse
 from data.parallel import ordered_map
 
@@ -35,6 +35,24 @@ class CriteoScoring:
             for field, count in zip(self.unseen, (ids == UNSEEN).sum(0).tolist(), strict=True):
                 self.unseen[field] += count
             yield [torch.from_numpy(numbers), torch.from_numpy(ids)], torch.from_numpy(label).unsqueeze(1)
+
+    def draw(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
+        """Inputs of made-up rows."""
+        numbers = rng.exponential(1.0, (rows, self.encoder.num_numbers)).astype(np.float32)
+        ids = rng.integers(self.encoder.field_sizes, size=(rows, len(self.encoder.fields)), dtype=np.int32)
+        return [torch.from_numpy(numbers), torch.from_numpy(ids)]
+
+    def sidecar(self) -> dict:
+        """What another program needs to make inputs of a raw row; categories by their text."""
+        forms = ["{}" if name in NUMBERS else "{:08x}" for name in self.encoder.fields]
+        return {
+            "numbers": self.encoder.numbers,
+            "scale": self.encoder.scale.tolist(),
+            "vocabularies": {
+                name: {form.format(value): number for number, value in enumerate(vocabulary.tolist(), FIRST_ID)}
+                for name, form, vocabulary in zip(self.unseen, forms, self.encoder.vocabularies, strict=True)
+            },
+        }
 
     def _encode(self, block: bytes, first_line: int, labelled: bool, name: str) -> tuple[np.ndarray, ...]:
         rows = parse(block, labelled, name, first_line)

@@ -77,6 +77,15 @@ class MovieScoring:
             yield self.inputs(user, movie, time), target.unsqueeze(1)
         check(not first, f"{name} is empty; expected lines {self.form}.")
 
+    def draw(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
+        """Inputs of made-up rows."""
+        movies = np.array(self.encoder.movie_ids)
+        return self.inputs(rng.choice(self.users, rows), rng.choice(movies, rows), np.full(rows, NO_TIME))
+
+    def sidecar(self) -> dict:
+        """What another program needs to make inputs of a raw row; the users' ratings stay in the checkpoint."""
+        return self.encoder.state_dict() | {"history": self.history, "target": self.columns[0]}
+
     def inputs(self, user: np.ndarray, movie: np.ndarray, time: np.ndarray) -> list[Tensor]:
         """Raw ids (B,) and timestamps or NO_TIME (B,) -> what Windows gives but its target."""
         row = np.searchsorted(self.users, user).clip(max=len(self.users) - 1)

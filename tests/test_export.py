@@ -1,0 +1,80 @@
+"""export_onnx.py: every model, any number of rows, and the example that needs neither torch nor this repo."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import export_onnx
+from bst.train import train as train_bst
+from common.errors import UserError
+from data.sample_census import census_sample
+from deepfm.train import train as train_deepfm
+from dlrm.train import train as train_dlrm
+from export_onnx import export
+from multitask.train import train as train_mmoe
+from predict import predict, predict_batch
+from tests.criteo_rows import make_lines, write_lines
+from tests.movie_rows import make_ratings, write_1m
+from tests.test_predict import SMALL_BST, read_csv, train_on
+
+EXAMPLE = "\n".join(re.findall("^    (.*)$", export_onnx.__doc__, re.MULTILINE))
+
+
+@pytest.fixture
+def raw(tmp_path, rng) -> Path:
+    return write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 300))
+
+
+@pytest.mark.parametrize("numbers", ["log", "log+missing"])
+def test_example_scores_a_raw_row_without_torch(tmp_path, outputs, raw, numbers):
+    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3, numbers=numbers)
+    assert export(checkpoint)["difference"] <= 1e-5
+    assert export(checkpoint, raw)["rows"] == 300
+    predict(checkpoint, raw, tmp_path / "out.csv")
+    for name in ("best.onnx", "best.json"):
+        (tmp_path / name).write_bytes((checkpoint.parent / name).read_bytes())
+    lines = raw.read_text().splitlines()
+    _, expected = read_csv(tmp_path / "out.csv")
+    without_torch = "import sys; sys.modules['torch'] = None\n"
+    assert EXAMPLE.count("\n") < 15
+    for row in range(2):
+        write_lines(tmp_path / "train.txt", lines[row:])
+        command = [sys.executable, "-c", without_torch + EXAMPLE]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout.strip("[]\n")) == pytest.approx(expected[row, 0], abs=1e-5)
+
+
+def test_other_models(tmp_path, outputs, raw, rng):
+    write_1m(tmp_path / "mine", make_ratings(rng, users=30))
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    train_dlrm(data_root=str(tmp_path), max_epochs=1, bottom=(8,), top=(8,), embedding_dim=4)
+    train_mmoe(data_root=str(tmp_path), max_epochs=1, num_experts=2, expert_units=(8,), tower_units=(4,))
+    train_bst(data_root=str(tmp_path), max_epochs=1, dataset="mine", **SMALL_BST)
+    rows = {"dlrm": raw, "multitask": tmp_path / "census-income-kdd" / "census-income.test"}
+    rows["bst"] = tmp_path / "mine" / "ratings.dat"
+    for script, file in rows.items():
+        checkpoint = outputs / "runs" / script / "version_0" / "checkpoints" / "best.ckpt"
+        assert export(checkpoint, file)["difference"] <= 1e-5
+        assert export(checkpoint)["rows"] == export_onnx.CHECKED_ROWS
+        json.loads(checkpoint.with_suffix(".json").read_text())
+
+
+def test_a_difference_is_an_error(tmp_path, outputs, raw, monkeypatch):
+    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3, numbers="bucket")
+    assert export(checkpoint, raw)["difference"] <= 1e-5
+    session = onnxruntime.InferenceSession(checkpoint.with_suffix(".onnx"))
+    assert session.run(None, {"numbers": np.zeros((7, 0), np.float32), "ids": np.zeros((7, 39), np.int32)})[
+        0
+    ].shape == (7,)
+    monkeypatch.setattr(export_onnx, "predict_batch", lambda model, part: predict_batch(model, part) + 1e-3)
+    with pytest.raises(UserError, match=r"best.onnx differs from PyTorch by 1.0e-03, more than 1e-04"):
+        export(checkpoint, raw)
