@@ -167,13 +167,18 @@ def start_ray(address: str | None, cpus_per_trial: int) -> None:
         own = {"include_dashboard": False, "object_store_memory": 128 * 2**20}
         ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's only switch for listening on the loopback interface alone
     variables = {"PYTHONPATH": str(REPO), "OUTPUT_ROOT": str(output_root()), "OMP_NUM_THREADS": str(cpus_per_trial)}
-    ray.init(
-        address,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,  # the record has what happens to trials
-        runtime_env={"env_vars": variables},
-        **own,
-    )
+    try:
+        ray.init(
+            address,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,  # the record has what happens to trials
+            runtime_env={"env_vars": variables},
+            **own,
+        )
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address}. Where `ray start` turned authentication on, set RAY_AUTH_MODE=token."
+        ) from error
 
 
 def await_death(record: SearchRecord) -> None:
