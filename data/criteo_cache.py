@@ -63,22 +63,24 @@ def open_columns(folder: Path) -> Rows:
     )
 
 
-def split_rows(label: np.ndarray, split: str) -> dict[str, np.ndarray]:
-    """Row numbers of train, val and test."""
+def split_rows(raw: Path, label: np.ndarray, split: str) -> dict[str, np.ndarray]:
+    """Row numbers of train, val and test; UserError naming `raw` for too few rows."""
     count = len(label)
-    check(count >= 10, f"found {count} rows; a split needs at least 10.")
+    check(count >= 10, f"{raw}: found {count} rows; a split needs at least 10.")
     if split == "time":
         train, val = count * 6 // 7, (count - count * 6 // 7) // 2
         parts = np.split(np.arange(count, dtype=np.int32), [train, train + val])
         return dict(zip(SPLITS, parts, strict=True))
+    most = int(np.bincount(label).max())
+    check(most >= 10, f"{raw}: found at most {most} rows of a label; a random split needs 10 of one of them.")
     folds = [test for _, test in StratifiedKFold(10, shuffle=True, random_state=2018).split(label, label)]
     return {"train": np.sort(np.concatenate(folds[2:])), "val": folds[1], "test": folds[0]}
 
 
-def write_encoded(columns: Path, settings: dict, target: Path) -> None:
+def write_encoded(raw: Path, columns: Path, settings: dict, target: Path) -> None:
     """Fit the encoder on the training rows, encode all rows block by block."""
     label = open_columns(columns).label
-    splits = split_rows(label, settings["split"])
+    splits = split_rows(raw, label, settings["split"])
     for name, rows in splits.items():
         np.save(target / f"rows_{name}.npy", rows)
     train = splits["train"]

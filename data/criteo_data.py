@@ -70,11 +70,11 @@ class CriteoDataModule(pl.LightningDataModule):
         raw = raw_file(folder, "train.txt", GET_COMMAND)
         columns = cached("criteo-columns", [raw], {}, lambda target: write_columns(raw, target))
         self.folder = cached(
-            "criteo", [raw], self.settings, lambda target: write_encoded(columns, self.settings, target)
+            "criteo", [raw], self.settings, lambda target: write_encoded(raw, columns, self.settings, target)
         )
         self.summary = json.loads((self.folder / "summary.json").read_text())
         self.encoder = CriteoEncoder.from_state(torch.load(self.folder / "encoder.pt"))
-        self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="r") for name in SPLITS}
+        self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
         self.true_probability = folder / "true_probability.npy"  # of the sample only
 
     @property

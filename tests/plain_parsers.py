@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +139,7 @@ def ratings(release, separator: str) -> Form:
         lines = [line.decode("latin-1") for line in split_lines(content)]
         if release is ML_CSV:
             require(lines.pop(0) == "userId,movieId,rating,timestamp" and '"' not in "".join(lines))
-            rows = list(csv.reader(lines, strict=True))
+            rows = csv_rows(lines)
             require(not any("\r" in line for line in lines))
         else:
             rows = [line.split(separator) for line in lines]
@@ -198,12 +198,16 @@ def table(content: bytes, encoding: str, separator: str) -> list[list[str]]:
     text = content.decode(encoding)
     if separator != ",":
         return [line.removesuffix("\r").split(separator) for line in text.removesuffix("\n").split("\n")]
-    try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        raise ValueError from error
+    rows = csv_rows(io.StringIO(text, newline=""))
     require(not any("\n" in field for row in rows for field in row))  # a title has one line
     return rows
+
+
+def csv_rows(lines: Iterable[str]) -> list[list[str]]:
+    try:
+        return list(csv.reader(lines, strict=True))
+    except csv.Error as error:
+        raise ValueError from error
 
 
 def distinct(rows: list[tuple]) -> list[tuple]:

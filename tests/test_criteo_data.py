@@ -185,8 +185,11 @@ def test_missing_files_and_settings_out_of_range(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             CriteoDataModule(**settings)
-    with pytest.raises(UserError, match="at least 10"):
-        open_data(tmp_path, [make_lines(np.random.default_rng(0), 1)[0]] * 9)
+    line = make_lines(np.random.default_rng(0), 1)[0][1:]
+    with pytest.raises(UserError, match=r"train.txt: found 9 rows; a split needs at least 10"):
+        open_data(tmp_path, ["1" + line] * 9)
+    with pytest.raises(UserError, match=r"train.txt: found at most 9 rows of a label"):
+        open_data(tmp_path, ["0" + line, "1" + line] * 9, split="random")
 
 
 def test_loader_gives_each_row_once_in_an_order_of_seed_and_epoch(tmp_path, lines):

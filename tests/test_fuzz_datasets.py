@@ -1,0 +1,142 @@
+"""Damaged folders go through the dataset modules, and damaged files through scoring: a result, or one known error."""
+
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from data.census_income import CensusIncomeDataModule
+from data.census_scoring import CensusScoring
+from data.criteo_data import CriteoDataModule
+from data.criteo_scoring import CriteoScoring
+from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_scoring import MovieScoring
+from tests.criteo_rows import make_lines
+from tests.movie_rows import make_ratings, write_1m, write_csv
+from tests.plain_parsers import FORMS, Form
+from tests.test_fuzz import KINDS, QUIET, file_of, header_removed_or_changed, refused
+
+BY_NAME = {form.name: form for form in FORMS}
+ALL_TASKS = ("income", "never_married", "education")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """write: puts good files into a folder; forms: of each of these files; scored: the file that can be scored."""
+
+    name: str
+    write: Callable[[Path], object]
+    module: Callable[..., pl.LightningDataModule]
+    settings: dict
+    forms: dict[str, Form]
+    scored: str
+    scoring: type
+
+
+def write_criteo(folder: Path) -> None:
+    lines = make_lines(np.random.default_rng(1), 30, distinct=5)
+    (folder / "train.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_census(train: str, test: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        rows = BY_NAME["census-income-kdd" if train.startswith("census") else "adult"].lines
+        (folder / train).write_bytes(file_of([*rows] * 6))
+        (folder / test).write_bytes(file_of([*rows] * 3))
+
+    return write
+
+
+def movie_forms(*names: str) -> dict[str, Form]:
+    return {name: BY_NAME[name] for name in names}
+
+
+RATINGS = make_ratings(np.random.default_rng(2), users=6, movies=12, most=8)
+SPLIT = {"split": "random", "history": 3}
+DATASETS = [
+    Dataset("criteo", write_criteo, CriteoDataModule, {"min_count": 1}, {"train.txt": BY_NAME["criteo-train"]},
+            "train.txt", CriteoScoring),
+    Dataset("criteo-random", write_criteo, CriteoDataModule, {"split": "random", "numbers": "bucket"},
+            {"train.txt": BY_NAME["criteo-train"]}, "train.txt", CriteoScoring),
+    *(Dataset(name, write_census(train, test), CensusIncomeDataModule, {"tasks": ALL_TASKS, "min_count": 1},
+              dict.fromkeys((train, test), BY_NAME[name]), test, CensusScoring)
+      for name, train, test in (("census-income-kdd", "census-income.data", "census-income.test"),
+                                ("adult", "adult.data", "adult.test"))),
+    Dataset("ml-1m", lambda folder: write_1m(folder, RATINGS, 12), MovieRatingDataModule, SPLIT,
+            movie_forms("ratings.dat", "movies.dat", "users.dat"), "ratings.dat", MovieScoring),
+    Dataset("ml-csv", lambda folder: write_csv(folder, RATINGS, 12), MovieRatingDataModule, {"history": 3},
+            movie_forms("ratings.csv", "movies.csv"), "ratings.csv", MovieScoring),
+]  # fmt: skip
+BY_DATASET = pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.name)
+
+
+def damaged(draw: Callable, content: bytes, form: Form) -> bytes:
+    """The content with one to three kinds of damage."""
+    for kind in draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3)):
+        lines = content.removesuffix(b"\n").split(b"\n")
+        if len(lines) > 1 or kind is not header_removed_or_changed:
+            content = kind(draw, lines, form) or b"\n"
+    return content
+
+
+def prepare(dataset: Dataset, root: Path) -> pl.LightningDataModule:
+    data = dataset.module("set", str(root), **dataset.settings)
+    data.setup()
+    return data
+
+
+@BY_DATASET
+def test_a_damaged_folder_is_prepared_or_refused(dataset, monkeypatch):
+    @QUIET
+    @given(st.data())
+    def run(draws):
+        name = draws.draw(st.sampled_from(sorted(dataset.forms)))
+        with tempfile.TemporaryDirectory() as root:
+            monkeypatch.setenv("OUTPUT_ROOT", f"{root}/output")
+            path = Path(root) / "set" / name
+            path.parent.mkdir()
+            dataset.write(path.parent)
+            path.write_bytes(damaged(draws.draw, path.read_bytes(), dataset.forms[name]))
+            must_refuse = refused(dataset.forms[name], path.read_bytes())
+            try:
+                data = prepare(dataset, Path(root))
+            except UserError as error:
+                assert str(path.parent) in str(error)
+                return
+            assert not must_refuse
+            for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+                assert all(column.isfinite().all() for batch in loader for column in batch)
+
+    run()
+
+
+@BY_DATASET
+def test_a_damaged_file_is_scored_or_refused(dataset, tmp_path):
+    (tmp_path / "set").mkdir()
+    dataset.write(tmp_path / "set")
+    content = (tmp_path / "set" / dataset.scored).read_bytes()
+    state, form = prepare(dataset, tmp_path).state_dict(), dataset.forms[dataset.scored]
+
+    @QUIET
+    @given(st.data())
+    def run(draws):
+        given = damaged(draws.draw, content, form)
+        scoring = dataset.scoring(state)
+        try:
+            targets = np.concatenate([target for _, target in scoring.batches(io.BytesIO(given), "raw")])
+        except UserError as error:
+            assert refused(form, given), error
+            assert str(error).startswith("raw")
+            return
+        if not refused(form, given):
+            assert len(targets) == len(form.plain(given))
+
+    run()
