@@ -4,6 +4,7 @@ The same sizes and inputs as bst/bst.py, for the comparison of speed; only the e
 `python benchmarks/bst_plain.py` measures both on the same rows.
 """
 
+import logging
 import statistics
 import sys
 import time
@@ -132,6 +133,7 @@ def our_speed(data: MovieRatingDataModule, rows: np.ndarray) -> float:
 
 def main() -> None:
     """Print the medians and their ratio."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     data = MovieRatingDataModule(settings.DATASET, history=settings.HISTORY, batch_size=settings.BATCH_SIZE)
     data.setup()
     rows = np.random.default_rng(0).permutation(data.rows["train"])[:ROWS]
