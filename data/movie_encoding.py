@@ -187,8 +187,8 @@ class Windows(MappedRows):
     """
 
     def __init__(self, ordered: Path, encoded: Path, history: int, click: bool, uses_ratings: bool):
-        super().__init__(encoded, ENCODED)
-        self.paths += [ordered / f"{name}.npy" for name in ORDERED[2:]]
+        # an absolute name is a path of its own, not one below `encoded`
+        super().__init__(encoded, [*ENCODED, *(str(ordered / name) for name in ORDERED[2:])])
         self.history, self.click, self.uses_ratings = history, click, uses_ratings
 
     def __getitem__(self, rows: Tensor) -> tuple[Tensor, ...]:
