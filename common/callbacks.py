@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from common.errors import UserError
@@ -34,7 +35,7 @@ class History(pl.Callback):
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} in epoch {trainer.current_epoch}, step {trainer.global_step}. The checkpoints of "
-                f"before are in {self.path.parent / 'checkpoints'}. A smaller LEARNING_RATE may help."
+                f"before are in {self.path.parent / 'checkpoints'}. A new run with a smaller LEARNING_RATE may help."
             )
         self.loss_sum += loss
         self.batches += 1
@@ -69,7 +70,9 @@ class History(pl.Callback):
             self._begin = 0.0
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in ("rows", "loss_sum", "batches", "seconds", "samples")}
+        running = time.perf_counter() - self._begin if self._begin else 0.0
+        kept = {name: getattr(self, name) for name in ("rows", "loss_sum", "batches", "samples")}
+        return kept | {"seconds": self.seconds + running}
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
@@ -118,6 +121,13 @@ class DropOnPlateau(pl.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self._restored = state
+
+
+class StopEarly(EarlyStopping):
+    """EarlyStopping that stays with its decision when a run is resumed after it has stopped."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        trainer.should_stop = self.wait_count >= self.patience
 
 
 class RandomState(pl.Callback):

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from common.errors import UserError
+from common.errors import UserError, check
 
 
 class MappedCheckpointIO(CheckpointIO):
@@ -36,16 +37,35 @@ class MappedCheckpointIO(CheckpointIO):
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, tensors mapped from the file; no code in it is run.
 
-    Raises: UserError if it is not there, cut, or no checkpoint.
+    Raises: UserError if it is not there, cut, or no checkpoint of a LightningModule.
     """
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}.") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise UserError(
-            f"{path} is no readable checkpoint: it is cut, or holds other things than tensors and plain values."
+            f"{path} is no readable checkpoint: it is cut, or holds other things than tensors and plain values. "
+            "Take another, or train again."
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of this repo: it holds no state_dict.")
     return content
+
+
+def check_can_resume(content: dict[str, Any], module: LightningModule, path: str | Path | None) -> None:
+    """UserError unless `content`, read from `path`, is a state of the same model with the same sizes."""
+    name, anew = type(module).__name__, "Start anew with RESUME = False."
+    check(content.get("model") == name, f"{path} is of {content.get('model')}, not of {name}. {anew}")
+    check("optimizer_states" in content, f"{path} holds weights only, not the state of a training run. {anew}")
+    found, expected = (
+        {key: tuple(weight.shape) for key, weight in state.items()}
+        for state in (content["state_dict"], module.state_dict())
+    )
+    for key in sorted(found.keys() | expected.keys()):
+        check(
+            found.get(key) == expected.get(key),
+            f"{path} does not fit the model: {key} has the size {found.get(key)}, expected {expected.get(key)}. {anew}",
+        )

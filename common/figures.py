@@ -15,7 +15,7 @@ from common.module import Recommender
 RELIABILITY_BINS = 15  # of equally many rows each
 
 
-def learning_curves(history: Sequence[dict], monitor: str, path: Path) -> None:
+def learning_curves(history: Sequence[dict], monitor: str, mode: str, path: Path) -> None:
     """Training loss and monitored metric by epoch; the tested checkpoint is marked."""
     rows = pd.DataFrame(history)
     figure = Figure((9, 3.5), layout="constrained")
@@ -23,10 +23,11 @@ def learning_curves(history: Sequence[dict], monitor: str, path: Path) -> None:
     left.plot(rows.epoch, rows.train_loss, "o-")
     left.set(title="training loss", xlabel="epochs")
     right.plot(rows.epoch, rows[monitor], "o-")
-    better = rows[monitor].idxmin() if monitor.endswith(("loss", "rmse", "mae", "entropy")) else rows[monitor].idxmax()
-    right.plot(rows.epoch[better], rows[monitor][better], "*", markersize=16, label="tested checkpoint")
+    if rows[monitor].notna().any():  # an AUC of rows of one class is not defined
+        better = rows[monitor].idxmin() if mode == "min" else rows[monitor].idxmax()
+        right.plot(rows.epoch[better], rows[monitor][better], "*", markersize=16, label="tested checkpoint")
+        right.legend()
     right.set(title=monitor.replace("val_", "validation "), xlabel="epochs")
-    right.legend()
     figure.savefig(path, dpi=120)
 
 

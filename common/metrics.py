@@ -62,7 +62,7 @@ def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:
     """AUC, log loss, normalized entropy (log loss / that of the constant click rate; He et al. 2014) and
     calibration (mean probability / click rate). What is undefined, as the AUC of one class, is nan."""
     # in float64: a mean over millions of rows, and probabilities near 0 and 1
-    probability, click = probability.double(), click.double()
+    probability, click = probability.cpu().double(), click.cpu().double()  # an Apple GPU has no float64
     rate = click.mean()
     log_loss = functional.binary_cross_entropy(probability, click)
     entropy = functional.binary_cross_entropy(rate.expand_as(click), click)
@@ -76,7 +76,7 @@ def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:
 
 def rating_metrics(prediction: Tensor, rating: Tensor) -> dict[str, float]:
     """Root mean squared error and mean absolute error."""
-    error = prediction.double() - rating.double()
+    error = prediction.cpu().double() - rating.cpu().double()
     return {"rmse": error.square().mean().sqrt().item(), "mae": error.abs().mean().item()}
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.checkpoint import check_can_resume
 from common.metrics import ClickMetrics, PredictionMetric
 from common.optimizer import build_optimizer
 
@@ -54,6 +55,9 @@ class Recommender(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["model"] = type(self).__name__  # tells predict.py what to build
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        check_can_resume(checkpoint, self, self.trainer.ckpt_path)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(

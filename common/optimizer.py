@@ -85,7 +85,11 @@ def build_optimizer(
     others = [parameter for parameter in model.parameters() if all(parameter is not table for table in tables)]
     groups = [
         {"params": others, "lr": learning_rate},
-        {"params": tables, "lr": embedding_learning_rate or learning_rate, "weight_decay": embedding_l2},
+        {
+            "params": tables,
+            "lr": learning_rate if embedding_learning_rate is None else embedding_learning_rate,
+            "weight_decay": embedding_l2,
+        },
     ]
     for group in groups:
         group["initial_lr"] = group["lr"]

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.paths import output_root
+from common.settings import check_settings
 
 NOT_COMPARED = ("resume", "num_workers", "run_folder")  # settings that do not change what a run computes
 
@@ -25,11 +26,12 @@ def run_folder(script: str, settings: dict, folder: str | Path | None = None) ->
 
     With settings["resume"] it is that of the newest unfinished run that no process holds.
 
-    Raises: UserError if that run had other settings, or the folder cannot be written.
+    Raises: UserError if a setting is out of range, that run had other settings, or the folder cannot be written.
     """
+    check_settings(settings)
     home = output_root() / "runs" / script
+    lock = None
     try:
-        lock = None
         if folder is None and settings["resume"]:
             folder, lock = _newest_unfinished(home)
             print(f"Continuing {folder}" if folder else "No unfinished run to resume: starting a new one.", flush=True)
@@ -40,27 +42,32 @@ def run_folder(script: str, settings: dict, folder: str | Path | None = None) ->
         lock = lock or _lock(folder)
         if lock is None:
             raise UserError(f"another process is at work in {folder}.")
-        _check_settings(folder / "settings.json", settings)
+        check_same(folder / "settings.json", {k: v for k, v in settings.items() if k not in NOT_COMPARED}, "settings")
         (folder / "checkpoints").mkdir(exist_ok=True)
+        yield folder
     except OSError as error:
         raise write_error(error, folder or home) from error
-    try:
-        yield folder
     finally:
-        lock.release()
+        if lock:
+            lock.release()
 
 
 def _newest_unfinished(home: Path) -> tuple[Path | None, FileLock | None]:
-    folders = sorted(home.glob("version_*"), key=lambda path: -int(path.name.split("_")[1]))
-    for folder in folders:
-        if not (folder / "results.json").exists() and (lock := _lock(folder)):
+    for _, folder in sorted(_versions(home).items(), reverse=True):
+        begun = (folder / "checkpoints" / "last.ckpt").exists()
+        if begun and not (folder / "results.json").exists() and (lock := _lock(folder)):
             return folder, lock
     return None, None
 
 
+def _versions(home: Path) -> dict[int, Path]:
+    folders = {path.name.removeprefix("version_"): path for path in home.glob("version_*")}
+    return {int(number): path for number, path in folders.items() if number.isdecimal()}
+
+
 def _new_version(home: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
-    number = max((int(path.name.split("_")[1]) for path in home.glob("version_*")), default=-1) + 1
+    number = max(_versions(home), default=-1) + 1
     while True:  # another process may take the same number at the same time
         try:
             (home / f"version_{number}").mkdir()
@@ -78,17 +85,17 @@ def _lock(folder: Path) -> FileLock | None:
     return lock
 
 
-def _check_settings(path: Path, settings: dict) -> None:
-    compared = {name: value for name, value in settings.items() if name not in NOT_COMPARED}
-    compared = json.loads(json.dumps(compared))
+def check_same(path: Path, content: dict, what: str) -> None:
+    """Keep `content` in `path`; where a run before has left it there, it must be the same: else UserError."""
+    content = json.loads(json.dumps(content))
     if path.exists():
         earlier = json.loads(path.read_text())
-        if changed := {k: earlier.get(k) for k in compared if earlier.get(k) != compared[k]}:
+        if changed := {name: earlier.get(name) for name in content if earlier.get(name) != content[name]}:
             raise UserError(
-                f"the unfinished run in {path.parent} had other settings: {changed}. "
+                f"the unfinished run in {path.parent} had other {what}: {changed}. "
                 "Set them again to resume it, or start anew with RESUME = False."
             )
-    write_json(path, compared)
+    write_json(path, content)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import sys
 import time
 import warnings
@@ -12,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 
-from common.callbacks import History, RandomState, make_schedule
+from common.callbacks import History, RandomState, StopEarly, make_schedule
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import check
 from common.figures import learning_curves
 from common.module import Recommender
-from common.run import peak_memory_mib, versions, write_error, write_json
+from common.run import check_same, peak_memory_mib, versions, write_error, write_json
 
 CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
 
@@ -65,7 +66,7 @@ def train_and_test(
             history,
             RandomState(),
             make_schedule(settings["schedule"], monitor, mode),
-            EarlyStopping(
+            StopEarly(
                 monitor, mode=mode, patience=settings["patience"], check_finite=False, check_on_train_epoch_end=False
             ),
             *callbacks,
@@ -78,27 +79,28 @@ def train_and_test(
         enable_progress_bar=sys.stderr.isatty(),
         **QUIET_TRAINER,
     )
+    seen = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
+    check_same(folder / "data.json", seen, "data")
     last = checkpoints / "last.ckpt"
     try:
         _fit(trainer, model, data, last if last.exists() else None)
         results = _evaluate(model, data, checkpoints / "best.ckpt", test)
         if test:
             draw(model, folder)
-            learning_curves(history.rows, monitor, folder / "learning_curves.png")
+            learning_curves(history.rows, monitor, mode, folder / "learning_curves.png")
     except OSError as error:
         raise write_error(error, folder) from error
     results = {
         "model": model.title,
         "dataset": data.dataset,
-        "is_sample": data.is_sample,
         "protocol": data.protocol,
-        "rows": {name: len(rows) for name, rows in data.rows.items()},
+        **seen,
         "seed": settings["seed"],
         "settings": settings,
         **results,
         "baselines": baselines() if test else {},
         "best_possible": best_possible() if data.is_sample and test else None,
-        "epochs": trainer.current_epoch,
+        "epochs": math.ceil(history.rows[-1]["epoch"]),
         "train_samples_per_second": history.samples_per_second,
         "wall_seconds": time.perf_counter() - begin,
         "peak_memory_mib": peak_memory_mib(),
@@ -114,7 +116,7 @@ def train_and_test(
 
 def resolve_precision(precision: str) -> str:
     """ "auto" becomes bf16 where the processor multiplies it natively, else float32; other names are Lightning's."""
-    names = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
+    names = ("auto", "32-true", "bf16-mixed", "64-true")
     check(precision in names, f"PRECISION is {precision!r}; it must be one of {', '.join(names)}.")
     if precision != "auto":
         return precision
@@ -148,6 +150,7 @@ def _evaluate(model: Recommender, data: pl.LightningDataModule, best: Path, test
     if test:
         (tested,) = trainer.test(model, data, verbose=False)
         results["test"] = _without_prefix(tested)
+    model.eval()  # for the figures
     return results
 
 

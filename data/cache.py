@@ -103,6 +103,8 @@ def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
 
 def _disk_error(error: OSError, folder: Path) -> UserError:
     free = shutil.disk_usage(folder if folder.exists() else folder.anchor).free / 2**20
+    if error.filename and not Path(error.filename).is_relative_to(folder):
+        return UserError(f"cannot read {error.filename}: {error.strerror}.")
     return UserError(
         f"cannot write the data cache {folder}: {error.strerror or error} ({free:,.0f} MiB free). "
         "Make room, or set the environment variable OUTPUT_ROOT to a folder that can be written."

@@ -15,6 +15,7 @@ class MappedRows(Dataset):
     def __init__(self, folder: Path, names: Sequence[str]):
         self.paths = [folder / f"{name}.npy" for name in names]
         self._arrays: list[Tensor] | None = None
+        _ = self.arrays  # opened now: what is open stays readable when a changed raw file has the cache removed
 
     @property
     def arrays(self) -> list[Tensor]:
@@ -28,7 +29,7 @@ class MappedRows(Dataset):
         return tuple(array.index_select(0, rows) for array in self.arrays)
 
     def __getstate__(self) -> dict:
-        return {"paths": self.paths, "_arrays": None}
+        return vars(self) | {"_arrays": None}
 
 
 class EpochOrder(Sampler):

@@ -20,6 +20,7 @@ def make_model(**changes) -> DeepFM:
         "dropout": 0.0,
         "batch_norm": False,
         "learning_rate": 0.02,
+        "embedding_learning_rate": 0.02,
         "embedding_l2": 0.0,
     }
     model = DeepFM(**(settings | changes))
@@ -70,7 +71,7 @@ def test_as_every_model():
 
 
 def test_starts_near_the_loss_of_a_coin():
-    model = DeepFM(13, [1000] * 26, 16, [400], 0.0, False, 1e-3, 0.0)
+    model = DeepFM(13, [1000] * 26, 16, [400], 0.0, False, 1e-3, 1e-3, 0.0)
     numbers, ids = torch.randn(256, 13), torch.randint(1000, (256, 26)).int()
     loss = model.loss(model(numbers, ids), torch.randint(2, (256,)).float())
     assert loss < 0.75

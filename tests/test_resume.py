@@ -1,5 +1,8 @@
 """A run that is interrupted and resumed ends as one that is not."""
 
+import math
+import re
+
 import pytest
 import torch
 
@@ -66,6 +69,56 @@ def test_ends_the_same(start, monkeypatch, where, name, call):
     resumed = start(resume=True)
     for key in ("test", "validation", "epochs", "baselines"):
         assert resumed[key] == whole[key], key
+
+
+def test_a_run_that_stopped_early_trains_no_further(start, monkeypatch):
+    settings = {"patience": 1, "max_epochs": 9, "learning_rate": 0.05}
+    whole = start(**settings)
+    assert whole["epochs"] < 9
+    with monkeypatch.context() as patch:
+        interrupt(patch, common.training, "learning_curves", 1)
+        with pytest.raises(Interrupted):
+            start(**settings)
+    resumed = start(**settings, resume=True)
+    assert (resumed["test"], resumed["epochs"]) == (whole["test"], whole["epochs"])
+
+
+def test_resumes_with_the_same_data_only(start, monkeypatch, tmp_path, rng):
+    interrupt(monkeypatch, common.training, "learning_curves", 1)
+    with pytest.raises(Interrupted):
+        start()
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 720))
+    with pytest.raises(UserError, match="had other data"):
+        start(resume=True)
+
+
+def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng):
+    lines = make_lines(rng, 700)
+    write_lines(tmp_path / "criteo" / "train.txt", [("0" + x[1:]) if i >= 600 else x for i, x in enumerate(lines)])
+    results = start()
+    assert math.isnan(results["test"]["auc"]) and math.isnan(results["validation"]["auc"])
+    assert results["test"]["log_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", -1),
+        ("embedding_learning_rate", 0.0),
+        ("embedding_l2", -1.0),
+        ("dropout", 1.0),
+        ("batch_size", 0),
+        ("hidden", (8, 0)),
+        ("max_epochs", 0),
+        ("validations_per_epoch", 1.5),
+        ("patience", 0),
+        ("seed", -1),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_is_made(start, outputs, name, value):
+    with pytest.raises(UserError, match=f"{name.upper()} is {re.escape(repr(value))}; it must be"):
+        start(**{name: value})
+    assert not (outputs / "runs").exists()
 
 
 def test_says_what_it_resumes(start, monkeypatch, capsys, outputs):
