@@ -58,11 +58,14 @@ def test_categories_are_fitted_on_training_rows_only(tmp_path, lines, min_count)
 
 
 def test_log_numbers_are_scaled_by_the_training_rows(tmp_path, lines):
-    data = open_data(tmp_path, lines)
+    data = open_data(tmp_path, lines, numbers="log")
     raw = np.array(parse_plainly(lines)["numbers"], float)
     logs = np.log1p(np.where(raw == MISSING_NUMBER, 0, np.maximum(raw, 0)))
     train = logs[: ROWS * 6 // 7]
     np.testing.assert_allclose(everything(data)[0], logs / train.std(0), rtol=1e-5)
+    with_missing = open_data(tmp_path, numbers="log+missing")
+    np.testing.assert_array_equal(everything(with_missing)[0], np.hstack([everything(data)[0], raw == MISSING_NUMBER]))
+    assert (data.num_numbers, with_missing.num_numbers) == (13, 26)
 
 
 def test_bucket_numbers_are_categories_of_the_x4_rule(tmp_path, lines):
@@ -231,7 +234,7 @@ def test_loader_restored_in_mid_epoch_goes_on_with_the_rows_that_are_left(tmp_pa
 
 
 def test_sample_is_as_it_should_be(tmp_path):
-    data = open_data(tmp_path / "nothing here")
+    data = open_data(tmp_path / "nothing here", min_count=1)
     assert data.is_sample
     assert sum(size > 10_000 for size in data.field_sizes) >= 3
     assert 0.22 < data.summary["click_rate"]["train"] < 0.28
