@@ -34,6 +34,7 @@ from common.module import Recommender
 from data.census_scoring import CensusScoring
 from data.criteo_scoring import CriteoScoring
 from data.movie_scoring import MovieScoring
+from data.parallel import ordered_map
 from deepfm.deepfm import DeepFM
 from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
@@ -58,13 +59,15 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Scoring]:
     """
     content = load_checkpoint(checkpoint)
     name = content.get("model")
-    check(name in MODELS, f"{checkpoint}: found the model {name!r}, expected one of {', '.join(MODELS)}.")
+    check(name in list(MODELS), f"{checkpoint}: found the model {name!r}, expected one of {', '.join(MODELS)}.")
     model_class, data, scoring = MODELS[name]
     try:
         model = model_class(**content["hyper_parameters"])
         model.load_state_dict(content["state_dict"], assign=True)  # the table stays mapped from the file
-        return model.eval(), scoring(content[data])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        model, ready = model.eval(), scoring(content[data])
+        predict_batch(model, ready.draw(256, np.random.default_rng(0)))  # the two may not fit each other
+        return model, ready
+    except Exception as error:  # of many kinds for a checkpoint with other content
         raise UserError(f"{checkpoint} does not fit this version of {name}; train again. ({error})") from error
 
 
@@ -79,8 +82,9 @@ def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None =
     rows, begin = 0, time.perf_counter()
     with open_input(raw) as (stream, file), _open_output(output) as out, _progress_bar(file) as bar:
         out.write(",".join(scoring.columns) + "\n")
-        for inputs, target in _readable(scoring.batches(stream, _name(raw)), raw):
-            predicted = predict_batch(model, inputs, bf16)
+        batches = _readable(scoring.batches(stream, _name(raw)), raw)
+        score = lambda batch: (predict_batch(model, batch[0], bf16), batch[1])  # noqa: E731
+        for predicted, target in ordered_map(score, batches):
             for metrics, values, truth in zip(running, predicted.numpy().T, target.numpy().T, strict=True):
                 known = ~np.isnan(truth)
                 metrics.update(values[known], truth[known])
@@ -194,6 +198,7 @@ def main() -> None:
     check(len(sys.argv) in (3, 4), "usage: python predict.py CHECKPOINT RAW_FILE [OUT.csv]; RAW_FILE may be -")
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict.py ... | head` ends in silence
+    torch.set_num_threads(1)  # whole blocks are scored in threads; more within a block would only get in their way
     result = predict(*sys.argv[1:])
     print(f"{result['rows']:,} rows in {result['seconds']:.1f} s", file=sys.stderr)
     if result["unseen"]:
