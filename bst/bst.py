@@ -116,6 +116,10 @@ class BST(Recommender):
         self.mlp = mlp(widths, dropout, activation=nn.LeakyReLU)
         self.output = nn.Linear(widths[-1], 1)
 
+    @property
+    def title(self) -> str:
+        return "BST" if self.hparams.uses_sequence else "BST without its sequence"
+
     def forward(
         self, movie: Tensor, history: Tensor, deviation: Tensor, distance: Tensor, user: Tensor, numbers: Tensor
     ) -> Tensor:

@@ -131,8 +131,8 @@ def train(
             if not uses_sequence:
                 return rating_baselines(data)
             with run_folder("bst", settings, folder / "without_sequence") as inner:
-                without = fit(inner, False, dict)["test"]
-            return {"BST without its sequence": without} | rating_baselines(data)
+                without = fit(inner, False, dict)
+            return {without["model"]: without["test"]} | rating_baselines(data)
 
         return fit(folder, uses_sequence, baselines)
 
