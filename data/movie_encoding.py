@@ -24,6 +24,8 @@ SHARES = (0.8, 0.1)  # training and validation rows of "time" and "random"
 LEAST_TIMESTAMP = 100_000_000  # seconds since 1970; smaller times are ranks
 USER_SHRINKAGE, MOVIE_SHRINKAGE = 15.0, 10.0  # ratings of 0 deviation added to a bias (Surprise's defaults)
 LEVEL_SHRINKAGE = 5.0  # the same for a user's past
+# what a cache depends on beside its files and the settings
+CONSTANTS = {"split": (SHARES, RANDOM_SPLIT_SEED), "shrinkage": (USER_SHRINKAGE, MOVIE_SHRINKAGE, LEVEL_SHRINKAGE)}
 DISTANCE_BUCKETS = 64  # half powers of two: 0, 1 .. 2^31 seconds, or ratings where times are ranks
 ORDERED = ["user", "movie", "rating", "time", "user_row", "start"]  # what does not depend on the split, raw ids
 ENCODED = ["movie", "deviation", "expected", "level", "user_ids"]  # user_ids has a row per user

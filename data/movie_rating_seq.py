@@ -23,6 +23,7 @@ from data.loader import BatchLoader, EpochOrder
 from data.locate import find_dataset, raw_file
 from data.movie_encoding import (
     CLICK_RATING,
+    CONSTANTS,
     FIRST_ID,
     ORDERED,
     SPLITS,
@@ -88,7 +89,7 @@ class MovieRatingDataModule(pl.LightningDataModule):
         self.folder = cached(
             "movies",
             files,
-            self.settings,
+            self.settings | CONSTANTS,
             lambda target: write_encoded(files, self.release, self.ordered, self.settings, target),
         )
         self.movies = read_movies(files[1], self.release)

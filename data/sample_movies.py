@@ -23,7 +23,7 @@ TITLE_WORDS = ("Café", "Last", "Night", "River", "Stone", "Winter", "Garden", "
 
 def movie_sample(users: int = USERS) -> Path:
     """Folder with users.dat, movies.dat, ratings.dat and truth.npy (of the lines of ratings.dat; see `_write`)."""
-    return cached("sample-movies", [], {"users": users, "seed": SEED}, lambda target: _write(target, users))
+    return cached("sample-movies", [Path(__file__)], {"users": users}, lambda target: _write(target, users))
 
 
 def _write(target: Path, users: int) -> None:

@@ -62,7 +62,7 @@ def compare(settings: dict, groups=GROUPS, seeds: Sequence[int] = SEEDS, tries: 
             tested = {}
             if seed == seeds[0]:  # it has no randomness
                 linear = folder / f"linear-{'-'.join(tasks)}.json"
-                tested["Logistic regression"] = kept(linear, logistic_regression, data)
+                tested["logistic regression"] = kept(linear, logistic_regression, data)
             for model in TITLES:
                 tested[TITLES[model]] = {}
                 for part in [(task,) for task in tasks] if model == "single_task" else [tasks]:

@@ -46,7 +46,7 @@ def test_script_runs_from_another_folder(raw, outputs):
     results = json.loads((folder / "results.json").read_text())
     keys = {"auc_income", "auc_never_married", "auc_mean"}
     assert keys == results["test"].keys() == results["validation"].keys()
-    assert keys == results["baselines"]["Logistic regression"].keys()
+    assert keys == results["baselines"]["logistic regression"].keys()
     assert results["model"] == "MMoE" and not results["is_sample"]
     gates = pd.read_csv(folder / "gates.csv")
     assert gates.filter(like="expert_").sum(axis=1).round(4).eq(1).all()
@@ -68,9 +68,9 @@ def test_compare_keeps_finished_runs_and_writes_the_table(raw, outputs, monkeypa
     groups = {"group 2": ("education", "never_married")}
     settings = SMALL | {"data_root": str(raw)}
     first = compare.compare(settings, groups, seeds=(1, 2), tries=({"dropout": 0.0}, {"dropout": 0.5}))
-    assert set(first.model) == {"Logistic regression", "MMoE", "OMoE", "Shared-Bottom", "Single-Task"}
+    assert set(first.model) == {"logistic regression", "MMoE", "OMoE", "Shared-Bottom", "Single-Task"}
     assert len(first) == 10
-    assert (first.runs == first.model.map(lambda model: 1 if model == "Logistic regression" else 2)).all()
+    assert (first.runs == first.model.map(lambda model: 1 if model == "logistic regression" else 2)).all()
     monkeypatch.setattr(compare, "train", create_autospec(train, side_effect=AssertionError))  # must not train again
     again = compare.compare(settings, groups, seeds=(1, 2), tries=({"dropout": 0.0}, {"dropout": 0.5}))
     pd.testing.assert_frame_equal(first, again)
