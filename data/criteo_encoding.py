@@ -93,6 +93,8 @@ class CriteoEncoder:
     @classmethod
     def from_state(cls, state: dict[str, Tensor | list | str]) -> "CriteoEncoder":
         joined = state["vocabulary"].numpy().view(np.uint32)
+        if joined.shape != (sum(state["sizes"]),):
+            raise ValueError(f"a vocabulary of the shape {joined.shape} for fields of {sum(state['sizes'])} categories")
         vocabularies = np.split(joined, np.cumsum(state["sizes"])[:-1])
         return cls(state["numbers"], vocabularies, np.array(state["scale"]))
 

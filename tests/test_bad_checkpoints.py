@@ -1,0 +1,171 @@
+"""Files that are no checkpoint, or no longer one: a clear error, and no code in them is run."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.checkpoint import MappedCheckpointIO, load_checkpoint
+from common.errors import UserError
+from common.paths import REPO
+from deepfm.train import train
+from dlrm.train import train as train_dlrm
+from predict import load, predict
+from tests.criteo_rows import make_lines, write_lines
+
+SMALL = {"max_epochs": 1, "precision": "32-true", "embedding_dim": 4}
+WRONG = [None, "x", -1, 10**12, [], [[]], {}, torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """DATA_ROOT with 200 Criteo rows."""
+    root = tmp_path_factory.mktemp("root")
+    write_lines(root / "criteo" / "train.txt", make_lines(np.random.default_rng(0), 200))
+    return root
+
+
+@pytest.fixture(scope="module")
+def good(root, tmp_path_factory) -> Path:
+    """A checkpoint of DeepFM."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OUTPUT_ROOT", str(tmp_path_factory.mktemp("output")))
+        train(data_root=str(root), hidden=(8,), **SMALL)
+        return next(Path(os.environ["OUTPUT_ROOT"]).glob("runs/deepfm/version_0/checkpoints/best.ckpt"))
+
+
+class Payload:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_payload_is_never_run(tmp_path, good):
+    marker, files = tmp_path / "it ran", []
+    content = load_checkpoint(good)
+    for name, holder in (("alone", Payload(marker)), ("added", content | {"callbacks": {"x": [Payload(marker)]}}),
+                         ("weight", content | {"state_dict": {"w": Payload(marker)}})):  # fmt: skip
+        for form, zipped in (("zip", True), ("old", False)):
+            files.append(tmp_path / f"{name}.{form}.ckpt")
+            torch.save(holder, files[-1], _use_new_zipfile_serialization=zipped)
+        files.append(tmp_path / f"{name}.pickle.ckpt")
+        files[-1].write_bytes(pickle.dumps({"state_dict": {}, "x": Payload(marker)}))
+    files.append(tmp_path / "script.ckpt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), files[-1])
+    for path in files:
+        for function in (load_checkpoint, load):
+            with pytest.raises(UserError, match=f"{path.name} is no readable checkpoint"):
+                function(path)
+    assert not marker.exists()
+    done = subprocess.run([sys.executable, REPO / "predict.py", files[0], "-"], input=b"", capture_output=True)
+    assert done.returncode == 1 and not marker.exists()
+    assert b"is no readable checkpoint" in done.stderr and b"Traceback" not in done.stderr
+    torch.load(files[0], weights_only=False)  # the payload is one that works
+    assert marker.exists()
+
+
+def test_cut_and_foreign_files(tmp_path, good, rng):
+    whole, path = good.read_bytes(), tmp_path / "bad.ckpt"
+    contents = [whole[: round(len(whole) * share)] for share in (0, 0.001, 0.1, 0.5, 0.9, 0.999)]
+    contents += [whole[:-1], whole[1:], whole[100:], whole[: len(whole) // 2] * 2]
+    contents += [rng.bytes(count) for count in (1, 3, 1000, len(whole))]
+    contents += [b"PK\x03\x04" + rng.bytes(1000), b"\x80\x02" + rng.bytes(100), b"1,2,3\n", b"\0" * 10_000]
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"bad.ckpt is no readable checkpoint"):
+            load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UserError, match=r"bad.ckpt is no readable checkpoint"):
+        load(path)
+    with pytest.raises(UserError, match="cannot read"):
+        load(tmp_path)
+    with pytest.raises(UserError, match=r"there is no checkpoint .*nowhere"):
+        load(tmp_path / "nowhere.ckpt")
+
+
+@pytest.mark.parametrize("content", [[], 3, torch.zeros(2), {}, {"weights": {}}, {"state_dict": [1]}])
+def test_tensors_of_another_program(tmp_path, content):
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"other.ckpt is no checkpoint of this repo"):
+        load(tmp_path / "other.ckpt")
+
+
+def test_flipped_bytes_never_end_in_another_error(tmp_path, good, root, rng):
+    whole, path = good.read_bytes(), tmp_path / "flipped.ckpt"
+    raw = root / "criteo" / "train.txt"
+    for _ in range(int(os.environ.get("FUZZ_EXAMPLES", "10")) * 3):
+        damaged = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            # half of them near the end, where the directory of the archive is
+            damaged[rng.integers(len(whole) * rng.integers(2) * 19 // 20, len(whole))] ^= rng.integers(1, 256)
+        path.write_bytes(damaged)
+        try:
+            predict(path, raw, tmp_path / "out.csv")
+        except UserError as error:
+            assert str(path) in str(error)
+
+
+def places(content: dict, *above: str) -> list[tuple[str, ...]]:
+    found = []
+    for name, value in content.items():
+        found.append((*above, name))
+        if isinstance(value, dict):
+            found += places(value, *above, name)
+    return found
+
+
+def replaced(content: dict, place: tuple[str, ...], value: object) -> dict:
+    if len(place) > 1:
+        value = replaced(content[place[0]], place[1:], value)
+    return content | {place[0]: value}
+
+
+def test_wrong_values_anywhere_in_a_checkpoint(tmp_path, good, root):
+    content, path = load_checkpoint(good), tmp_path / "wrong.ckpt"
+    raw, refused = root / "criteo" / "train.txt", 0
+    used = ("state_dict", "hyper_parameters", "model", "CriteoDataModule")
+    for place in places({name: content[name] for name in used}):
+        for value in WRONG:
+            MappedCheckpointIO().save_checkpoint(replaced(content, place, value), path)
+            try:
+                predict(path, raw, tmp_path / "out.csv")
+            except UserError as error:
+                refused += 1
+                assert str(path) in str(error), (place, value, error)
+    assert refused > 100
+
+
+def test_a_run_is_not_resumed_from_a_checkpoint_that_does_not_fit(tmp_path, good, root, outputs):
+    settings = {"data_root": str(root), **SMALL}
+    train(hidden=(8,), **settings)
+    last = outputs / "runs" / "deepfm" / "version_0" / "checkpoints" / "last.ckpt"
+    (last.parents[1] / "results.json").unlink()  # as if it had not come to its end
+    whole = last.read_bytes()
+    train_dlrm(bottom=(8,), top=(8,), **settings)
+    train(hidden=(6,), **settings)
+    other = outputs / "runs" / "dlrm" / "version_0" / "checkpoints" / "last.ckpt"
+    wider = outputs / "runs" / "deepfm" / "version_1" / "checkpoints" / "last.ckpt"
+    for bad, message in (
+        (whole[:-100], r"last.ckpt is no readable checkpoint"),
+        (other.read_bytes(), r"last.ckpt is of DLRM, not of DeepFM"),
+        (wider.read_bytes(), r"last.ckpt does not fit .*RESUME = False"),
+        (good.read_bytes(), r"last.ckpt holds weights only"),
+    ):
+        last.write_bytes(bad)
+        with pytest.raises(UserError, match=message):
+            train(hidden=(8,), resume=True, **settings)
+    last.write_bytes(whole)
+    train(hidden=(8,), resume=True, **settings)
+    shutil.rmtree(outputs / "runs")
