@@ -65,7 +65,9 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Scoring]:
         model = model_class(**content["hyper_parameters"])
         model.load_state_dict(content["state_dict"], assign=True)  # the table stays mapped from the file
         model, ready = model.eval(), scoring(content[data])
-        predict_batch(model, ready.draw(256, np.random.default_rng(0)))  # the two may not fit each other
+        found = predict_batch(model, ready.draw(256, np.random.default_rng(0))).shape[1]
+        if found != len(ready.columns):
+            raise ValueError(f"{found} predictions of a row for {len(ready.columns)} columns")
         return model, ready
     except Exception as error:  # of many kinds for a checkpoint with other content
         raise UserError(f"{checkpoint} does not fit this version of {name}; train again. ({error})") from error

@@ -74,7 +74,11 @@ class MovieScoring:
             user, movie, time = np.array([row[:3] for row in fields], np.int64).reshape(-1, 3).T
             rating = torch.tensor([row[3] for row in fields], dtype=torch.float32)
             target = torch.where(rating.isnan(), rating, (rating >= CLICK_RATING).float()) if self.click else rating
-            yield self.inputs(user, movie, time), target.unsqueeze(1)
+            inputs = self.inputs(user, movie, time)
+            ids, *_, user_ids, _ = inputs
+            self.unseen["user"] += int((user_ids[:, 0] == UNSEEN).sum())
+            self.unseen["movie"] += int((ids == UNSEEN).sum())
+            yield inputs, target.unsqueeze(1)
         check(not first, f"{name} is empty; expected lines {self.form}.")
 
     def draw(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
@@ -94,8 +98,6 @@ class MovieScoring:
         place, now = self._places(row, known, movie, time)
         ids = encode_ids(movie, self.encoder.movie_ids)
         user_ids = np.where(known[:, None], self.user_ids[row], UNSEEN)
-        self.unseen["user"] += int((user_ids[:, 0] == UNSEEN).sum())
-        self.unseen["movie"] += int((ids == UNSEEN).sum())
         level = (self.total[place] - self.total[start]) / (LEVEL_SHRINKAGE + place - start) * self.biases
         level = torch.from_numpy(level.astype(np.float32)) * self.uses_ratings
         expected = torch.from_numpy(self.expected[ids].astype(np.float32))

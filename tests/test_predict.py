@@ -183,13 +183,13 @@ def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
     write_1m(tmp_path / "mine", ratings)
     checkpoint = train_on(train_bst, tmp_path, outputs, dataset="mine", **SMALL_BST)
     _, scoring = load(checkpoint)
-    rows = ["1::9::::250", "1::9", "1::2::4::200", "1::2", "1::2::::400", "77::1", "1::9::3::10"]
+    rows = ["1::9::::250", "1::9", "1::2::4::200", "1::2", "1::2::::400", "77::1", "1::9::3::10", "1::9::::200"]
     batches = list(scoring.batches((line.encode() + b"\n" for line in rows), "here"))
     ((_, history, _, distance, user, numbers), target), *_ = batches
     past = [[scoring.encoder.movie_ids[i - 2] for i in row if i > 1] for row in history.tolist()]
-    assert past == [[1, 2], [1, 2, 3], [1], [1], [1, 2, 3], [], []]
+    assert past == [[1, 2], [1, 2, 3], [1], [1], [1, 2, 3], [], [], [1, 2]]
     assert distance[0, -1] == distance[2, -1] - 2  # 50 and 100
-    torch.testing.assert_close(numbers[:, 2].exp() - 1, torch.tensor([2.0, 3, 1, 1, 3, 0, 0]))
+    torch.testing.assert_close(numbers[:, 2].exp() - 1, torch.tensor([2.0, 3, 1, 1, 3, 0, 0, 2]))
     assert user[5].eq(0).all() and user[4, 0] > 1
     assert [value for value in target[:, 0].tolist() if value == value] == [4, 3]
     assert scoring.unseen == {"user": 1, "movie": 0}
