@@ -23,6 +23,10 @@ class CensusScoring:
         self.encoder = CensusEncoder.from_state(state)
         self.layout = self.encoder.layout
         self.columns = tuple(state["tasks"])
+        if not set(self.columns) <= set(self.layout.tasks):
+            raise ValueError(f"tasks {self.columns}")
+        if len(self.encoder.vocabularies) != len(self.layout.inputs):
+            raise ValueError(f"{len(self.encoder.vocabularies)} vocabularies for {len(self.layout.inputs)} columns")
         self.unseen = dict.fromkeys(self.layout.inputs, 0)
 
     def batches(self, stream: BinaryIO, name: str) -> Iterator[tuple[list[Tensor], Tensor]]:

@@ -66,8 +66,9 @@ def bytes_inserted(draw: Callable, lines: list[bytes], form: Form) -> bytes:
 
 
 def line_cut(draw: Callable, lines: list[bytes], form: Form) -> bytes:
-    row = place(draw, lines)
-    lines[row] = lines[row][: place(draw, lines[row])]
+    for _ in range(draw(st.integers(1, 2))):
+        row = place(draw, lines)
+        lines[row] = lines[row][: place(draw, lines[row], 1)]
     if draw(st.booleans()):  # the file ends there
         return b"\n".join(lines[: row + 1])
     return file_of(lines)
@@ -118,7 +119,8 @@ def nul_bytes(draw: Callable, lines: list[bytes], form: Form) -> bytes:
 
 def line_added(draw: Callable, lines: list[bytes], form: Form) -> bytes:
     added = [b"", b" ", b"\t", b"\r", b"|comment", b"# comment", b"\xef\xbb\xbf", form.separator.join([b"a"] * 5)]
-    lines.insert(place(draw, lines, 1), draw(st.sampled_from([*added, lines[0]])))
+    for _ in range(draw(st.integers(1, 2))):
+        lines.insert(place(draw, lines, 1), draw(st.sampled_from([*added, lines[0]])))
     return file_of(lines)
 
 
