@@ -100,7 +100,7 @@ def search(
         "patience": validations,  # the scheduler stops trials
         "seed": seed,
     }
-    compared = constants | {name: str(values) for name, values in distributions(space).items()}
+    compared = constants | {"space": {name: str(values) for name, values in distributions(space).items()}}
     compared |= {"trials": trials, "grace_validations": grace_validations, "reduction_factor": reduction_factor}
     home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
     with run_folder("tune_dlrm", compared, find_folder(home, compared)) as folder:
