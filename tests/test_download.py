@@ -1,15 +1,11 @@
-"""Downloads from a local server that cuts connections, lies, redirects, is slow and fails; bad archives."""
+"""Downloads from a local server that cuts connections, lies, redirects, is slow and fails."""
 
 import hashlib
-import io
 import subprocess
 import sys
-import tarfile
 import threading
 import time
-import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +14,8 @@ from common.errors import UserError
 from common.paths import REPO
 from data import download as module
 from data.archives import ARCHIVES, Archive
-from data.download import download, ensure_dataset, unpack
+from data.download import download, ensure_dataset
+from tests.test_unpack import make_zip
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
@@ -200,66 +197,6 @@ def test_a_wrong_file_put_by_hand_is_refused(tmp_path):
     (tmp_path / "file.zip").write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"file.zip: has 6 bytes, expected 3,000,000. Remove the file"):
         download(archive("http://127.0.0.1:1/"), tmp_path)
-
-
-def make_zip(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as packed:
-        for name, content in files.items():
-            packed.writestr(name, content)
-    return path
-
-
-def make_tar(files: dict[str, bytes | str]) -> bytes:
-    """A .tar.gz; a str is where a link points to."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                member.type, member.linkname = tarfile.SYMTYPE, content
-                packed.addfile(member)
-            else:
-                member.size = len(content)
-                packed.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-EVIL = {"../evil": b"x", "/tmp/evil_absolute": b"x", "a/../../../evil": b"x"}
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar in zip"])
-def test_only_the_files_asked_for_are_unpacked(tmp_path, kind):
-    files = EVIL | {"deep/in/rows.txt": b"rows", "deep/in/other.txt": b"other", "../../names.txt": b"names"}
-    path = tmp_path / "archives" / "a"
-    path.parent.mkdir()
-    if kind == "zip":
-        make_zip(path, files)
-    elif kind == "tar":
-        path.write_bytes(make_tar(files))
-    else:
-        make_zip(path, {"inner.tar.gz": make_tar(files), "readme": b"r"})
-    target = tmp_path / "data" / "set"
-    unpack(path, {"rows.txt": "md5:" + hashlib.md5(b"rows").hexdigest(), "names.txt": None}, target)
-    assert {p.name: p.read_bytes() for p in target.iterdir()} == {"rows.txt": b"rows", "names.txt": b"names"}
-    assert {p.name for p in tmp_path.rglob("*")} == {"archives", "a", "data", "set", "rows.txt", "names.txt"}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (make_tar({"rows.txt": "/etc/passwd"}), "has no rows.txt"),
-        (make_tar({"rows.txt": b"rows"}), "rows.txt has the checksum .* expected 0"),
-        (make_tar({"rows.txt": CONTENT})[:-1_000_000], "is damaged"),
-        (b"<html>", "is damaged"),
-        (b"", "is damaged|has no rows.txt"),
-    ],
-    ids=["link", "wrong bytes", "cut", "no archive", "empty"],
-)
-def test_bad_archives_leave_nothing(tmp_path, content, message):
-    (tmp_path / "a").write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        unpack(tmp_path / "a", {"rows.txt": "md5:0"}, tmp_path / "set")
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_ensure_dataset(tmp_path, server, monkeypatch):
