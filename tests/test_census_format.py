@@ -109,6 +109,9 @@ def test_adult_has_comments_dots_and_a_blank_end():
         (lambda fields: [*fields[:7], "Nevermarried", *fields[8:]], "line 7, column marital status: found 'Never"),
         (lambda fields: ["old", *fields[1:]], "line 7, column age: found 'old', expected a number"),
         (lambda fields: ["1e60", *fields[1:]], "line 7, column age: found '1e60', expected a number"),
+        (lambda fields: ["1_000", *fields[1:]], "line 7, column age: found '1_000', expected a number"),
+        (lambda fields: ["|" + fields[0], *fields[1:]], "line 7, column age: found '|"),
+        (lambda fields: [*fields[:20], "a\0b", *fields[21:]], "line 7: found control characters"),
         (lambda fields: ["nan", *fields[1:]], "line 7, column age: found 'nan', expected a number"),
     ],
 )

@@ -60,6 +60,7 @@ def test_categories(digits):
         (replaced(8, "1" * 30), "column I8"),
         (replaced(13, "1_0"), "column I13"),
         (replaced(13, "12345678a"), "column I13"),
+        (replaced(13, "--12345678"), "column I13"),
         (replaced(14, "68fd1e6"), "column C1: found '68fd1e6', expected 8 hexadecimal digits"),
         (replaced(15, "68fd1e644"), "column C2"),
         (replaced(16, "68FD1E64"), "column C3"),

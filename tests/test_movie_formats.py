@@ -124,7 +124,8 @@ def test_a_broken_rating_is_named(tmp_path, release, line, monkeypatch):
 @FORMS
 def test_broken_movies_and_users_are_named(tmp_path, release):
     good = GOOD[release][release.movies_file]
-    for line in ("40", "x::A::B|y", "40|A"):
+    repeated = good.splitlines()[-1]
+    for line in ("40", "x::A::B|y", "40|A", "4_0" + repeated[2:], repeated, "4\0" + repeated[2:], repeated + "|"):
         folder = write(tmp_path, release, **{release.movies_file: good + line + "\n"})
         with pytest.raises(UserError, match=rf"{release.movies_file}, line {good.count(chr(10)) + 1}: found"):
             read_movies(folder / release.movies_file, release)
@@ -132,6 +133,12 @@ def test_broken_movies_and_users_are_named(tmp_path, release):
         folder = write(tmp_path, release, **{release.users_file: GOOD[release][release.users_file] + "9\n"})
         with pytest.raises(UserError, match=rf"{release.users_file}, line 3: found '9'"):
             read_users(folder / release.users_file, release)
+
+
+def test_movies_need_their_header(tmp_path):
+    folder = write(tmp_path, ML_CSV, **{"movies.csv": GOOD[ML_CSV]["movies.csv"].split("\n", 1)[1]})
+    with pytest.raises(UserError, match=r"movies.csv, line 1: found '10,Léon .*expected 'movieId,title,genres'"):
+        read_movies(folder / "movies.csv", ML_CSV)
 
 
 @FORMS
