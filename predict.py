@@ -87,6 +87,11 @@ def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None =
         batches = _readable(scoring.batches(stream, _name(raw)), raw)
         score = lambda batch: (predict_batch(model, batch[0], bf16), batch[1])  # noqa: E731
         for predicted, target in ordered_map(score, batches):
+            check(
+                bool(predicted.isfinite().all()),
+                f"{checkpoint} gives no finite prediction for a row of {_name(raw)} after row {rows}: its weights are "
+                "damaged, or a number in the row is far too large. Correct the row, or train again.",
+            )
             for metrics, values, truth in zip(running, predicted.numpy().T, target.numpy().T, strict=True):
                 known = ~np.isnan(truth)
                 metrics.update(values[known], truth[known])
