@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# models are small here, and on a busy machine threads wait for each other far longer than one of them works
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
