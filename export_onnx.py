@@ -2,23 +2,8 @@
 
 Writes CHECKPOINT with the ending .onnx (inputs of any number of rows -> probabilities or ratings) and beside it .json,
 what turns a raw row into inputs. Both are checked: the outputs of onnxruntime on the first rows of RAW_FILE, or without
-one on rows drawn at random, equal those of PyTorch to 1e-4. Scoring a Criteo row with neither torch nor this repo:
-
-    import json
-    import numpy as np
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession("best.onnx")
-    data = json.load(open("best.json"))
-    label, *fields = open("train.txt").readline().rstrip("\\n").split("\\t")
-    raw = np.array([max(float(field or 0), 0) for field in fields[:13]])
-    numbers = np.log1p(raw) / data["scale"]
-    if data["numbers"] == "log+missing":
-        numbers = np.append(numbers, [field == "" for field in fields[:13]])
-    ids = [data["vocabularies"][f"C{i}"].get(field, 0) if field else 1 for i, field in enumerate(fields[13:], 1)]
-    row = {"numbers": np.float32([numbers]), "ids": np.int32([ids])}
-    print(session.run(None, row)[0])
-
+one on rows drawn at random, equal those of PyTorch to 1e-4.
+The README scores a raw Criteo row with both, without torch and without this repo.
 It needs onnx, onnxscript and onnxruntime (requirements-dev.txt).
 """
 

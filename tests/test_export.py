@@ -15,6 +15,7 @@ pytest.importorskip("onnxscript")
 import export_onnx
 from bst.train import train as train_bst
 from common.errors import UserError
+from common.paths import REPO
 from data.sample_census import census_sample
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
@@ -25,7 +26,7 @@ from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m
 from tests.test_predict import SMALL_BST, read_csv, train_on
 
-EXAMPLE = "\n".join(re.findall("^    (.*)$", export_onnx.__doc__, re.MULTILINE))
+EXAMPLE = re.search("```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)[1]
 
 
 @pytest.fixture

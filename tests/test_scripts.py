@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,12 @@ def test_bad_input_is_one_line_on_stderr(tmp_path, outputs, rng, script, line, m
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert not list(outputs.glob("runs/deepfm/*/results.json"))
+
+
+def test_what_the_readme_names_is_there():
+    """Its first two blocks set everything up by themselves (continuous integration runs the second)."""
+    text = (REPO / "README.md").read_text()
+    for block, end in zip(re.findall("```bash\n(.*?)\n```", text), ("deepfm/train.py", "-m pytest"), strict=True):
+        assert block.startswith("python3 -m venv .venv && .venv/bin/pip install") and block.endswith(end)
+    named = re.findall(r"[\w/]+\.(?:py|md|png)\b", text)
+    assert len(named) > 15 and all((REPO / name).exists() for name in named)
