@@ -62,5 +62,5 @@ def test_what_the_readme_names_is_there():
     text = (REPO / "README.md").read_text()
     for block, end in zip(re.findall("```bash\n(.*?)\n```", text), ("deepfm/train.py", "-m pytest"), strict=True):
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install") and block.endswith(end)
-    named = re.findall(r"[\w/]+\.(?:py|md|png)\b", text)
+    named = re.findall(r"\w+/[\w/]+\.(?:py|md|png)\b", text)
     assert len(named) > 15 and all((REPO / name).exists() for name in named)
