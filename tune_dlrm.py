@@ -21,8 +21,9 @@ from ray import tune
 from ray._private import ray_constants
 
 from common.errors import UserError, check, run_script
+from common.files import write_json
 from common.paths import REPO, data_root, output_root
-from common.run import run_folder, write_json
+from common.run import run_folder
 from common.search import (
     CAUSE,
     Progress,

@@ -1,9 +1,7 @@
 """The folder of a run: claimed by one process, resumed by its settings, finished when results.json is there."""
 
 import json
-import os
 import platform
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +12,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from common.errors import UserError
+from common.files import write_error, write_json
 from common.paths import output_root
 from common.settings import check_settings
 
+LAST = Path("checkpoints", "last.ckpt")  # of a run's folder
 NOT_COMPARED = ("resume", "num_workers", "run_folder")  # settings that do not change what a run computes
 
 
@@ -30,7 +30,7 @@ def run_folder(script: str, settings: dict, folder: str | Path | None = None) ->
     """
     check_settings(settings)
     home = output_root() / "runs" / script
-    lock = None
+    chosen, lock = folder is not None, None
     try:
         if folder is None and settings["resume"]:
             folder, lock = _newest_unfinished(home)
@@ -47,16 +47,31 @@ def run_folder(script: str, settings: dict, folder: str | Path | None = None) ->
         yield folder
     except OSError as error:
         raise write_error(error, folder or home) from error
+    except (KeyboardInterrupt, SystemExit) as error:  # the latter is what Lightning makes of the former
+        raise KeyboardInterrupt(_how_to_go_on(folder, chosen)) from error
     finally:
         if lock:
             lock.release()
 
 
+def _how_to_go_on(folder: Path | None, chosen: bool) -> str:
+    if folder and chosen:
+        return f"the same command goes on in {folder}"
+    if folder and _is_unfinished(folder):
+        return f"RESUME = True goes on from {folder / LAST}"
+    return "there is no checkpoint yet to go on from"
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return (folder / LAST).exists() and not (folder / "results.json").exists()
+
+
 def _newest_unfinished(home: Path) -> tuple[Path | None, FileLock | None]:
     for _, folder in sorted(_versions(home).items(), reverse=True):
-        begun = (folder / "checkpoints" / "last.ckpt").exists()
-        if begun and not (folder / "results.json").exists() and (lock := _lock(folder)):
-            return folder, lock
+        if _is_unfinished(folder) and (lock := _lock(folder)):
+            if _is_unfinished(folder):  # still, now that no other process is at work in it
+                return folder, lock
+            lock.release()
     return None, None
 
 
@@ -96,23 +111,6 @@ def check_same(path: Path, content: dict, what: str) -> None:
                 "Set them again to resume it, or start anew with RESUME = False."
             )
     write_json(path, content)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Complete or not at all: written beside and renamed."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=2))
-    os.replace(beside, path)
-
-
-def write_error(error: OSError, folder: Path) -> UserError:
-    """What to tell a user whose results cannot be written."""
-    there = next(path for path in [folder, *folder.parents] if path.exists())
-    return UserError(
-        f"cannot write {error.filename or folder}: {error.strerror or error} "
-        f"({shutil.disk_usage(there).free / 2**20:,.0f} MiB free). "
-        "Make room, or set the environment variable OUTPUT_ROOT to a folder that can be written."
-    )
 
 
 def peak_memory_mib() -> float:

@@ -17,7 +17,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from common.callbacks import History
-from common.run import write_json
+from common.files import write_json
 
 METRIC, MODE = "val_auc", "max"
 CAUSE = "cause.txt"  # in a trial's folder: why it failed
