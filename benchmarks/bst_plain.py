@@ -1,34 +1,22 @@
 """BST as most public ports write it: nn.TransformerEncoder over all places, a Dataset of rows, a default DataLoader.
 
 The same sizes and inputs as bst/bst.py, for the comparison of speed; only the errors of those ports are left out.
-`python benchmarks/bst_plain.py` measures both on the same rows.
 """
 
-import logging
-import statistics
-import sys
-import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
-
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from benchmarks.ours import speed
+from benchmarks.turns import timed
 from bst import train as settings
 from bst.bst import BST, DISTANCE_BUCKETS, PADDING
-from common.errors import run_script
 from common.layers import mlp
-from common.training import QUIET_TRAINER
-from data.loader import BatchLoader, EpochOrder
 from data.movie_rating_seq import MovieRatingDataModule
 
 ROWS = 40_000  # training rows of one measurement
-REPEATS = 3  # of each, taking turns
 
 
 class PlainRows(Dataset):
@@ -88,22 +76,33 @@ class PlainBST(nn.Module):
         return numbers[:, 0] + (self.user_factors(user[:, 0]) * self.movie_factors(movie)).sum(1) + deep
 
 
-def plain_speed(data: MovieRatingDataModule, rows: np.ndarray) -> float:
+def rows(count: int = ROWS) -> MovieRatingDataModule:
+    """The data of bst/train.py, `count` random rows of it to train on."""
+    data = MovieRatingDataModule(settings.DATASET, history=settings.HISTORY, batch_size=settings.BATCH_SIZE)
+    data.setup()
+    data.rows["train"] = np.random.default_rng(0).permutation(data.rows["train"])[:count]
+    data.rows["val"] = data.rows["val"][: settings.BATCH_SIZE]
+    return data
+
+
+def plain(data: MovieRatingDataModule) -> float:
     """Training samples per second of the plain port."""
     model = PlainBST(data.encoder.num_movies, data.encoder.user_sizes)
     optimizer = torch.optim.Adam(model.parameters(), settings.LEARNING_RATE)
-    loader = DataLoader(Subset(PlainRows(data), rows.tolist()), settings.BATCH_SIZE, shuffle=True)
-    begin = time.perf_counter()
-    for *inputs, rating in loader:
-        loss = functional.mse_loss(model(*inputs), rating)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return len(rows) / (time.perf_counter() - begin)
+    loader = DataLoader(Subset(PlainRows(data), data.rows["train"].tolist()), settings.BATCH_SIZE, shuffle=True)
+
+    def epoch() -> None:
+        for *inputs, rating in loader:
+            loss = functional.mse_loss(model(*inputs), rating)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return timed(epoch, len(data.rows["train"]))
 
 
-def our_speed(data: MovieRatingDataModule, rows: np.ndarray) -> float:
-    """Training samples per second of bst/bst.py under Lightning."""
+def ours(data: MovieRatingDataModule, precision: str) -> float:
+    """Training samples per second of bst/bst.py."""
     model = BST(
         data.encoder.num_movies,
         len(data.encoder.genres),
@@ -122,30 +121,4 @@ def our_speed(data: MovieRatingDataModule, rows: np.ndarray) -> float:
         settings.EMBEDDING_LEARNING_RATE,
         settings.EMBEDDING_L2,
     )
-    trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, enable_checkpointing=False, enable_progress_bar=False, **QUIET_TRAINER
-    )
-    loader = BatchLoader(data.examples(), EpochOrder(rows, 0), settings.BATCH_SIZE)
-    begin = time.perf_counter()
-    trainer.fit(model, loader)
-    return len(rows) / (time.perf_counter() - begin)
-
-
-def main() -> None:
-    """Print the medians and their ratio."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    data = MovieRatingDataModule(settings.DATASET, history=settings.HISTORY, batch_size=settings.BATCH_SIZE)
-    data.setup()
-    rows = np.random.default_rng(0).permutation(data.rows["train"])[:ROWS]
-    plain, ours = [], []
-    for _ in range(REPEATS):
-        plain.append(plain_speed(data, rows))
-        ours.append(our_speed(data, rows))
-    ratio = statistics.median(ours) / statistics.median(plain)
-    for name, speeds in (("plain port", plain), ("bst/bst.py", ours)):
-        print(f"{name}: {statistics.median(speeds):,.0f} samples/s ({min(speeds):,.0f} to {max(speeds):,.0f})")
-    print(f"{ratio:.1f} times as fast, {torch.get_num_threads()} threads, batches of {settings.BATCH_SIZE}")
-
-
-if __name__ == "__main__":
-    run_script(main)
+    return speed(model, data, precision, monitor="val_rmse")

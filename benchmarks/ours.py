@@ -1,10 +1,13 @@
 """The models of this repo in the sizes of the comparisons, trained as their scripts train them."""
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
 
 from common.module import Recommender
+from common.paths import output_root
 from common.training import train_and_test
 from data.criteo_data import CriteoDataModule
 from deepfm.deepfm import DeepFM
@@ -34,7 +37,12 @@ def keep_rows(data: CriteoDataModule, train: int | None, validate: int) -> None:
 
 
 def train_one_epoch(
-    model: Recommender, data: pl.LightningDataModule, folder: Path, precision: str = "auto", monitor: str = "val_auc"
+    model: Recommender,
+    data: pl.LightningDataModule,
+    folder: Path,
+    precision: str = "auto",
+    monitor: str = "val_auc",
+    callbacks: Sequence[pl.Callback] = (),
 ) -> dict:
     """The content of results.json; nothing is tested or drawn."""
     settings = {"max_epochs": 1, "validations_per_epoch": 1, "precision": precision, "schedule": "linear"}
@@ -45,9 +53,16 @@ def train_one_epoch(
         folder,
         settings,
         monitor=monitor,
-        mode="max",
+        mode="min" if monitor == "val_rmse" else "max",
         baselines=dict,
         best_possible=dict,
         draw=lambda *_: None,
+        callbacks=callbacks,
         test=False,
     )
+
+
+def speed(model: Recommender, data: pl.LightningDataModule, precision: str, monitor: str = "val_auc") -> float:
+    """Samples per second of training through Lightning, own loader included, validation and checkpoints left out."""
+    with tempfile.TemporaryDirectory(dir=output_root()) as folder:
+        return train_one_epoch(model, data, Path(folder), precision, monitor)["train_samples_per_second"]

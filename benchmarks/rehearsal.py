@@ -13,7 +13,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.generate_criteo import FULL_ROWS, generate
 from benchmarks.ours import deepfm, dlrm, keep_rows, train_one_epoch
+from benchmarks.turns import GIB, AnonymousMemory
 from common.checkpoint import MappedCheckpointIO
 from common.paths import output_root
 from common.run import peak_memory_mib
@@ -37,7 +37,6 @@ MIN_COUNTS = (1, 10)  # rows a category needs for an id; 1: nothing pruned
 BATCH_SIZE = 4096
 STAGES = ("generate", "read", "encode", "deepfm", "deepfm_resume", "dlrm", "dlrm_resume")
 OUTPUT = output_root() / "runs" / "rehearsal"
-GIB = 2**30
 
 
 def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
@@ -103,29 +102,6 @@ def time_saves() -> list[float]:
 
     MappedCheckpointIO.save_checkpoint = timed
     return seconds
-
-
-class AnonymousMemory(threading.Thread):
-    """Peak of this process's anonymous memory, in bytes, read ten times a second.
-
-    Resident memory (RSS) counts the pages of mapped files too: the cache and, on loading, the checkpoint. The system
-    takes those back whenever another needs room; anonymous memory is what a machine must have.
-    """
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.peak, self._stopped = 0, threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        while not self._stopped.wait(0.1):
-            status = Path("/proc/self/status").read_text()
-            self.peak = max(self.peak, int(status.split("RssAnon:")[1].split()[0]) * 1024)
-
-    def stop(self) -> int:
-        self._stopped.set()
-        self.join()
-        return self.peak
 
 
 def report() -> None:

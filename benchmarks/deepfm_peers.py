@@ -1,0 +1,153 @@
+"""DeepFM of other packages, and the floor: samples per second of training, on encoded arrays in memory.
+
+Each takes the data of criteo_shaped.py; packages are imported where they are used.
+"""
+
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.criteo_shaped import RawRows
+from benchmarks.ours import EMBEDDING_DIM, HIDDEN, LEARNING_RATE
+from benchmarks.turns import timed
+from common.embedding import PackedEmbedding
+from deepfm.deepfm import DeepFM, pairwise_interactions
+
+
+def deepctr(data: RawRows) -> float:
+    from deepctr_torch.inputs import DenseFeat, SparseFeat
+    from deepctr_torch.models import DeepFM as Peer
+
+    features, label = data.columns()
+    columns = [SparseFeat(f"C{i}", size, EMBEDDING_DIM) for i, size in enumerate(data.field_sizes)]
+    columns += [DenseFeat(f"I{i}", 1) for i in range(data.num_numbers)]
+    model = Peer(columns, columns, dnn_hidden_units=HIDDEN)
+    model.compile("adam", "binary_crossentropy")
+    return timed(lambda: model.fit(features, label, batch_size=data.batch_size, epochs=1, verbose=0), len(label))
+
+
+def rechub(data: RawRows) -> float:
+    from torch_rechub.basic.features import DenseFeature, SparseFeature
+    from torch_rechub.models.ranking import DeepFM as Peer
+    from torch_rechub.trainers import CTRTrainer
+    from torch_rechub.utils.data import DataGenerator
+
+    features, label = data.columns()
+    sparse = [SparseFeature(f"C{i}", size, EMBEDDING_DIM) for i, size in enumerate(data.field_sizes)]
+    dense = [DenseFeature(f"I{i}") for i in range(data.num_numbers)]
+    model = Peer(dense + sparse, sparse, {"dims": list(HIDDEN), "activation": "relu"})
+    generator = DataGenerator(features, label)
+    loader, _, _ = generator.generate_dataloader(split_ratio=[0.99, 0.005], batch_size=data.batch_size)
+    trainer = CTRTrainer(model, optimizer_params={"lr": LEARNING_RATE}, n_epoch=1)
+    return timed(lambda: trainer.train_one_epoch(loader), len(loader.dataset))
+
+
+def fuxictr(data: RawRows) -> float:
+    """Its layers, loader and fit(); the package leaves putting a model together to its user."""
+    from fuxictr.features import FeatureMap
+    from fuxictr.pytorch.dataloaders import RankDataLoader
+    from fuxictr.pytorch.layers import FactorizationMachine, FeatureEmbedding, MLP_Block
+    from fuxictr.pytorch.models import BaseModel
+
+    class Peer(BaseModel):
+        def __init__(self, features: FeatureMap, **settings):
+            super().__init__(features, **settings)
+            self.embedding = FeatureEmbedding(features, EMBEDDING_DIM)
+            self.fm = FactorizationMachine(features)
+            self.deep = MLP_Block(features.sum_emb_out_dim(), list(HIDDEN), output_dim=1)
+            self.compile("adam", "binary_crossentropy", LEARNING_RATE)
+            self.reset_parameters()
+
+        def forward(self, batch: dict) -> dict:
+            inputs = self.get_inputs(batch)
+            v = self.embedding(inputs)
+            return {"y_pred": self.output_activation(self.fm(inputs, v) + self.deep(v.flatten(1)))}
+
+        def eval_step(self) -> None:
+            """Validation is left out of the time, and so is the checkpoint that it would write,"""
+
+        def load_weights(self, checkpoint: str) -> None:
+            """which fit() would load at its end."""
+
+    columns, label = data.columns()
+    features = FeatureMap("criteo", "")
+    features.labels, features.default_emb_dim = ["label"], EMBEDDING_DIM
+    for i in range(data.num_numbers):
+        features.features[f"I{i}"] = {"source": "", "type": "numeric"}
+    for i, size in enumerate(data.field_sizes):
+        features.features[f"C{i}"] = {"source": "", "type": "categorical", "vocab_size": size}
+    features.num_fields = features.get_num_fields()
+    features.set_column_index()
+    model = Peer(features, model_root="", metrics=["AUC"], verbose=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.npz"
+        np.savez(path, label=label, **columns)
+        loader, _ = RankDataLoader(features, "train", str(path), batch_size=data.batch_size, data_format="npz")
+    return timed(lambda: model.fit(loader, epochs=1), len(label))
+
+
+def fbgemm(data: RawRows, precision: str) -> float:
+    """Fused row-wise Adagrad of fbgemm-gpu on its tables, with the head that ours has."""
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        ComputeDevice,
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    width = 4 * -(-(EMBEDDING_DIM + 1) // 4)  # its rows are multiples of 4 wide
+    tables = SplitTableBatchedEmbeddingBagsCodegen(
+        [(size, width, EmbeddingLocation.HOST, ComputeDevice.CPU) for size in data.field_sizes],
+        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        learning_rate=LEARNING_RATE,
+        pooling_mode=PoolingMode.SUM,
+    )
+    fields = len(data.field_sizes)
+
+    def look_up(ids: torch.Tensor) -> torch.Tensor:
+        offsets = torch.arange(ids.numel() + 1)
+        return tables(ids.T.flatten().long(), offsets).unflatten(1, (fields, width))
+
+    model = DeepFM(data.num_numbers, [1] * fields, EMBEDDING_DIM, HIDDEN, 0.0, False, LEARNING_RATE, LEARNING_RATE, 0.0)
+    head = nn.ParameterList(p for name, p in model.named_parameters() if not name.startswith("categories"))
+    optimizer = torch.optim.Adam(head, LEARNING_RATE, fused=True)
+    batches = data.batches()
+
+    def epoch() -> None:
+        for numbers, ids, label in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                rows = torch.cat([numbers.unsqueeze(2) * model.numbers, look_up(ids)[..., : EMBEDDING_DIM + 1]], 1)
+                v = rows[..., :-1]
+                deep = model.deep_output(model.deep(v.flatten(1))).squeeze(1)
+                logits = model.bias + rows[..., -1].sum(1) + pairwise_interactions(v) + deep
+                loss = functional.binary_cross_entropy_with_logits(logits.float(), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return timed(epoch, len(data.rows["train"]))
+
+
+def floor(data: RawRows, precision: str) -> float:
+    """The matrix products of the deep part and one gather and scatter of the touched rows: no step can be faster."""
+    fields = data.num_numbers + len(data.field_sizes)
+    widths = [fields * EMBEDDING_DIM, *HIDDEN, 1]
+    deep = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
+    table = torch.randn(sum(data.field_sizes), EMBEDDING_DIM + 1)
+    offsets = PackedEmbedding(data.field_sizes, 1).offsets
+    steps = [(len(ids), torch.unique(ids + offsets).long()) for _, ids, _ in data.batches()]
+    x = torch.randn(data.batch_size, widths[0], requires_grad=True)
+
+    def epoch() -> None:
+        for count, rows in steps:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                loss = deep(x[:count]).sum()
+            loss.backward()
+            table.index_copy_(0, rows, table.index_select(0, rows))
+
+    return timed(epoch, len(data.rows["train"]))

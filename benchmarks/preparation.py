@@ -1,0 +1,71 @@
+"""Criteo raw text to encoded arrays on disk, in rows per second; numbers are buckets, all is as in BARS x4."""
+
+import os
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.criteo_shaped import OUTPUT
+from benchmarks.generate_criteo import generate
+from benchmarks.turns import timed
+from data.criteo_data import CriteoDataModule
+from data.criteo_raw import CATEGORIES, NUMBERS
+
+ROWS = 500_000  # from the start of the generated stream
+MIN_COUNT = 10
+COLUMNS = ["label", *NUMBERS, *CATEGORIES]
+
+
+def raw_file() -> Path:
+    path = OUTPUT / "preparation" / "criteo" / "train.txt"
+    return path if path.exists() else generate(path.parents[1], ROWS)
+
+
+def ours() -> float:
+    """From nothing to an open data module."""
+    raw = raw_file()
+    with tempfile.TemporaryDirectory(dir=OUTPUT) as folder:
+        os.environ["OUTPUT_ROOT"] = folder  # an empty cache
+        data = CriteoDataModule(data_root=str(raw.parents[1]), numbers="bucket", min_count=MIN_COUNT)
+        return timed(data.setup, ROWS)
+
+
+def fuxictr() -> float:
+    """Its build_dataset, from text files with a header for training, validation and test rows, cut as ours are."""
+    from fuxictr.datasets.criteo import CustomizedFeatureProcessor
+    from fuxictr.preprocess import build_dataset
+
+    train, valid = ROWS * 6 // 7, (ROWS - ROWS * 6 // 7) // 2
+    with tempfile.TemporaryDirectory(dir=OUTPUT) as folder:
+        files = {f"{name}_data": f"{folder}/{name}.csv" for name in ("train", "valid", "test")}
+        with open(raw_file()) as raw:
+            for path, count in zip(files.values(), (train, valid, ROWS - train - valid), strict=True):
+                with open(path, "w") as file:
+                    file.write("\t".join(COLUMNS) + "\n")
+                    file.writelines(islice(raw, count))
+        numbers = {"dtype": "float", "type": "categorical", "fill_na": 0, "preprocess": "convert_to_bucket"}
+        processor = CustomizedFeatureProcessor(
+            [
+                {"name": NUMBERS, "active": True, **numbers},
+                {"name": CATEGORIES, "active": True, "dtype": "str", "type": "categorical", "fill_na": ""},
+            ],
+            {"name": "label", "dtype": "float"},
+            "criteo",
+            folder,
+        )
+        settings = {"data_format": "csv", "sep": "\t", "min_categr_count": MIN_COUNT}
+        return timed(lambda: build_dataset(processor, **files, **settings), ROWS)
+
+
+def pandas() -> float:
+    """Its C reader and a factorize of each category: no training rows told apart, nothing written."""
+
+    def read() -> None:
+        rows = pd.read_csv(raw_file(), sep="\t", names=COLUMNS, dtype=dict.fromkeys(CATEGORIES, str))
+        for name in CATEGORIES:
+            rows[name].factorize()
+
+    raw_file()
+    return timed(read, ROWS)

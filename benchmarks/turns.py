@@ -1,0 +1,139 @@
+"""Contenders of a comparison take turns, each repeat in a process of its own; table and figure of all comparisons."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from common.run import peak_memory_mib, versions
+from common.training import resolve_precision
+
+GIB = 2**30
+
+
+@dataclass
+class Contender:
+    """run: -> samples or rows per second. at_least: how many times as fast the comparison's first one should be."""
+
+    run: Callable[[], float]
+    at_least: float | None = None
+
+
+@dataclass
+class Comparison:
+    """What is compared, in whose turns; the first contender is ours."""
+
+    title: str
+    repeats: int
+    contenders: dict[str, Contender]
+
+
+class AnonymousMemory(threading.Thread):
+    """Peak of this process's anonymous memory, in bytes, read ten times a second (Linux; elsewhere it stays 0).
+
+    Resident memory (RSS) counts the pages of mapped files too: the cache and, on loading, the checkpoint. The system
+    takes those back whenever another needs room; anonymous memory is what a machine must have.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak, self._stopped = 0, threading.Event()
+        if Path("/proc/self/status").exists():
+            self.start()
+
+    def run(self) -> None:
+        while not self._stopped.wait(0.1):
+            status = Path("/proc/self/status").read_text()
+            self.peak = max(self.peak, int(status.split("RssAnon:")[1].split()[0]) * 1024)
+
+    def stop(self) -> int:
+        self._stopped.set()
+        return self.peak
+
+
+def timed(work: Callable[[], object], count: int) -> float:
+    """How many of `count` a second `work` does."""
+    begin = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - begin)
+
+
+def take_turns(script: str, name: str, comparison: Comparison) -> pd.DataFrame:
+    """One row per repeat; `script NAME CONTENDER` must call run_once in a process of its own."""
+    rows = []
+    for turn in range(comparison.repeats):
+        for contender in comparison.contenders:
+            done = subprocess.run([sys.executable, script, name, contender], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{contender} failed:\n{done.stderr[-3000:]}")
+            cost = json.loads(done.stdout.splitlines()[-1])
+            rows.append({"comparison": name, "contender": contender, "turn": turn, **cost})
+            print(f"{name} {turn + 1}/{comparison.repeats}  {contender:32} {cost['per_second']:12,.0f} /s", flush=True)
+    return pd.DataFrame(rows)
+
+
+def run_once(contender: Contender) -> None:
+    """One repeat, in this process; prints its speed and what memory it took as the last line."""
+    torch.manual_seed(0)
+    memory = AnonymousMemory()
+    speed = contender.run()
+    cost = {"peak_rss_gib": peak_memory_mib() / 1024, "peak_anonymous_gib": memory.stop() / GIB}
+    print(json.dumps({"per_second": speed, **cost}))
+
+
+def summarise(turns: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
+    """Medians and spread of each contender, and how many times as fast ours is: medians of the ratios within a turn."""
+    speeds = turns.pivot(index="turn", columns="contender", values="per_second")[list(comparison.contenders)]
+    ratios = (1 / speeds).mul(speeds.iloc[:, 0], axis=0)
+    memory = turns.groupby("contender")[["peak_anonymous_gib", "peak_rss_gib"]].max()
+    return pd.DataFrame(
+        {
+            "median per second": speeds.median(),
+            "least": speeds.min(),
+            "most": speeds.max(),
+            "ours is so many times as fast": ratios.median(),
+            "ratio, least": ratios.min(),
+            "ratio, most": ratios.max(),
+            "goal": pd.Series({name: contender.at_least for name, contender in comparison.contenders.items()}),
+            "peak anonymous GiB": memory["peak_anonymous_gib"],
+            "peak RSS GiB": memory["peak_rss_gib"],
+        },
+        list(comparison.contenders),
+    )
+
+
+def write_tables(turns: pd.DataFrame, comparisons: dict[str, Comparison], output: Path) -> None:
+    """speed.md and speed.png of all comparisons that have been run."""
+    run = {name: comparison for name, comparison in comparisons.items() if name in set(turns["comparison"])}
+    text = [
+        f"{torch.get_num_threads()} threads, {versions()['processor']}, torch {torch.__version__}; the precision that "
+        f'"auto" takes here: {resolve_precision("auto")}. Medians over turns, each repeat a process of its own.\n'
+    ]
+    figure = Figure((8, 1 + 1.7 * len(run)), layout="constrained")
+    for axes, (name, comparison) in zip(figure.subplots(len(run), squeeze=False).flat, run.items(), strict=True):
+        table = summarise(turns[turns["comparison"] == name], comparison)
+        text += [f"\n{comparison.title} (`{name}`, {comparison.repeats} turns)\n", _markdown(table)]
+        middle = table["median per second"]
+        axes.barh(table.index, middle, xerr=[middle - table["least"], table["most"] - middle], capsize=3)
+        axes.invert_yaxis()
+        axes.set_title(comparison.title, fontsize="medium")
+    figure.axes[-1].set_xlabel("samples (of preparation: rows) per second")
+    figure.savefig(output / "speed.png", dpi=120)
+    (output / "speed.md").write_text("\n".join(text))
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    def cell(value: float) -> str:
+        return "" if pd.isna(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+    lines = [["", *table.columns], ["---"] * (1 + table.shape[1])]
+    lines += [[str(name), *map(cell, row)] for name, row in zip(table.index, table.values, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
