@@ -6,6 +6,7 @@ COUNTS = {"batch_size", "max_epochs", "validations_per_epoch", "patience", "embe
 COUNTS |= {"num_experts", "heads", "blocks"}
 WIDTHS = {"hidden", "bottom", "top", "expert_units", "tower_units"}
 RATES = {"learning_rate", "embedding_learning_rate"}
+COUNTS |= {"devices", "num_nodes"}
 NOT_NEGATIVE = {"seed", "num_workers"}
 
 
