@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 from ray._private import ray_constants
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -32,18 +32,24 @@ def start_ray(address: str | None, threads: int, show_output: bool) -> None:
         own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's only switch for listening on the loopback interface alone
     variables = {"PYTHONPATH": str(REPO), "OUTPUT_ROOT": str(output_root()), "DATA_ROOT": str(data_root())}
+    variables |= {"OMP_NUM_THREADS": str(threads), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     try:
         ray.init(
             address,
             log_to_driver=show_output,
             logging_level=logging.CRITICAL,
-            runtime_env={"env_vars": variables | {"OMP_NUM_THREADS": str(threads)}},
+            runtime_env={"env_vars": variables, "worker_process_setup_hook": "common.cluster.quiet"},
             **own,
         )
     except ConnectionError as error:
         raise UserError(
             f"no Ray cluster answers at {address}. Where `ray start` turned authentication on, set RAY_AUTH_MODE=token."
         ) from error
+
+
+def quiet() -> None:
+    """In each of Ray's processes: of Ray Train, errors alone."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
 def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dict:
@@ -77,7 +83,11 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
             placement_strategy="SPREAD" if settings["num_nodes"] > 1 else "PACK",
         ),
         run_config=RunConfig(
-            name="ray", storage_path=str(folder), failure_config=FailureConfig(max_failures=RESTARTS), callbacks=reports
+            name="ray",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            callbacks=reports,
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
