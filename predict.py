@@ -30,6 +30,7 @@ from tqdm import tqdm
 from bst.bst import BST
 from common.checkpoint import load_checkpoint
 from common.errors import UserError, check, run_script
+from common.files import whole_file
 from common.module import Recommender
 from data.census_scoring import CensusScoring
 from data.criteo_scoring import CriteoScoring
@@ -190,15 +191,11 @@ def _open_output(path: str | Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    beside = Path(f"{path}.partial")
     try:
-        with open(beside, "w") as file:
+        with whole_file(path, "w") as file:
             yield file
-        os.replace(beside, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ from ray import tune
 
 from common.cluster import start_ray
 from common.errors import UserError, check, run_script
+from common.files import write_json
 from common.paths import data_root, output_root
-from common.run import run_folder, write_json
+from common.run import run_folder
 from common.search import (
     CAUSE,
     Progress,

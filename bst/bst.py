@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.embedding import PackedEmbedding
+from common.errors import check
 from common.layers import mlp
 from common.metrics import ClickMetrics, RatingMetrics
 from common.module import Recommender
@@ -90,6 +91,7 @@ class BST(Recommender):
         optimizer: str = "adam",
     ):
         super().__init__()
+        check(embedding_dim % heads == 0, f"HEADS is {heads}; it must divide EMBEDDING_DIM, {embedding_dim}.")
         self.save_hyperparameters()
         self.metrics = RatingMetrics() if target == "rating" else ClickMetrics()
         # A movie is its id, its genres and its factors. Each has a vector for the movie, and one that a rating above or

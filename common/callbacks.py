@@ -8,7 +8,8 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
-from torch import distributed
+from torch import Tensor, distributed
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from common.errors import UserError
@@ -26,19 +27,30 @@ class History(pl.Callback):
         self.loss_sum, self.batches = 0.0, 0  # since the last validation
         self.seconds, self.samples = 0.0, 0  # of training, validation and checkpoints left out
         self._begin = 0.0
+        self._loss: Tensor | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
         if not self._begin:
             self._begin = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_index) -> None:
-        loss = outputs["loss"].item()
-        if not math.isfinite(loss):
+    def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
+        self._loss = loss.detach()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """Before it ruins a row of a table that a later batch may never read."""
+        grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        # a sum is finite if all of it is, and cheap: of a table there are the rows of the batch only
+        total = sum((grad._values() if grad.is_sparse else grad).sum() for grad in grads)
+        loss, total = torch.stack([self._loss, total]).tolist()  # one wait for a GPU
+        if not math.isfinite(loss) or not math.isfinite(total):
             raise UserError(
-                f"the loss is {loss} in epoch {trainer.current_epoch}, step {trainer.global_step}. The checkpoints of "
-                f"before are in {self.path.parent / 'checkpoints'}. A new run with a smaller LEARNING_RATE may help."
+                f"the loss is {loss}, the sum of its gradients {total}, in epoch {trainer.current_epoch}, step "
+                f"{trainer.global_step + 1}, which is not taken. The checkpoints of before are in "
+                f"{self.path.parent / 'checkpoints'}. A new run with a smaller LEARNING_RATE may help."
             )
         self.loss_sum += loss
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_index) -> None:
         self.batches += 1
         self.samples += len(batch[-1]) * trainer.world_size
 

@@ -1,6 +1,5 @@
 """Checkpoints of large tables without a second copy in memory, complete or not there at all."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from common.errors import UserError, check
+from common.files import write_tensors
 
 
 class MappedCheckpointIO(CheckpointIO):
@@ -18,14 +18,8 @@ class MappedCheckpointIO(CheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".tmp")
-        with open(beside, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())  # a machine that dies after the rename must not find an empty file
-        os.replace(beside, path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, checkpoint)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
         return load_checkpoint(path)

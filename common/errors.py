@@ -9,14 +9,17 @@ class UserError(Exception):
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Call `main` as a script: a UserError or Ctrl-C ends it with one line on stderr and exit code 1 or 130."""
+    """Call `main` as a script: a UserError or Ctrl-C ends it with one line on stderr and exit code 1 or 130.
+
+    A KeyboardInterrupt may say how to go on.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; a run that has begun goes on with RESUME = True", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(130)
 
 

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from common.checkpoint import check_can_resume
 from common.embedding import PackedEmbedding
+from common.errors import check
 from common.exchange import average_touched_rows
 from common.metrics import ClickMetrics, PredictionMetric
 from common.optimizer import build_optimizer
@@ -60,15 +61,24 @@ class Recommender(pl.LightningModule):
         self.metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
-        self.metrics.sync()  # what all processes have; not reset before the next split, as figures are drawn from it
-        self.log_dict({f"val_{name}": value for name, value in self.metrics.compute().items()})
+        self._log_metrics("val")
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
 
     def on_test_epoch_end(self) -> None:
-        self.metrics.sync()
-        self.log_dict({f"test_{name}": value for name, value in self.metrics.compute().items()})
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        self.metrics.sync()  # what all processes have; not reset before the next split, as figures are drawn from it
+        # before a checkpoint is written: one with such weights must not take the place of a good one
+        step = self.trainer.global_step  # 0 where a finished checkpoint is tested
+        check(
+            bool(self.metrics.prediction.isfinite().all()),
+            f"predictions for the {split} rows are not finite{f' after step {step}' if step else ''}. "
+            "The checkpoints of before are kept. A new run with a smaller LEARNING_RATE may help.",
+        )
+        self.log_dict({f"{split}_{name}": value for name, value in self.metrics.compute().items()})
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["model"] = type(self).__name__  # tells predict.py what to build

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import platform
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -15,10 +14,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from common.errors import UserError, check
+from common.files import write_error, write_json
 from common.paths import output_root
 from common.processes import from_first, is_first
 from common.settings import check_settings
 
+LAST = Path("checkpoints", "last.ckpt")  # of a run's folder
 # settings that do not change what a run computes, but for which random numbers its dropout draws
 NOT_COMPARED = ("resume", "num_workers", "run_folder", "devices", "num_nodes", "strategy")
 
@@ -52,7 +53,7 @@ def run_folder(script: str, settings: dict, folder: str | Path | None = None) ->
 @contextmanager
 def _held(script: str, settings: dict, folder: str | Path | None) -> Iterator[Path]:
     home = output_root() / "runs" / script
-    lock = None
+    chosen, lock = folder is not None, None
     try:
         if folder is None:
             folder, lock = choose_folder(home, settings["resume"])
@@ -66,6 +67,8 @@ def _held(script: str, settings: dict, folder: str | Path | None) -> Iterator[Pa
         yield folder
     except OSError as error:
         raise write_error(error, folder or home) from error
+    except (KeyboardInterrupt, SystemExit) as error:  # the latter is what Lightning makes of the former
+        raise KeyboardInterrupt(_how_to_go_on(folder, chosen)) from error
     finally:
         if lock:
             lock.release()
@@ -79,11 +82,24 @@ def choose_folder(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
     return folder or _new_version(home), lock
 
 
+def _how_to_go_on(folder: Path | None, chosen: bool) -> str:
+    if folder and chosen:
+        return f"the same command goes on in {folder}"
+    if folder and _is_unfinished(folder):
+        return f"RESUME = True goes on from {folder / LAST}"
+    return "there is no checkpoint yet to go on from"
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return (folder / LAST).exists() and not (folder / "results.json").exists()
+
+
 def _newest_unfinished(home: Path) -> tuple[Path | None, FileLock | None]:
     for _, folder in sorted(_versions(home).items(), reverse=True):
-        begun = (folder / "checkpoints" / "last.ckpt").exists()
-        if begun and not (folder / "results.json").exists() and (lock := _lock(folder)):
-            return folder, lock
+        if _is_unfinished(folder) and (lock := _lock(folder)):
+            if _is_unfinished(folder):  # still, now that no other process is at work in it
+                return folder, lock
+            lock.release()
     return None, None
 
 
@@ -123,23 +139,6 @@ def check_same(path: Path, content: dict, what: str) -> None:
                 "Set them again to resume it, or start anew with RESUME = False."
             )
     write_json(path, content)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Complete or not at all: written beside and renamed."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=2))
-    os.replace(beside, path)
-
-
-def write_error(error: OSError, folder: Path) -> UserError:
-    """What to tell a user whose results cannot be written."""
-    there = next(path for path in [folder, *folder.parents] if path.exists())
-    return UserError(
-        f"cannot write {error.filename or folder}: {error.strerror or error} "
-        f"({shutil.disk_usage(there).free / 2**20:,.0f} MiB free). "
-        "Make room, or set the environment variable OUTPUT_ROOT to a folder that can be written."
-    )
 
 
 def peak_memory_mib() -> float:

@@ -17,8 +17,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from common.callbacks import History
+from common.files import write_json
 from common.processes import together
-from common.run import write_json
 
 METRIC, MODE = "val_auc", "max"
 CAUSE = "cause.txt"  # in a trial's folder: why it failed

@@ -19,9 +19,10 @@ from common.callbacks import History, RandomState, StopEarly, make_schedule
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import check
 from common.figures import learning_curves
+from common.files import write_json
 from common.module import Recommender
 from common.processes import trainer_settings
-from common.run import check_same, peak_memory_mib, versions, write_error, write_json
+from common.run import check_same, peak_memory_mib, versions
 
 CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
 
@@ -82,14 +83,11 @@ def train_and_test(
     if trainer.is_global_zero:
         check_same(folder / "data.json", seen, "data")
     last = checkpoints / "last.ckpt"
-    try:
-        _fit(trainer, model, data, last if last.exists() else None)
-        results = _evaluate(model, data, settings, checkpoints / "best.ckpt", test)
-        if test and trainer.is_global_zero:
-            draw(model, folder)
-            learning_curves(history.rows, monitor, mode, folder / "learning_curves.png")
-    except OSError as error:
-        raise write_error(error, folder) from error
+    trainer.fit(model, data, ckpt_path=last if last.exists() else None)
+    results = _evaluate(model, data, settings, checkpoints / "best.ckpt", test)
+    if test and trainer.is_global_zero:
+        draw(model, folder)
+        learning_curves(history.rows, monitor, mode, folder / "learning_curves.png")
     compared = baselines() if test else {}
     results = {
         "model": model.title,
@@ -132,13 +130,6 @@ def resolve_precision(precision: str) -> str:
 def _checkpoint(folder: Path, name: str, **when) -> ModelCheckpoint:
     # a str, as a checkpoint holds the callback's state and must hold plain values only
     return ModelCheckpoint(str(folder), name, enable_version_counter=False, save_on_train_epoch_end=False, **when)
-
-
-def _fit(trainer: pl.Trainer, model: Recommender, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
-    try:
-        trainer.fit(model, data, ckpt_path=checkpoint)
-    except SystemExit as error:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from error
 
 
 def _evaluate(

@@ -5,16 +5,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from common.errors import UserError
+from common.files import write_error
 from common.paths import output_root
 
 CACHE_FORMAT = 2  # raise it when what a builder writes changes its meaning
 MANIFEST = "manifest.json"
+PARTIAL, LOCK = ".partial", ".lock"  # beside an entry: its build that has not ended, and the lock of it
 
 
 def cache_root() -> Path:
@@ -22,11 +23,14 @@ def cache_root() -> Path:
     return output_root() / "data" / "cache"
 
 
-def cached(name: str, sources: Sequence[Path], settings: dict, build: Callable[[Path], None]) -> Path:
+def cached(
+    name: str, sources: Sequence[Path], settings: dict, build: Callable[[Path], None], needed: int | None = None
+) -> Path:
     """Folder with what `build(folder)` wrote for these source files and settings; built now if it is not there yet.
 
     Entries of an older state of the sources (size or modification time) are removed, damaged ones are built again.
     A build goes to a folder of its own that is renamed when complete, under a lock that dies with its process.
+    needed: bytes of what `build` writes, about, for the message that a disk is full; if None, from the sources' sizes.
 
     Raises: UserError where the disk is full or read-only, and whatever `build` raises.
     """
@@ -35,24 +39,27 @@ def cached(name: str, sources: Sequence[Path], settings: dict, build: Callable[[
     entry = home / f"{_digest([CACHE_FORMAT, state])}-{_digest(settings)}"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(home / f"{entry.name}.lock", name):
+        with _one_at_a_time(entry.with_suffix(LOCK), name):
+            _remove_partial(home, entry)
             if not _is_intact(entry):
                 _remove_outdated(home, entry, name)
                 _build(entry, build)
     except OSError as error:
-        raise _disk_error(error, home) from error
+        raise write_error(error, home, _size_of(sources) if needed is None else needed) from error
     return entry
 
 
 def _build(entry: Path, build: Callable[[Path], None]) -> None:
-    partial = entry.with_suffix(".partial")
+    partial = entry.with_suffix(PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         build(partial)
         (partial / MANIFEST).write_text(json.dumps(_files(partial)))
         os.replace(partial, entry)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and not error.filename:  # of a full disk: it is the file written last
+            error.filename = max(partial.iterdir(), key=lambda path: path.stat().st_mtime_ns, default=partial)
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -77,13 +84,21 @@ def _is_intact(entry: Path) -> bool:
 
 
 def _remove_outdated(home: Path, entry: Path, name: str) -> None:
-    """Remove the entries of other states of the sources; a build of another process in `home` keeps its folder."""
+    """Remove the entries of other states of the sources."""
     state = entry.name.split("-")[0]
-    outdated = [path for path in home.iterdir() if path.is_dir() and not path.name.startswith(state)]
-    if any(path.suffix != ".partial" for path in outdated):
+    outdated = [p for p in home.iterdir() if p.is_dir() and p.suffix != PARTIAL and not p.name.startswith(state)]
+    if outdated:
         print(f"The raw files of {name} (or the format) have changed since the cache was built; it is built again.")
     for path in outdated:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_partial(home: Path, entry: Path) -> None:
+    """Remove what killed builds of other entries have left (`_build` does so for its own); a live one has its lock."""
+    for partial in home.glob(f"*{PARTIAL}"):
+        if partial.stem != entry.name:
+            with suppress(Timeout), FileLock(partial.with_suffix(LOCK), timeout=0):
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -101,14 +116,9 @@ def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _disk_error(error: OSError, folder: Path) -> UserError:
-    free = shutil.disk_usage(folder if folder.exists() else folder.anchor).free / 2**20
-    if error.filename and not Path(error.filename).is_relative_to(folder):
-        return UserError(f"cannot read {error.filename}: {error.strerror}.")
-    return UserError(
-        f"cannot write the data cache {folder}: {error.strerror or error} ({free:,.0f} MiB free). "
-        "Make room, or set the environment variable OUTPUT_ROOT to a folder that can be written."
-    )
+def _size_of(sources: Sequence[Path]) -> float:
+    """Bytes that prepared data takes, about: those of the raw text."""
+    return sum(path.stat().st_size * (3 if path.suffix == ".gz" else 1) for path in sources)
 
 
 def _digest(value: object) -> str:

@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 
 from common.errors import check, run_script
+from common.files import write_tensors
 from common.metrics import task_aucs
 from data.cache import cached
 from data.census_format import LAYOUTS, MISSING_TEXT, Chunk, Layout, parse_number, read_file, recognise
@@ -119,7 +120,7 @@ def write_encoded(train: Path, test: Path, layout: Layout, settings: dict, targe
     counted = zip(layout.inputs, (arrays["ids"] == UNSEEN)[rows[0] :].sum(0).tolist(), strict=True)
     unseen = {name: count for name, count in counted if count and name not in layout.numbers}
     (target / "summary.json").write_text(json.dumps({"rows": rows, "unseen": unseen}))
-    torch.save(encoder.state_dict(), target / "encoder.pt")
+    write_tensors(target / "encoder.pt", encoder.state_dict())
 
 
 class TaskRows(MappedRows):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from sklearn.model_selection import StratifiedKFold
 from tqdm import tqdm
 
 from common.errors import check
+from common.files import write_tensors
 from data.criteo_encoding import MISSING, UNSEEN, CriteoEncoder
 from data.criteo_raw import CATEGORIES, NUMBERS, Rows, blocks, open_raw, parse
 from data.parallel import ordered_map
@@ -87,7 +87,7 @@ def write_encoded(raw: Path, columns: Path, settings: dict, target: Path) -> Non
     if settings["split"] == "time":
         train = slice(0, len(train))  # a view instead of a copy of each column
     encoder = CriteoEncoder.fit(lambda: open_columns(columns), train, settings["numbers"], settings["min_count"])
-    torch.save(encoder.state_dict(), target / "encoder.pt")
+    write_tensors(target / "encoder.pt", encoder.state_dict())
 
     count, unseen, missing = len(label), 0, 0
     with (

@@ -16,6 +16,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from common.errors import UserError, check
+from common.files import write_error
 from common.paths import data_root
 from data.archives import ARCHIVES, Archive
 
@@ -48,10 +49,7 @@ def ensure_dataset(dataset: str, archives: Mapping[str, Archive] = ARCHIVES) -> 
             if not folder.exists():
                 unpack(download(archives[dataset], downloads), archives[dataset].files, folder)
     except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or folder}: {error.strerror or error}. "
-            "Make room, or set the environment variable DATA_ROOT to a folder that can be written."
-        ) from error
+        raise write_error(error, data_root(), variable="DATA_ROOT") from error
 
 
 def download(archive: Archive, folder: Path) -> Path:

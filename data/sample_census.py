@@ -37,7 +37,10 @@ NOISE_TEXTS, NOISE_FREQUENCY = ["Not in universe", "Yes", "No", "?"], [0.6, 0.2,
 def census_sample(train_rows: int = TRAIN_ROWS, test_rows: int = TEST_ROWS) -> Path:
     """Folder with census-income.data, census-income.test and true_probability.npy (test rows x tasks)."""
     settings = {"train_rows": train_rows, "test_rows": test_rows}
-    return cached("sample-census", [Path(__file__)], settings, lambda target: _write(target, train_rows, test_rows))
+    needed = 520 * (train_rows + test_rows)
+    return cached(
+        "sample-census", [Path(__file__)], settings, lambda target: _write(target, train_rows, test_rows), needed
+    )
 
 
 def _write(target: Path, train_rows: int, test_rows: int) -> None:

@@ -32,7 +32,8 @@ BIAS = -1.2  # for a click rate of about 0.25
 def criteo_sample(rows: int = ROWS) -> Path:
     """Folder with train.txt, test.txt (no label) and true_probability.npy (of the rows of train.txt)."""
     # this file is the source: the sample is made again when the planted model changes
-    return cached("sample-criteo", [Path(__file__)], {"rows": rows}, lambda target: _write(target, rows))
+    needed = 260 * (rows + UNLABELLED_ROWS)
+    return cached("sample-criteo", [Path(__file__)], {"rows": rows}, lambda target: _write(target, rows), needed)
 
 
 def _write(target: Path, rows: int) -> None:

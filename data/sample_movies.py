@@ -23,7 +23,8 @@ TITLE_WORDS = ("Café", "Last", "Night", "River", "Stone", "Winter", "Garden", "
 
 def movie_sample(users: int = USERS) -> Path:
     """Folder with users.dat, movies.dat, ratings.dat and truth.npy (of the lines of ratings.dat; see `_write`)."""
-    return cached("sample-movies", [Path(__file__)], {"users": users}, lambda target: _write(target, users))
+    needed = 3400 * users
+    return cached("sample-movies", [Path(__file__)], {"users": users}, lambda target: _write(target, users), needed)
 
 
 def _write(target: Path, users: int) -> None:

@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common.errors import run_script
+from common.files import write_json
 from common.paths import output_root
-from common.run import write_json
 from data.census_income import CensusIncomeDataModule
 from multitask.baselines import logistic_regression
 from multitask.mmoe import TITLES, MMoE

@@ -12,6 +12,7 @@ from bst.baselines import factorize, predict, rating_baselines
 from bst.bst import BST
 from bst.train import train
 from common.checkpoint import load_checkpoint
+from common.errors import UserError
 from common.metrics import rating_metrics
 from common.paths import REPO
 from data.movie_rating_seq import MovieRatingDataModule
@@ -56,6 +57,12 @@ def test_whole_run(tmp_path, rng, outputs, write, target):
     assert {path.name for path in run.glob("*.png")} == {"attention.png", "history_length.png", "learning_curves.png"}
     state = load_checkpoint(run / "checkpoints" / "best.ckpt")
     assert state["MovieRatingDataModule"]["encoder"]["movie_ids"]
+
+
+def test_heads_that_do_not_fit_are_refused(tmp_path, rng):
+    write_1m(tmp_path / "mine", make_ratings(rng, users=30))
+    with pytest.raises(UserError, match="HEADS is 3; it must divide EMBEDDING_DIM, 8"):
+        train(dataset="mine", data_root=str(tmp_path), **(SMALL | {"heads": 3}))
 
 
 def test_factorization_reaches_its_minimum(rng):

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +114,17 @@ def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng):
         ("validations_per_epoch", 1.5),
         ("patience", 0),
         ("seed", -1),
+        ("seed", np.int64(1)),
+        ("learning_rate", "1e-3"),
+        ("learning_rate", math.nan),
+        ("learning_rate", 1e30),
+        ("hidden", 8),
+        ("hidden", None),
+        ("dropout", None),
+        ("embedding_dim", 10**9),
+        ("num_workers", 10**6),
+        ("batch_norm", "False"),
+        ("dataset", None),
     ],
 )
 def test_settings_out_of_range_are_refused_before_anything_is_made(start, outputs, name, value):

@@ -1,0 +1,177 @@
+"""What the full Criteo set costs: `python benchmarks/rehearsal.py` runs every stage, each in a process of its own.
+
+One stage: `python benchmarks/rehearsal.py STAGE PART MIN_COUNT [STEPS]`, of 1/PART of the rows. STAGE, in this order:
+  generate  raw rows in OUTPUT/one_of_PART/criteo/train.txt, where there are none
+  read      raw text to columns, which every MIN_COUNT shares
+  encode    vocabularies and encoded rows: `read` and `encode` together are the preparation
+  deepfm, dlrm                one epoch, or STEPS steps of it on rows from everywhere in it
+  deepfm_resume, dlrm_resume  open the last checkpoint of that in a new process and go on; removes it afterwards
+`python benchmarks/rehearsal.py report`: table and figure of what OUTPUT/stages.jsonl has. Linux only (/proc).
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.generate_criteo import FULL_ROWS, generate
+from benchmarks.ours import deepfm, dlrm, keep_rows, train_one_epoch
+from common.checkpoint import MappedCheckpointIO
+from common.paths import output_root
+from common.run import peak_memory_mib
+from data.cache import cached
+from data.criteo_cache import write_columns
+from data.criteo_data import CriteoDataModule
+
+PARTS = (16, 4, 1)  # of the full set: one sixteenth, ...
+MIN_COUNTS = (1, 10)  # rows a category needs for an id; 1: nothing pruned
+BATCH_SIZE = 4096
+STAGES = ("generate", "read", "encode", "deepfm", "deepfm_resume", "dlrm", "dlrm_resume")
+OUTPUT = output_root() / "runs" / "rehearsal"
+GIB = 2**30
+
+
+def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
+    """Run a stage in this process; what it cost, as one row of the table."""
+    raw = (OUTPUT / f"one_of_{part}" / "criteo" / "train.txt").resolve()  # as data/locate.py does
+    row = {"stage": stage, "raw_rows": FULL_ROWS // part, "min_count": min_count, "steps": steps}
+    memory, begin = AnonymousMemory(), time.perf_counter()
+    if stage == "generate":
+        if raw.exists():
+            sys.exit(0)  # nothing to measure
+        generate(raw.parents[1], FULL_ROWS // part)
+    elif stage == "read":
+        cached("criteo-columns", [raw], {}, lambda target: write_columns(raw, target))
+    else:
+        data = CriteoDataModule(
+            data_root=str(raw.parents[1]), numbers="log", min_count=min_count, batch_size=BATCH_SIZE
+        )
+        data.setup()
+        row |= {"ids": sum(data.field_sizes)}
+        if stage != "encode":
+            keep_rows(data, steps and steps * BATCH_SIZE, BATCH_SIZE)
+            folder = OUTPUT / f"{stage.removesuffix('_resume')}-{part}-{min_count}-{steps}"
+            row |= train(stage, data, folder)
+    row |= {"wall_seconds": time.perf_counter() - begin}
+    row.setdefault("per_second", row["raw_rows"] / row["wall_seconds"])
+    return row | {"peak_rss_gib": peak_memory_mib() / 1024, "peak_anonymous_gib": memory.stop() / GIB}
+
+
+def train(stage: str, data: CriteoDataModule, folder: Path) -> dict:
+    """An epoch, or the end of it again from its last checkpoint."""
+    if not stage.endswith("_resume"):
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier try
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    saves = time_saves()
+    torch.manual_seed(1)
+    model = (deepfm if stage.startswith("deepfm") else dlrm)(data)
+    results = train_one_epoch(model, data, folder)
+    table = model.categories.weight
+    row = {
+        "samples": len(data.rows["train"]),
+        "table_and_moments_gib": 3 * table.numel() * table.element_size() / GIB,
+        "checkpoint_gib": (folder / "checkpoints" / "last.ckpt").stat().st_size / GIB,
+        "precision": results["precision"],
+    }
+    if stage.endswith("_resume"):
+        shutil.rmtree(folder)
+        return row | {"per_second": float("nan")}  # it trained nothing
+    return row | {
+        "per_second": results["train_samples_per_second"],
+        "epoch_seconds": row["samples"] / results["train_samples_per_second"],
+        "save_seconds": sum(saves),  # of best.ckpt (weights), last.ckpt and those every ten minutes, until on disk
+    }
+
+
+def time_saves() -> list[float]:
+    """The list into which the seconds of every checkpoint's writing go from now on."""
+    seconds, save = [], MappedCheckpointIO.save_checkpoint
+
+    def timed(*arguments, **options) -> None:
+        begin = time.perf_counter()
+        save(*arguments, **options)
+        seconds.append(time.perf_counter() - begin)
+
+    MappedCheckpointIO.save_checkpoint = timed
+    return seconds
+
+
+class AnonymousMemory(threading.Thread):
+    """Peak of this process's anonymous memory, in bytes, read ten times a second.
+
+    Resident memory (RSS) counts the pages of mapped files too: the cache and, on loading, the checkpoint. The system
+    takes those back whenever another needs room; anonymous memory is what a machine must have.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak, self._stopped = 0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._stopped.wait(0.1):
+            status = Path("/proc/self/status").read_text()
+            self.peak = max(self.peak, int(status.split("RssAnon:")[1].split()[0]) * 1024)
+
+    def stop(self) -> int:
+        self._stopped.set()
+        self.join()
+        return self.peak
+
+
+def report() -> None:
+    """stages.csv, stages.md and stages.png from the last measurement of each stage."""
+    stages = pd.read_json(OUTPUT / "stages.jsonl", lines=True)
+    stages = stages.drop_duplicates(["stage", "raw_rows", "min_count", "steps"], keep="last")
+    stages = stages.sort_values(["stage", "min_count", "raw_rows"], kind="stable")
+    stages.to_csv(OUTPUT / "stages.csv", index=False)
+    cells = stages.map(lambda value: f"{value:,.2f}".removesuffix(".00") if isinstance(value, float) else str(value))
+    lines = [[*stages.columns], ["---"] * stages.shape[1], *cells.replace("nan", "").values]
+    (OUTPUT / "stages.md").write_text("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
+
+    figure = Figure((11, 4), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2)
+    for (stage, min_count), part in stages.groupby(["stage", "min_count"]):
+        if stage == "generate":
+            continue
+        # the minutes of a whole epoch, also where only some steps of it were run
+        epoch = part["raw_rows"] * 6 / 7 / part["per_second"] if stage in ("deepfm", "dlrm") else part["wall_seconds"]
+        label = stage if stage == "read" else f"{stage}, minimum count {min_count}"
+        time_axes.plot(part["raw_rows"] / 1e6, epoch / 60, "o-", label=label)
+        memory_axes.plot(part["raw_rows"] / 1e6, part["peak_anonymous_gib"], "o-", label=label)
+    time_axes.set(xscale="log", yscale="log", xlabel="million raw rows", ylabel="minutes", title="Time (models: epoch)")
+    memory_axes.set(xscale="log", xlabel="million raw rows", ylabel="GiB", title="Peak anonymous memory")
+    time_axes.legend(fontsize="small")
+    figure.savefig(OUTPUT / "stages.png", dpi=120)
+    print((OUTPUT / "stages.md").read_text())
+
+
+def main() -> None:
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    if sys.argv[1:] == ["report"]:
+        report()
+    elif len(sys.argv) > 1:
+        numbers = [int(argument) for argument in sys.argv[2:]]
+        row = measure(sys.argv[1], numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else None)
+        with open(OUTPUT / "stages.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row))
+    else:
+        for part in PARTS:
+            for min_count in MIN_COUNTS:
+                for stage in STAGES[2 if min_count != MIN_COUNTS[0] else 0 :]:
+                    subprocess.run([sys.executable, __file__, stage, str(part), str(min_count)], check=True)
+        report()
+
+
+if __name__ == "__main__":
+    main()
