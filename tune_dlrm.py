@@ -8,7 +8,6 @@ decide depends on which trial is faster. More machines: see RAY_ADDRESS; they mu
 
 import inspect
 import json
-import logging
 import os
 import sys
 import time
@@ -18,11 +17,11 @@ import ray
 import torch
 from filelock import FileLock
 from ray import tune
-from ray._private import ray_constants
 
+from common.cluster import start_ray
 from common.errors import UserError, check, run_script
 from common.files import write_json
-from common.paths import REPO, data_root, output_root
+from common.paths import data_root, output_root
 from common.run import run_folder
 from common.search import (
     CAUSE,
@@ -56,6 +55,7 @@ REDUCTION_FACTOR = 2  # at 1, 2, 4, ... times GRACE_VALIDATIONS a trial goes on 
 CONCURRENT_TRIALS = None  # None: as many as there are CPUs and GPUs for
 CPUS_PER_TRIAL = 1  # also its threads
 GPUS_PER_TRIAL = 0  # may be a fraction
+WORKERS_PER_TRIAL = 1  # processes that train one trial together, each with a CPU or GPU of its own
 RAY_ADDRESS = None  # of a running cluster ("auto", "host:6379"); None: $RAY_ADDRESS, else Ray is started here
 STORAGE = None  # absolute folder for all that is written, seen by all nodes; None: runs/tune_dlrm
 DATASET = "criteo"  # folder below DATA_ROOT
@@ -79,6 +79,7 @@ def search(
     concurrent_trials=CONCURRENT_TRIALS,
     cpus_per_trial=CPUS_PER_TRIAL,
     gpus_per_trial=GPUS_PER_TRIAL,
+    workers_per_trial=WORKERS_PER_TRIAL,
     ray_address=RAY_ADDRESS,
     storage=STORAGE,
     dataset=DATASET,
@@ -110,9 +111,16 @@ def search(
         settings = hand_set | constants
         data = CriteoDataModule(dataset, constants["data_root"], *(settings[name] for name in DATA_SETTINGS))
         data.setup()  # once, before the trials: they map what it wrote
-        start_ray(ray_address, cpus_per_trial)
-        trial = tune.with_parameters(run_trial, constants=constants, record=record, threads=cpus_per_trial)
-        trial = tune.with_resources(trial, {"cpu": cpus_per_trial, "gpu": gpus_per_trial})
+        start_ray(ray_address, cpus_per_trial, show_output=False)  # the record has what happens to trials
+        trial = tune.with_parameters(
+            run_trial, constants=constants, record=record, threads=cpus_per_trial, workers=workers_per_trial
+        )
+        resources = {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
+        if workers_per_trial > 1:  # they ask for their own
+            resources = {"cpu": 0}
+            at_once = int(ray.cluster_resources()["CPU"]) // workers_per_trial
+            concurrent_trials = min(concurrent_trials or at_once, at_once)
+        trial = tune.with_resources(trial, resources)
         first = {name: hand_set[name] for name in space}
         while missing := trials - len(record.of("finished", "stopped", "failed")):
             await_death(record)
@@ -123,7 +131,7 @@ def search(
                     scheduler=make_scheduler(record, grace_validations, validations, reduction_factor),
                     num_samples=missing,
                     max_concurrent_trials=concurrent_trials,
-                    reuse_actors=True,  # a process imports once
+                    reuse_actors=workers_per_trial == 1,  # a process imports once
                 ),
                 run_config=tune.RunConfig(
                     storage_path=str(folder / "ray"), verbose=0, callbacks=[Progress(record, validations)]
@@ -133,21 +141,20 @@ def search(
         return conclude(record, constants, begin)
 
 
-def run_trial(config: dict, constants: dict, record: SearchRecord, threads: int) -> None:
-    """One training run in a worker process; goes on from its own checkpoint if it has one."""
+def run_trial(config: dict, constants: dict, record: SearchRecord, threads: int, workers: int) -> None:
+    """One training run in a process of Ray, or in several; goes on from its own checkpoint if it has one."""
     torch.set_num_threads(threads)
     config = dict(config)
     folder = record.folder(config.pop("number"))
-    reporter = Reporter()
+    constants = constants | ({"devices": workers, "strategy": "ray"} if workers > 1 else {})
     try:
-        train(**constants, **config, resume=True, run_folder=str(folder), callbacks=[reporter], test=False)
+        train(**constants, **config, resume=True, run_folder=str(folder), callbacks=[Reporter()], test=False)
     except KeyboardInterrupt:  # what becomes of Ray's SystemExit(0) in a trial that it stops
         sys.exit(0)
     except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CAUSE).write_text(f"{type(error).__name__}: {error}")
         raise
-    reporter.report()
 
 
 def find_folder(home: Path, settings: dict) -> Path:
@@ -158,28 +165,6 @@ def find_folder(home: Path, settings: dict) -> Path:
         if not (folder / "best.json").exists() and kept.exists() and json.loads(kept.read_text()) == settings:
             return folder
     return home / f"version_{max(versions, default=-1) + 1}"
-
-
-def start_ray(address: str | None, cpus_per_trial: int) -> None:
-    """Connect to a running cluster, or start Ray here, without a dashboard."""
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    own = {}
-    if address == "local":
-        own = {"include_dashboard": False, "object_store_memory": 128 * 2**20}
-        ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's only switch for listening on the loopback interface alone
-    variables = {"PYTHONPATH": str(REPO), "OUTPUT_ROOT": str(output_root()), "OMP_NUM_THREADS": str(cpus_per_trial)}
-    try:
-        ray.init(
-            address,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,  # the record has what happens to trials
-            runtime_env={"env_vars": variables},
-            **own,
-        )
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers at {address}. Where `ray start` turned authentication on, set RAY_AUTH_MODE=token."
-        ) from error
 
 
 def await_death(record: SearchRecord) -> None:

@@ -3,8 +3,11 @@
 N: ratings, K: factors.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from common.metrics import auc, rating_metrics
 from data.movie_encoding import fit_biases
@@ -17,6 +20,7 @@ BIAS_PENALTY = 0.02
 EXTRA_RATINGS = 5  # added to the number of ratings in a penalty, for those with few
 
 
+@partial(rank_zero_only, default={})
 def rating_baselines(data: MovieRatingDataModule) -> dict[str, dict[str, float]]:
     """Test metrics of models fitted on train, and on train + validation, as BST may read the validation rating."""
     user, movie, rating = data.user_movie_rating()

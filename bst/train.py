@@ -15,6 +15,7 @@ from bst.baselines import rating_baselines
 from bst.bst import BST
 from bst.figures import draw
 from common.errors import run_script
+from common.processes import on_ray
 from common.run import run_folder
 from common.training import train_and_test
 from data.movie_rating_seq import MovieRatingDataModule
@@ -43,9 +44,13 @@ PATIENCE = 2  # validations without a better result before the run ends
 SEED = 1
 PRECISION = "auto"  # "auto" (bf16 where the processor has it), "32-true", "bf16-mixed"
 NUM_WORKERS = 0  # loader processes; windows into mapped arrays need none
+DEVICES = 1  # processes on this machine that train together, one per GPU or CPU; BATCH_SIZE is that of all
+NUM_NODES = 1  # machines; the script is started on each (README, More than one process)
+STRATEGY = "auto"  # "auto" is "ddp" for several processes; "ray": processes of a Ray cluster
 RESUME = False  # True continues the newest unfinished run
 
 
+@on_ray
 def train(
     dataset=DATASET,
     data_root=None,
@@ -72,6 +77,9 @@ def train(
     seed=SEED,
     precision=PRECISION,
     num_workers=NUM_WORKERS,
+    devices=DEVICES,
+    num_nodes=NUM_NODES,
+    strategy=STRATEGY,
     resume=RESUME,
 ) -> dict:
     """Fit, test the best checkpoint, return the content of results.json.

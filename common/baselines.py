@@ -1,8 +1,11 @@
 """What a click model must beat, on the same encoded rows: the constant click rate and a tuned logistic regression."""
 
+from functools import partial
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
@@ -12,6 +15,7 @@ REGULARISATION = [0.02, 0.05, 0.1]  # C of scikit-learn; validation log loss cho
 TRAIN_ROWS = 1_000_000  # at most so many, the last ones (nearest to the test rows in a time split)
 
 
+@partial(rank_zero_only, default={})
 def click_baselines(data: pl.LightningDataModule) -> dict[str, dict[str, float]]:
     """Test metrics of both for a data module with `rows` and `read(rows)` -> (numbers, ids, label)."""
     (x_train, y_train), (x_val, y_val), (x_test, y_test) = (

@@ -8,7 +8,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -52,7 +52,7 @@ class History(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_index) -> None:
         self.batches += 1
-        self.samples += len(batch[-1])
+        self.samples += len(batch[-1]) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._stop_clock()
@@ -61,11 +61,13 @@ class History(pl.Callback):
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         loss = self.loss_sum / max(1, self.batches)
+        loss = trainer.strategy.reduce(torch.tensor(loss, device=module.device), reduce_op="mean").item()
         epoch = round(trainer.global_step / trainer.num_training_batches, 3)
         row = {"epoch": epoch, "step": trainer.global_step, "learning_rate": rate, "train_loss": loss}
         self.rows.append(row | metrics)
         self.loss_sum, self.batches = 0.0, 0
-        pd.DataFrame(self.rows).to_csv(self.path, index=False)
+        if trainer.is_global_zero:
+            pd.DataFrame(self.rows).to_csv(self.path, index=False)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         print(
             f"epoch {epoch:.2f}  train_loss {loss:.4f}  {shown}  lr {rate:.0e}  "
@@ -144,18 +146,27 @@ class StopEarly(EarlyStopping):
 
 
 class RandomState(pl.Callback):
-    """Keeps the state of torch's random numbers (dropout) in the checkpoint: a resumed run draws what was to come."""
+    """Keeps the state of torch's random numbers (dropout) in the checkpoint: a resumed run draws what was to come.
+
+    Of all processes that train together, whose dropout differs.
+    """
 
     def __init__(self):
-        self._restored: dict | None = None
+        self._restored: list[dict] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self._restored:
-            torch.set_rng_state(self._restored["cpu"])
-            torch.cuda.set_rng_state_all(self._restored["cuda"])
+        if len(self._restored) == trainer.world_size:
+            torch.set_rng_state(self._restored[trainer.global_rank]["cpu"])
+            torch.cuda.set_rng_state_all(self._restored[trainer.global_rank]["cuda"])
+        elif trainer.global_rank:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
 
     def state_dict(self) -> dict:
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        states = [{"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}]
+        if distributed.is_available() and distributed.is_initialized():
+            states *= distributed.get_world_size()
+            distributed.all_gather_object(states, states[0])
+        return {"processes": states}
 
     def load_state_dict(self, state: dict) -> None:
-        self._restored = state
+        self._restored = state["processes"]

@@ -38,11 +38,23 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
-        ordered, order = rows.flatten().sort()
-        touched, counts = ordered.unique_consecutive(return_counts=True)  # (U,)
-        starts = counts.cumsum(0) - counts
-        # a bag is the occurrences of one row: sums each row's gradients in one pass, far faster than index_add
-        summed = functional.embedding_bag(order, grad.flatten(0, -2), starts, mode="sum")  # (U, D)
-        return torch.sparse_coo_tensor(
-            touched.long()[None], summed, ctx.shape, is_coalesced=True, check_invariants=False
-        ), None
+        return row_gradient(rows.flatten(), grad.flatten(0, -2), ctx.shape), None
+
+
+def row_gradient(rows: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
+    """Rows (N,) and their gradients (N, D) -> gradient of a table (R, D): each row once, in order, summed."""
+    ordered, order = rows.sort()
+    touched, counts = ordered.unique_consecutive(return_counts=True)  # (U,)
+    starts = counts.cumsum(0) - counts
+    # a bag is the occurrences of one row: sums each row's gradients in one pass, far faster than index_add
+    summed = functional.embedding_bag(order, grad, starts, mode="sum")  # (U, D)
+    return torch.sparse_coo_tensor(touched.long()[None], summed, shape, is_coalesced=True, check_invariants=False)
+
+
+def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Sparse gradient (R, D) -> its rows (U,), each once, and their gradients (U, D)."""
+    rows = grad._indices()[0]
+    if not (rows[1:] > rows[:-1]).all():  # PackedEmbedding's are sorted and summed, but autograd drops the mark of it
+        grad = grad.coalesce()
+        rows = grad.indices()[0]
+    return rows, grad._values()

@@ -15,7 +15,7 @@ class PredictionMetric(Metric):
     full_state_update = False
 
     def __init__(self):
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # `sync` gathers once, at the end of a split
         self.add_state("prediction_list", [], dist_reduce_fx="cat")
         self.add_state("target_list", [], dist_reduce_fx="cat")
 

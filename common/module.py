@@ -6,9 +6,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.checkpoint import check_can_resume
+from common.embedding import PackedEmbedding
 from common.errors import check
+from common.exchange import average_touched_rows
 from common.metrics import ClickMetrics, PredictionMetric
 from common.optimizer import build_optimizer
+from common.processes import together
 
 
 class Recommender(pl.LightningModule):
@@ -35,7 +38,20 @@ class Recommender(pl.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         *inputs, target = batch
-        return self.loss(self(*inputs), target)
+        loss = self.loss(self(*inputs), target)
+        if together():  # DDP averages over processes, of which one may have a row more than another
+            loss = loss * self.trainer.world_size * self.trainer.train_dataloader.part_of_batch(batch_index)
+        return loss
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        # torch's name for what DDP is to leave alone: the tables, whose touched rows are exchanged below
+        return [f"{name}.weight" for name, module in self.named_modules() if isinstance(module, PackedEmbedding)]
+
+    def on_after_backward(self) -> None:
+        if together():
+            for name in self._ddp_params_and_buffers_to_ignore:
+                average_touched_rows(self.get_parameter(name))
 
     def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
         *inputs, target = batch
@@ -54,6 +70,7 @@ class Recommender(pl.LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:
+        self.metrics.sync()  # what all processes have; not reset before the next split, as figures are drawn from it
         # before a checkpoint is written: one with such weights must not take the place of a good one
         step = self.trainer.global_step  # 0 where a finished checkpoint is tested
         check(
@@ -61,7 +78,6 @@ class Recommender(pl.LightningModule):
             f"predictions for the {split} rows are not finite{f' after step {step}' if step else ''}. "
             "The checkpoints of before are kept. A new run with a smaller LEARNING_RATE may help.",
         )
-        # not reset before the next split: figures are drawn from what it has gathered
         self.log_dict({f"{split}_{name}": value for name, value in self.metrics.compute().items()})
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

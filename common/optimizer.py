@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from common.embedding import PackedEmbedding
+from common.embedding import PackedEmbedding, touched_rows
 from common.errors import UserError, check
 
 
@@ -58,15 +58,6 @@ class TouchedRowsAdam(torch.optim.Adam):
         )
         for table, stepped in zip(tables, (value, average, average_square), strict=True):
             table.index_copy_(0, rows, stepped)
-
-
-def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sparse gradient (R, D) -> its rows (U,), each once, and their gradients (U, D)."""
-    rows = grad._indices()[0]
-    if not (rows[1:] > rows[:-1]).all():  # PackedEmbedding's are sorted and summed, but autograd drops the mark of it
-        grad = grad.coalesce()
-        rows = grad.indices()[0]
-    return rows, grad._values()
 
 
 def build_optimizer(

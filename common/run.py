@@ -1,9 +1,11 @@
 """The folder of a run: claimed by one process, resumed by its settings, finished when results.json is there."""
 
+import io
 import json
+import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy
@@ -11,32 +13,50 @@ import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 
-from common.errors import UserError
+from common.errors import UserError, check
 from common.files import write_error, write_json
 from common.paths import output_root
+from common.processes import from_first, is_first
 from common.settings import check_settings
 
 LAST = Path("checkpoints", "last.ckpt")  # of a run's folder
-NOT_COMPARED = ("resume", "num_workers", "run_folder")  # settings that do not change what a run computes
+# settings that do not change what a run computes, but for which random numbers its dropout draws
+NOT_COMPARED = ("resume", "num_workers", "run_folder", "devices", "num_nodes", "strategy")
 
 
 @contextmanager
 def run_folder(script: str, settings: dict, folder: str | Path | None = None) -> Iterator[Path]:
-    """The folder of this run, held until the block ends: `folder`, or runs/<script>/version_N.
+    """The folder of this run, held until the block ends: `folder`, else $RUN_FOLDER, else runs/<script>/version_N.
 
-    With settings["resume"] it is that of the newest unfinished run that no process holds.
+    With settings["resume"] it is that of the newest unfinished run that no process holds. Of several processes that
+    train together the first one holds it and prints; the others are told which it is.
 
     Raises: UserError if a setting is out of range, that run had other settings, or the folder cannot be written.
     """
     check_settings(settings)
+    folder = folder or os.environ.get("RUN_FOLDER")
+    if is_first():
+        with _held(script, settings, folder) as held:
+            before = os.environ.get("RUN_FOLDER")
+            os.environ["RUN_FOLDER"] = from_first(str(held))  # for processes that Lightning starts with this script
+            try:
+                yield held
+            finally:
+                os.environ.pop("RUN_FOLDER") if before is None else os.environ.update(RUN_FOLDER=before)
+    else:
+        folder = from_first(folder)
+        check(folder is not None, "set RUN_FOLDER, the same for all processes: the folder that the run writes to.")
+        with redirect_stdout(io.StringIO()):
+            yield Path(folder)
+
+
+@contextmanager
+def _held(script: str, settings: dict, folder: str | Path | None) -> Iterator[Path]:
     home = output_root() / "runs" / script
     chosen, lock = folder is not None, None
     try:
-        if folder is None and settings["resume"]:
-            folder, lock = _newest_unfinished(home)
-            print(f"Continuing {folder}" if folder else "No unfinished run to resume: starting a new one.", flush=True)
         if folder is None:
-            folder = _new_version(home)
+            folder, lock = choose_folder(home, settings["resume"])
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock or _lock(folder)
@@ -52,6 +72,14 @@ def run_folder(script: str, settings: dict, folder: str | Path | None = None) ->
     finally:
         if lock:
             lock.release()
+
+
+def choose_folder(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
+    """The newest unfinished run, locked, or a new folder; says which."""
+    folder, lock = _newest_unfinished(home) if resume else (None, None)
+    if resume:
+        print(f"Continuing {folder}" if folder else "No unfinished run to resume: starting a new one.", flush=True)
+    return folder or _new_version(home), lock
 
 
 def _how_to_go_on(folder: Path | None, chosen: bool) -> str:

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 
 import optuna
 import pytorch_lightning as pl
-from ray import tune
+from ray import train, tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from common.callbacks import History
 from common.files import write_json
+from common.processes import together
 
 METRIC, MODE = "val_auc", "max"
 CAUSE = "cause.txt"  # in a trial's folder: why it failed
@@ -129,12 +130,16 @@ class Reporter(pl.Callback):
         self.history = self.history or next(each for each in trainer.callbacks if isinstance(each, History))
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
-        self.report()
+        self._report()
 
-    def report(self) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._report()
+
+    def _report(self) -> None:
+        report = train.report if together() else tune.report
         for row in self.history.rows[self.reported :]:
             self.reported += 1
-            tune.report(row | {"validation": self.reported})
+            report(row | {"validation": self.reported})
 
 
 class Progress(tune.Callback):

@@ -47,9 +47,11 @@ RULES: dict[str, Rule] = {
     "dropout": SHARE,
     "seed": _integer(0, 2**32 - 1),
     "num_workers": _integer(0, 128),
+    **dict.fromkeys(("devices", "num_nodes", "workers_per_trial"), _integer(1, 2**16)),
     **dict.fromkeys(("batch_norm", "self_interaction", "history_ratings", "start_from_biases", "resume"), FLAG),
     "uses_sequence": FLAG,
     **dict.fromkeys(("dataset", "split", "numbers", "target", "model", "optimizer", "schedule", "precision"), TEXT),
+    "strategy": TEXT,
     "tasks": _tuple_of(TEXT, 1),
     "data_root": _or_none(TEXT),
     # of a search

@@ -21,6 +21,7 @@ from common.errors import check
 from common.figures import learning_curves
 from common.files import write_json
 from common.module import Recommender
+from common.processes import trainer_settings
 from common.run import check_same, peak_memory_mib, versions
 
 CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
@@ -47,8 +48,8 @@ def train_and_test(
     """Fit (on from checkpoints/last.ckpt, if the folder has one), test the best checkpoint once, write all results.
 
     monitor, mode: the validation metric that chooses the checkpoint, "max" or "min". baselines: test metrics of simple
-    models on the same split. best_possible: those of the planted model, for the sample. draw: figures of the tested
-    model's predictions. test: False for a trial of a search, which must not see the test split.
+    models on the same split; called in all processes. best_possible: those of the planted model, for the sample. draw:
+    figures of the tested model's predictions. test: False for a trial of a search, which must not see the test split.
 
     Returns the content of results.json.
     """
@@ -58,8 +59,6 @@ def train_and_test(
     checkpoints = folder / "checkpoints"
     history = History(folder)
     trainer = pl.Trainer(
-        accelerator="auto",
-        devices=1,
         max_epochs=settings["max_epochs"],
         val_check_interval=1 / settings["validations_per_epoch"],
         precision=resolve_precision(settings["precision"]),
@@ -76,18 +75,20 @@ def train_and_test(
             _checkpoint(checkpoints, "last"),
             _checkpoint(checkpoints, "last", train_time_interval=timedelta(minutes=CHECKPOINT_MINUTES)),
         ],
-        plugins=[MappedCheckpointIO()],
         enable_progress_bar=sys.stderr.isatty(),
+        **trainer_settings(settings, MappedCheckpointIO()),
         **QUIET_TRAINER,
     )
     seen = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
-    check_same(folder / "data.json", seen, "data")
+    if trainer.is_global_zero:
+        check_same(folder / "data.json", seen, "data")
     last = checkpoints / "last.ckpt"
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
-    results = _evaluate(model, data, checkpoints / "best.ckpt", test)
-    if test:
+    results = _evaluate(model, data, settings, checkpoints / "best.ckpt", test)
+    if test and trainer.is_global_zero:
         draw(model, folder)
         learning_curves(history.rows, monitor, mode, folder / "learning_curves.png")
+    compared = baselines() if test else {}
     results = {
         "model": model.title,
         "dataset": data.dataset,
@@ -96,7 +97,7 @@ def train_and_test(
         "seed": settings["seed"],
         "settings": settings,
         **results,
-        "baselines": baselines() if test else {},
+        "baselines": compared,
         "best_possible": best_possible() if data.is_sample and test else None,
         "epochs": math.ceil(history.rows[-1]["epoch"]),
         "train_samples_per_second": history.samples_per_second,
@@ -106,9 +107,10 @@ def train_and_test(
         "precision": trainer.precision,
         "versions": versions(),
     }
-    write_json(folder / "results.json", results)
-    if test:
-        print_table(results, folder)
+    if trainer.is_global_zero:
+        write_json(folder / "results.json", results)
+        if test:
+            print_table(results, folder)
     return results
 
 
@@ -130,11 +132,13 @@ def _checkpoint(folder: Path, name: str, **when) -> ModelCheckpoint:
     return ModelCheckpoint(str(folder), name, enable_version_counter=False, save_on_train_epoch_end=False, **when)
 
 
-def _evaluate(model: Recommender, data: pl.LightningDataModule, best: Path, test: bool) -> dict[str, Metrics]:
+def _evaluate(
+    model: Recommender, data: pl.LightningDataModule, settings: dict, best: Path, test: bool
+) -> dict[str, Metrics]:
     """Metrics of the best checkpoint on validation and test rows, always in float32."""
     model.load_state_dict(load_checkpoint(best)["state_dict"])
     trainer = pl.Trainer(
-        accelerator="auto", devices=1, enable_progress_bar=False, enable_checkpointing=False, **QUIET_TRAINER
+        enable_progress_bar=False, enable_checkpointing=False, **trainer_settings(settings), **QUIET_TRAINER
     )
     (validation,) = trainer.validate(model, data, verbose=False)
     results = {"validation": _without_prefix(validation)}
@@ -167,5 +171,6 @@ def _progress_bar() -> list[pl.Callback]:
 
 def _quiet() -> None:
     """Keep what Lightning says of itself off the terminal."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")

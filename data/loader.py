@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.errors import check
+
 
 class MappedRows(Dataset):
     """Rows of the .npy files `names` in `folder`, opened where they are read (each loader worker maps them itself)."""
@@ -55,6 +57,10 @@ class EpochOrder(Sampler):
 class BatchLoader:
     """Iterates over batches of `dataset[row numbers]` and can go on in mid-epoch with exactly the rows that are left.
 
+    Where several processes train together, batch_size is that of all of them and each gets its part of the rows. A
+    training batch holds the same rows for any number of processes; without a seed each process has one piece of the
+    file, so that what is gathered over processes is in file order.
+
     Lightning calls `sampler.set_epoch`, and saves and restores `state_dict`.
     """
 
@@ -62,16 +68,29 @@ class BatchLoader:
         self.dataset, self.sampler, self.batch_size, self.num_workers = dataset, sampler, batch_size, num_workers
         self.batch_sampler = None  # Lightning asks for it where there is a sampler
         self.position = 0  # batches of the current epoch that were handed out
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if together else 0
+        self.world = torch.distributed.get_world_size() if together else 1
+        check(
+            self.world <= min(batch_size, len(sampler)),
+            f"{self.world} processes for batches of {batch_size} of {len(sampler)} rows: each must get a row.",
+        )
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
+        # a rest with fewer rows than processes goes with the batch before
+        return (len(self.sampler) - self.world) // self.batch_size + 1
+
+    def part_of_batch(self, index: int) -> float:
+        """This process's share of the rows of a training batch."""
+        last = len(self) - 1
+        rows = self.batch_size if index < last else len(self.sampler) - last * self.batch_size
+        return len(range(self.rank, rows, self.world)) / rows
 
     def __iter__(self) -> Iterator:
         self.position %= len(self)  # a complete epoch leaves it at the end
-        batches = self.sampler.order().split(self.batch_size)
         for batch in DataLoader(
             self.dataset,
-            sampler=batches[self.position :],
+            sampler=self._batches()[self.position :],
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -79,6 +98,14 @@ class BatchLoader:
         ):
             self.position += 1
             yield batch
+
+    def _batches(self) -> Sequence[Tensor]:
+        """Row numbers of this process's part of each batch."""
+        order = self.sampler.order()
+        if self.sampler.seed is None:
+            return order.tensor_split(self.world)[self.rank].tensor_split(len(self))
+        ends = range(self.batch_size, len(self) * self.batch_size, self.batch_size)
+        return [batch.tensor_split(self.world)[self.rank] for batch in order.tensor_split(list(ends))]
 
     def state_dict(self) -> dict:
         return {"position": self.position % len(self)}

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from common.baselines import click_baselines
 from common.errors import run_script
 from common.figures import click_figures
+from common.processes import on_ray
 from common.run import run_folder
 from common.training import train_and_test
 from data.criteo_data import CriteoDataModule
@@ -38,9 +39,13 @@ PATIENCE = 2  # validations without a better AUC before the run ends
 SEED = 1
 PRECISION = "auto"  # "auto" (bf16 where the processor has it), "32-true", "bf16-mixed"
 NUM_WORKERS = 0  # loader processes; slices of mapped arrays need none
+DEVICES = 1  # processes on this machine that train together, one per GPU or CPU; BATCH_SIZE is that of all
+NUM_NODES = 1  # machines; the script is started on each (README, More than one process)
+STRATEGY = "auto"  # "auto" is "ddp" for several processes; "ray": processes of a Ray cluster
 RESUME = False  # True continues the newest unfinished run
 
 
+@on_ray
 def train(
     dataset=DATASET,
     data_root=None,
@@ -62,6 +67,9 @@ def train(
     seed=SEED,
     precision=PRECISION,
     num_workers=NUM_WORKERS,
+    devices=DEVICES,
+    num_nodes=NUM_NODES,
+    strategy=STRATEGY,
     resume=RESUME,
 ) -> dict:
     """Fit, test the best checkpoint, return the content of results.json."""

@@ -17,6 +17,7 @@ from common import run
 from common.baselines import click_baselines
 from common.errors import run_script
 from common.figures import click_figures
+from common.processes import on_ray
 from common.training import train_and_test
 from data.criteo_data import CriteoDataModule
 from dlrm.dlrmnet import DLRM
@@ -43,9 +44,13 @@ PATIENCE = 4  # validations without a better AUC before the run ends
 SEED = 1
 PRECISION = "32-true"  # bf16 is slower with layers as small as these
 NUM_WORKERS = 0  # loader processes; slices of mapped arrays need none
+DEVICES = 1  # processes on this machine that train together, one per GPU or CPU; BATCH_SIZE is that of all
+NUM_NODES = 1  # machines; the script is started on each (README, More than one process)
+STRATEGY = "auto"  # "auto" is "ddp" for several processes; "ray": processes of a Ray cluster
 RESUME = False  # True continues the newest unfinished run
 
 
+@on_ray
 def train(
     dataset=DATASET,
     data_root=None,
@@ -68,6 +73,9 @@ def train(
     seed=SEED,
     precision=PRECISION,
     num_workers=NUM_WORKERS,
+    devices=DEVICES,
+    num_nodes=NUM_NODES,
+    strategy=STRATEGY,
     resume=RESUME,
     run_folder=None,
     callbacks=(),

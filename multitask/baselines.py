@@ -1,6 +1,9 @@
 """What the multi-task models must beat: a tuned logistic regression per task, on the same inputs."""
 
+from functools import partial
+
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from common.baselines import one_hot, tuned_logistic_regression
 from common.metrics import task_aucs
@@ -8,6 +11,7 @@ from data.census_income import CensusIncomeDataModule
 from multitask.mmoe import PiecewiseLinear
 
 
+@partial(rank_zero_only, default={})
 def logistic_regression(data: CensusIncomeDataModule) -> dict[str, dict[str, float]]:
     """Test metrics by name of the baseline."""
     bins = PiecewiseLinear(data.encoder.bin_edges)

@@ -89,7 +89,7 @@ def run(folder: Path, settings: dict) -> dict:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     home = folder / f"{settings['model']}-{'-'.join(settings['tasks'])}-seed{settings['seed']}-{digest}"
     if not (home / "results.json").exists():
-        train(**settings, folder=home, baselines=lambda data: {})
+        train(**settings, run_folder=home, baselines=lambda data: {})
     return json.loads((home / "results.json").read_text())
 
 

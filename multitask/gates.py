@@ -3,9 +3,9 @@
 K: tasks, E: experts.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from multitask.mmoe import MMoE
 
+BATCH_SIZE = 4096  # rows looked at together
 DEAD_WEIGHT = 0.01  # mean gate weight below which no task uses an expert
 DEAD_ZEROS = 0.9  # share of an expert's outputs that are 0, above which it says nothing
 
@@ -26,7 +27,9 @@ class GateUse(pl.Callback):
         self.rows: list[dict] = []
 
     def on_validation_end(self, trainer: pl.Trainer, module: MMoE) -> None:
-        weights, zeros = expert_use(module, trainer.val_dataloaders)
+        if not trainer.is_global_zero:
+            return
+        weights, zeros = expert_use(module, *trainer.datamodule.read("val"))
         self.rows += [
             {"epoch": trainer.current_epoch, "task": task, **{f"expert_{i}": w for i, w in enumerate(row.tolist())}}
             for task, row in zip(module.hparams.tasks, weights, strict=True)
@@ -43,15 +46,14 @@ class GateUse(pl.Callback):
 
 
 @torch.no_grad()
-def expert_use(model: MMoE, batches: Iterable[list[Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean gate weight (K, E), and share of zeros in each expert's output (E,), over batches (numbers, ids, label)."""
-    weights, zeros, rows = 0.0, 0.0, 0
-    for numbers, ids, _ in batches:
-        x = model.inputs(numbers.to(model.device), ids.to(model.device))
+def expert_use(model: MMoE, numbers: np.ndarray, ids: np.ndarray, label: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean gate weight (K, E), and share of zeros in each expert's output (E,), over the rows of a split."""
+    weights, zeros = 0.0, 0.0
+    for batch in zip(*(torch.from_numpy(array).split(BATCH_SIZE) for array in (numbers, ids)), strict=True):
+        x = model.inputs(*(tensor.to(model.device) for tensor in batch))
         weights = weights + model.gate_weights(x).sum(1)
         zeros = zeros + (model.experts(x) == 0).float().mean(2).sum(1)
-        rows += len(x)
-    return (weights / rows).cpu(), (zeros / rows).cpu()
+    return (weights / len(label)).cpu(), (zeros / len(label)).cpu()
 
 
 def dead_experts(weights: Tensor, zeros: Tensor) -> list[int]:
@@ -59,9 +61,9 @@ def dead_experts(weights: Tensor, zeros: Tensor) -> list[int]:
     return ((weights.amax(0) < DEAD_WEIGHT) | (zeros > DEAD_ZEROS)).nonzero().flatten().tolist()
 
 
-def draw_gates(model: MMoE, batches: Iterable[list[Tensor]], path: Path) -> None:
-    """Heat map of the mean gate weights over batches (numbers, ids, label)."""
-    weights, _ = expert_use(model, batches)
+def draw_gates(model: MMoE, numbers: np.ndarray, ids: np.ndarray, label: np.ndarray, path: Path) -> None:
+    """Heat map of the mean gate weights over the rows of a split."""
+    weights, _ = expert_use(model, numbers, ids, label)
     figure = Figure((2 + 0.7 * weights.shape[1], 1.2 + 0.6 * len(weights)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(weights.numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto")

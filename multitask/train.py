@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 import pytorch_lightning as pl
 
+from common import run
 from common.errors import run_script
-from common.run import run_folder
+from common.processes import on_ray
 from common.training import train_and_test
 from data.census_income import CensusIncomeDataModule
 from multitask.baselines import logistic_regression
@@ -40,9 +41,13 @@ PATIENCE = 2  # validations without a better mean AUC before the run ends
 SEED = 1
 PRECISION = "auto"  # "auto" (bf16 where the processor has it), "32-true", "bf16-mixed"
 NUM_WORKERS = 0  # loader processes; slices of mapped arrays need none
+DEVICES = 1  # processes on this machine that train together, one per GPU or CPU; BATCH_SIZE is that of all
+NUM_NODES = 1  # machines; the script is started on each (README, More than one process)
+STRATEGY = "auto"  # "auto" is "ddp" for several processes; "ray": processes of a Ray cluster
 RESUME = False  # True continues the newest unfinished run
 
 
+@on_ray
 def train(
     model=MODEL,
     dataset=DATASET,
@@ -66,16 +71,19 @@ def train(
     seed=SEED,
     precision=PRECISION,
     num_workers=NUM_WORKERS,
+    devices=DEVICES,
+    num_nodes=NUM_NODES,
+    strategy=STRATEGY,
     resume=RESUME,
-    folder=None,
+    run_folder=None,
     baselines=logistic_regression,
 ) -> dict:
     """Fit, test the best checkpoint, return the content of results.json.
 
-    folder: of this run, in place of a new one below runs/multitask; baselines: data module -> test metrics by name.
+    run_folder: in place of a new one below runs/multitask; baselines: data module -> test metrics by name.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("folder", "baselines")}
-    with run_folder("multitask", settings, folder) as folder:
+    settings = {name: value for name, value in locals().items() if name not in ("run_folder", "baselines")}
+    with run.run_folder("multitask", settings, run_folder) as folder:
         data = CensusIncomeDataModule(dataset, data_root, tasks, min_count, num_bins, batch_size, seed, num_workers)
         data.setup()
         pl.seed_everything(seed, verbose=False)
@@ -102,7 +110,7 @@ def train(
             mode="max",
             baselines=lambda: baselines(data),
             best_possible=data.best_possible,
-            draw=lambda network, folder: draw_gates(network, data.test_dataloader(), folder / "gates.png"),
+            draw=lambda network, folder: draw_gates(network, *data.read("test"), folder / "gates.png"),
             callbacks=[GateUse(folder)],
         )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from multitask import gates
 from multitask.gates import GateUse, dead_experts, draw_gates, expert_use
 from multitask.mmoe import MMoE, PiecewiseLinear
 from tests.checks import check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
@@ -123,18 +124,20 @@ def test_metrics_are_the_auc_of_each_task_and_their_mean():
     assert metrics["auc_c"] != metrics["auc_c"] and metrics["auc_mean"] != metrics["auc_mean"]  # one class: undefined
 
 
-def test_expert_use_is_the_mean_over_all_rows_and_finds_dead_experts(tmp_path):
+def test_expert_use_is_the_mean_over_all_rows_and_finds_dead_experts(tmp_path, monkeypatch):
+    monkeypatch.setattr(gates, "BATCH_SIZE", 5)
     model = make_model()
     with torch.no_grad():
         model.gates.bias[:, 0, 1] = -50.0  # no task uses expert 1
         model.experts[-3].bias[2] = -50.0  # and expert 2 is silent
-    batches = [make_batch(5), make_batch(3)]
-    weights, zeros = expert_use(model, batches)
-    x = model.inputs(*(torch.cat(parts) for parts in list(zip(*batches, strict=True))[:2]))
+    numbers, ids, label = make_batch(8)
+    rows = numbers.numpy(), ids.numpy(), label.numpy()
+    weights, zeros = expert_use(model, *rows)
+    x = model.inputs(numbers, ids)
     torch.testing.assert_close(weights, model.gate_weights(x).mean(1), rtol=0, atol=1e-6)
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
     assert dead_experts(weights, zeros) == [1, 2]
-    draw_gates(model, batches, tmp_path / "gates.png")
+    draw_gates(model, *rows, tmp_path / "gates.png")
     assert (tmp_path / "gates.png").stat().st_size > 1000
 
 

@@ -5,9 +5,9 @@ from copy import deepcopy
 import pytest
 import torch
 
-from common.embedding import PackedEmbedding
+from common.embedding import PackedEmbedding, touched_rows
 from common.errors import UserError
-from common.optimizer import TouchedRowsAdam, build_optimizer, touched_rows
+from common.optimizer import TouchedRowsAdam, build_optimizer
 
 ROWS, DIM, STEPS = 6, 3, 20
 

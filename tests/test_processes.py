@@ -1,0 +1,104 @@
+"""Two processes with half batches against one with whole batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.loader import BatchLoader, EpochOrder
+from tests.criteo_rows import make_lines, write_lines
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: object) -> None:
+    """A script from another working directory, in an environment without the marks of earlier processes."""
+    known = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE", "RANK")}
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd="/", env=known)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> list[dict]:
+    """What one and two processes got."""
+    folder = tmp_path_factory.mktemp("processes")
+    for devices in (1, 2):
+        run(REPO / "tests" / "two_processes.py", devices, folder / f"{devices}.pt")
+    return [torch.load(folder / f"{devices}.pt") for devices in (1, 2)]
+
+
+@pytest.mark.parametrize("model", ["DeepFM", "DLRM", "MMoE", "BST"])
+def test_sgd_gives_the_same_weights(trained, model):
+    one, two = (results[f"{model} sgd"]["weights"] for results in trained)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("model", ["DeepFM", "DLRM", "MMoE", "BST"])
+def test_own_optimizer_gives_the_same_logits(trained, model):
+    one, two = (results[f"{model} adam"]["logits"] for results in trained)
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+
+
+def make_loaders(world: int, rows: int, batch_size: int, seed: int | None) -> list[BatchLoader]:
+    """The loaders of all processes; the dataset gives row numbers back."""
+
+    class Numbers(torch.utils.data.Dataset):
+        def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows
+
+    loaders = [BatchLoader(Numbers(), EpochOrder(range(rows), seed), batch_size) for _ in range(world)]
+    for rank, loader in enumerate(loaders):
+        loader.rank, loader.world = rank, world
+    return loaders
+
+
+@pytest.mark.parametrize("rows", [40, 41, 42, 43, 44, 47])
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_share_the_rows_of_each_batch(rows, world):
+    (whole,), loaders = make_loaders(1, rows, 8, seed=3), make_loaders(world, rows, 8, seed=3)
+    parts = [list(loader) for loader in loaders]
+    assert {len(part) for part in parts} == {len(loader) for loader in loaders} and len(set(map(len, loaders))) == 1
+    assert (
+        torch.cat([torch.cat(batch) for batch in zip(*parts, strict=True)]).tolist() == torch.cat(list(whole)).tolist()
+    )
+    for index, batch in enumerate(zip(*parts, strict=True)):
+        shares = [loader.part_of_batch(index) for loader in loaders]
+        assert shares == [len(part) / sum(map(len, batch)) for part in batch] and min(shares) > 0
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluated_rows_come_in_file_order_once_gathered(world):
+    parts = [list(loader) for loader in make_loaders(world, 41, 8, seed=None)]
+    assert len({len(part) for part in parts}) == 1
+    assert torch.cat([torch.cat(part) for part in parts]).tolist() == list(range(41))
+
+
+def test_a_whole_run(tmp_path, rng, monkeypatch):
+    """Same metrics, one folder, one table; a script that trains twice does so with all its processes."""
+    write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 701))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    results = []
+    for devices in (1, 2):
+        monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / f"{devices}"))
+        script = tmp_path / f"{devices}.py"
+        script.write_text(
+            f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
+            "from deepfm.train import train\n"
+            "for seed in (1, 2):\n"
+            f"    train(devices={devices}, seed=seed, hidden=(8,), dropout=0.0, batch_size=60, precision='32-true')\n"
+        )
+        output = run(script)
+        runs = tmp_path / f"{devices}" / "runs" / "deepfm"
+        assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
+        assert output.stdout.count("Test metrics") == 2 and "Warning" not in output.stderr
+        results.append([json.loads((runs / f"version_{i}" / "results.json").read_text()) for i in (0, 1)])
+    for one, two in zip(*results, strict=True):
+        for metrics in ("test", "validation"):
+            assert two[metrics] == pytest.approx(one[metrics], abs=1e-5)
+        assert two["baselines"] == one["baselines"] and two["rows"] == one["rows"]

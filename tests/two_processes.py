@@ -1,0 +1,68 @@
+"""`python tests/two_processes.py DEVICES FILE`: what 100 steps of each model give, trained by so many processes.
+
+Called by test_processes.py, as Lightning starts a script again for each further process.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
+
+import pytorch_lightning as pl
+import torch
+
+from bst.bst import BST
+from common.processes import is_first, trainer_settings
+from data.loader import BatchLoader, EpochOrder
+from deepfm.deepfm import DeepFM
+from dlrm.dlrmnet import DLRM
+from multitask.mmoe import MMoE
+from tests import test_bst, test_deepfm, test_dlrm, test_mmoe
+
+ROWS, BATCH_SIZE, STEPS = 333, 32, 100  # the last of 11 batches has 13 rows: one process has 7 of them, the other 6
+MAKERS = {DeepFM: test_deepfm, DLRM: test_dlrm, MMoE: test_mmoe, BST: test_bst}
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, batch: list[torch.Tensor]):
+        self.batch = batch
+
+    def __getitem__(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        return [part[rows] for part in self.batch]
+
+
+class Loaders(pl.LightningDataModule):
+    """The loader is made after the processes have met, as in the data modules."""
+
+    def __init__(self, batch: list[torch.Tensor]):
+        super().__init__()
+        self.batch = batch
+
+    def train_dataloader(self) -> BatchLoader:
+        return BatchLoader(Rows(self.batch), EpochOrder(range(ROWS), seed=1), BATCH_SIZE)
+
+
+def run(model: pl.LightningModule, batch: list[torch.Tensor], devices: int) -> dict:
+    processes = trainer_settings({"devices": devices, "num_nodes": 1, "strategy": "auto"})
+    trainer = pl.Trainer(
+        max_steps=STEPS, logger=False, enable_checkpointing=False, enable_progress_bar=False, **processes
+    )
+    trainer.fit(model, Loaders(batch))
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    with torch.no_grad():
+        return {"weights": weights, "logits": model.eval()(*batch[:-1])}
+
+
+def main(devices: int, path: str) -> None:
+    results = {}
+    for kind, module in MAKERS.items():
+        for optimizer, l2 in (("sgd", 0.0), ("adam", 1e-3)):
+            pl.seed_everything(1, verbose=False)
+            model = module.make_model(optimizer=optimizer, embedding_l2=l2, learning_rate=0.01).train()
+            results[f"{kind.__name__} {optimizer}"] = run(model, module.make_batch(ROWS), devices)
+    if is_first():
+        torch.save(results, path)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
