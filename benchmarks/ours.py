@@ -46,7 +46,7 @@ def train_one_epoch(
 ) -> dict:
     """The content of results.json; nothing is tested or drawn."""
     settings = {"max_epochs": 1, "validations_per_epoch": 1, "precision": precision, "schedule": "linear"}
-    settings |= {"patience": 1, "seed": 1}
+    settings |= {"patience": 1, "seed": 1, "devices": 1, "num_nodes": 1, "strategy": "auto"}
     return train_and_test(
         model,
         data,
