@@ -33,9 +33,9 @@ def deepfm_full() -> float:
     return ours.speed(ours.deepfm(data), data, BEST)
 
 
-def dlrm(batch_size: int, optimizer: str, learning_rate: float) -> float:
+def dlrm(batch_size: int, optimizer: str, learning_rate: float, precision: str) -> float:
     data = RawRows(batch_size)
-    return ours.speed(ours.dlrm(data, optimizer, learning_rate), data, "32-true")  # bf16 does not pay in small layers
+    return ours.speed(ours.dlrm(data, optimizer, learning_rate), data, precision)
 
 
 def deepfm_contenders() -> dict[str, Contender]:
@@ -55,11 +55,15 @@ def deepfm_contenders() -> dict[str, Contender]:
     }
 
 
-def dlrm_contenders(batch_size: int, at_least: float) -> dict[str, Contender]:
-    return {
-        "ours, sgd": Contender(lambda: dlrm(batch_size, "sgd", dlrm_reference.LEARNING_RATE)),
-        "ours, adam": Contender(lambda: dlrm(batch_size, "adam", ours.LEARNING_RATE)),
-        "the paper's step, sgd": Contender(lambda: dlrm_reference.reference(RawRows(batch_size)), at_least),
+def dlrm_contenders(batch_size: int, precisions: list[str], at_least: float) -> dict[str, Contender]:
+    rates = {"sgd": dlrm_reference.LEARNING_RATE, "adam": ours.LEARNING_RATE}
+    contenders = {
+        f"ours, {name}, {p}": Contender(lambda name=name, rate=rate, p=p: dlrm(batch_size, name, rate, p))
+        for p in precisions
+        for name, rate in rates.items()
+    }
+    return contenders | {
+        "the paper's step, sgd": Contender(lambda: dlrm_reference.reference(RawRows(batch_size)), at_least)
     }
 
 
@@ -80,8 +84,9 @@ COMPARISONS = {
             "deepctr-torch": Contender(lambda: deepfm_peers.deepctr(FullVocabulary(4096, train_rows=3 * 4096)), 50),
         },
     ),
-    "dlrm": Comparison("DLRM, 1.36 M embedding rows, batch 4096, float32", 3, dlrm_contenders(4096, 2)),
-    "dlrm-128": Comparison("DLRM, 1.36 M embedding rows, batch 128, float32", 3, dlrm_contenders(128, 1.3)),
+    "dlrm": Comparison("DLRM, 1.36 M embedding rows, batch 4096", 3, dlrm_contenders(4096, PRECISIONS, 2)),
+    # bf16 does not pay in steps as small as these: float32 first
+    "dlrm-128": Comparison("DLRM, 1.36 M embedding rows, batch 128", 3, dlrm_contenders(128, PRECISIONS[::-1], 1.3)),
     "mmoe": Comparison(
         "MMoE, Census sample, batch 1024",
         3,
