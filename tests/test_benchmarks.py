@@ -1,0 +1,67 @@
+"""The benchmarks' own parts, in tiny sizes; peers are not installed here."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks import criteo_shaped, ours
+from benchmarks.dlrm_reference import ReferenceDLRM, reference
+from benchmarks.turns import Comparison, Contender, summarise
+
+
+@pytest.fixture
+def data(monkeypatch, tmp_path) -> criteo_shaped.RawRows:
+    monkeypatch.setattr(criteo_shaped, "OUTPUT", tmp_path)
+    monkeypatch.setattr(criteo_shaped, "ROWS", 2000)
+    return criteo_shaped.RawRows(64, train_rows=256)
+
+
+def test_ratios_are_medians_within_a_turn():
+    speeds = {"ours": [10.0, 40.0, 30.0], "peer": [5.0, 10.0, 20.0]}  # ratios 2, 4, 1.5
+    turns = pd.DataFrame(
+        {"turn": turn, "contender": name, "per_second": speed, "peak_anonymous_gib": 1.0, "peak_rss_gib": turn + 1.0}
+        for name, values in speeds.items()
+        for turn, speed in enumerate(values)
+    )
+    contenders = {"ours": Contender(lambda: 0.0), "peer": Contender(lambda: 0.0, 1.8)}
+    table = summarise(turns, Comparison("", 3, contenders))
+    assert list(table.index) == ["ours", "peer"]
+    ratio = ["ours is so many times as fast", "ratio, least", "ratio, most", "goal"]
+    assert table.loc["peer", ratio].tolist() == [2.0, 1.5, 4.0, 1.8]
+    assert table.loc["peer", ["median per second", "least", "most", "peak RSS GiB"]].tolist() == [10.0, 5.0, 20.0, 3.0]
+    assert table.loc["ours", ratio[:3]].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_papers_step_is_the_same_model(data):
+    model, peer = ours.dlrm(data), ReferenceDLRM(data.num_numbers, data.field_sizes)
+    for table, rows in zip(peer.tables, model.categories.weight.split(data.field_sizes), strict=True):
+        table.weight.data = rows.detach()
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("categories")}
+    peer.load_state_dict(weights, strict=False)
+    numbers, ids, _ = data.batches()[0]
+    assert_close(peer(numbers, [*ids.T.long()]), model(numbers, ids))
+    assert reference(data) > 0
+
+
+def test_contenders_get_the_same_rows(data):
+    columns, label = data.columns()
+    numbers, ids, labels = (torch.cat(parts) for parts in zip(*data.batches(), strict=True))
+    assert len(label) == 256 and np.array_equal(label, labels)
+    assert all(np.array_equal(columns[f"C{i}"], ids[:, i]) for i in range(26))
+    assert all(np.array_equal(columns[f"I{i}"], numbers[:, i]) for i in range(13))
+    assert ours.speed(ours.deepfm(data), data, "32-true") > 0
+
+
+def test_full_vocabulary(monkeypatch, tmp_path):
+    sizes = [3, 50, 1000]
+    monkeypatch.setattr(criteo_shaped, "OUTPUT", tmp_path)
+    monkeypatch.setattr(criteo_shaped, "CARDINALITIES", sizes)
+    monkeypatch.setattr(criteo_shaped.FullVocabulary, "rows_written", 5000)
+    data = criteo_shaped.FullVocabulary(64, train_rows=128)
+    numbers, ids, label = data.read(np.arange(5000))
+    assert data.field_sizes == [5, 52, 1002] and len(data.rows["train"]) == 128
+    assert numbers.shape == (5000, 13) and set(label) == {0, 1}
+    assert ids.min() == 2 and (ids.max(0) < data.field_sizes).all()
+    assert len(np.unique(ids[:, 1])) > 40  # few are frequent, but most are there
