@@ -2,13 +2,15 @@
 
 import math
 import re
+import signal
 
 import numpy as np
 import pytest
 import torch
 
 import common.training
-from common.errors import UserError
+from common.errors import UserError, run_script
+from common.run import choose_folder
 from deepfm.deepfm import DeepFM
 from deepfm.train import train
 from tests.criteo_rows import make_lines, write_lines
@@ -31,14 +33,14 @@ def start(tmp_path, rng):
     return start
 
 
-def interrupt(monkeypatch, where: object, name: str, call: int) -> None:
-    """Raise Interrupted in the call-th call of where.name."""
+def interrupt(monkeypatch, where: object, name: str, call: int, by: type[BaseException] = Interrupted) -> None:
+    """Raise `by` in the call-th call of where.name."""
     original, calls = getattr(where, name), [0]
 
     def wrapper(*arguments, **keywords):
         calls[0] += 1
         if calls[0] == call:
-            raise Interrupted
+            raise by
         return original(*arguments, **keywords)
 
     monkeypatch.setattr(where, name, wrapper)
@@ -147,3 +149,31 @@ def test_says_what_it_resumes(start, monkeypatch, capsys, outputs):
     start(resume=True)
     assert f"Continuing {outputs}/runs/deepfm/version_1" in capsys.readouterr().out
     assert [path.name for path in sorted((outputs / "runs" / "deepfm").iterdir())] == ["version_0", "version_1"]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "call", "message"),
+    [
+        (DeepFM, "training_step", 4, "there is no checkpoint yet"),
+        (DeepFM, "training_step", 12, "RESUME = True goes on from .*last.ckpt"),
+        (DeepFM, "test_step", 1, "RESUME = True goes on from .*last.ckpt"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(start, monkeypatch, capsys, where, name, call, message):
+    handler = signal.getsignal(signal.SIGINT)
+    interrupt(monkeypatch, where, name, call, KeyboardInterrupt)
+    with pytest.raises(SystemExit) as ended:
+        run_script(start)
+    signal.signal(signal.SIGINT, handler)  # Lightning turns it off
+    assert ended.value.code == 130
+    assert re.fullmatch(f"interrupted; {message}.*", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_two_that_resume_at_once_take_different_runs(start, monkeypatch, outputs):
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            interrupt(patch, common.training, "write_json", 1)
+            with pytest.raises(Interrupted):
+                start()
+    taken = [choose_folder(outputs / "runs" / "deepfm", True) for _ in range(3)]  # each is held by its lock
+    assert [folder.name for folder, _ in taken] == ["version_1", "version_0", "version_2"]
