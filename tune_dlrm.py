@@ -36,6 +36,7 @@ from common.search import (
     say,
 )
 from common.search_figures import draw_search, write_table
+from common.settings import check_settings
 from data.criteo_data import CriteoDataModule
 from dlrm.train import train
 
@@ -89,6 +90,7 @@ def search(
 
     Returns the content of best.json. Raises: UserError if all trials failed.
     """
+    check_settings(locals())
     begin = time.perf_counter()
     validations = max_epochs * validations_per_epoch
     check(grace_validations <= validations, f"GRACE_VALIDATIONS is {grace_validations} of {validations} validations.")

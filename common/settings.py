@@ -47,7 +47,7 @@ RULES: dict[str, Rule] = {
     "dropout": SHARE,
     "seed": _integer(0, 2**32 - 1),
     "num_workers": _integer(0, 128),
-    **dict.fromkeys(("devices", "num_nodes", "workers_per_trial"), _integer(1, 2**16)),
+    **dict.fromkeys(("devices", "num_nodes", "workers_per_trial"), _integer(1, 128)),
     **dict.fromkeys(("batch_norm", "self_interaction", "history_ratings", "start_from_biases", "resume"), FLAG),
     "uses_sequence": FLAG,
     **dict.fromkeys(("dataset", "split", "numbers", "target", "model", "optimizer", "schedule", "precision"), TEXT),
@@ -55,6 +55,7 @@ RULES: dict[str, Rule] = {
     "tasks": _tuple_of(TEXT, 1),
     "data_root": _or_none(TEXT),
     # of a search
+    "space": (lambda value: type(value) is dict and len(value) > 0, "a dict of settings"),
     **dict.fromkeys(("trials", "grace_validations", "cpus_per_trial"), COUNT),
     "concurrent_trials": _or_none(COUNT),
     "reduction_factor": _integer(2, 1000),

@@ -182,7 +182,7 @@ class CensusIncomeDataModule(pl.LightningDataModule):
             lambda target: write_encoded(*files, layout, self.settings, target),
         )
         self.summary = json.loads((self.folder / "summary.json").read_text())
-        self.encoder = CensusEncoder.from_state(torch.load(self.folder / "encoder.pt"))
+        self.encoder = CensusEncoder.from_state(torch.load(self.folder / "encoder.pt", weights_only=True))
         if self.summary["unseen"]:
             print(f"Rows of the test file with a category unseen or rare in training (id 0): {self.summary['unseen']}")
         train_rows, test_rows = self.summary["rows"]

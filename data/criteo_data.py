@@ -73,7 +73,7 @@ class CriteoDataModule(pl.LightningDataModule):
             "criteo", [raw], self.settings, lambda target: write_encoded(raw, columns, self.settings, target)
         )
         self.summary = json.loads((self.folder / "summary.json").read_text())
-        self.encoder = CriteoEncoder.from_state(torch.load(self.folder / "encoder.pt"))
+        self.encoder = CriteoEncoder.from_state(torch.load(self.folder / "encoder.pt", weights_only=True))
         self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
         self.true_probability = folder / "true_probability.npy"  # of the sample only
 

@@ -21,6 +21,7 @@ from common.paths import data_root
 from data.archives import ARCHIVES, Archive
 
 CHUNK_BYTES = 1 << 20
+LARGEST_FILE = 32 << 30  # bytes; the largest that we unpack has 11 GB, an archive of zeros unpacks to any number
 TIMEOUT = (10, 30)  # seconds to connect, and between two pieces
 PAUSES = (1, 2, 4, 8)  # seconds before each new attempt that follows one without progress
 MAY_PASS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
@@ -194,6 +195,7 @@ def _write(stream: BinaryIO, path: Path, checksum: str | None, archive: Path) ->
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
             file.write(chunk)
+            check(file.tell() <= LARGEST_FILE, f"{archive}: {path.name} has more than {LARGEST_FILE:,} bytes.")
     if expected and digest.hexdigest() != expected:
         raise UserError(
             f"{archive}: {path.name} has the checksum {digest.hexdigest()}, expected {expected}. "

@@ -1,6 +1,7 @@
 """predict.py: from a raw file and a checkpoint alone to the test step's predictions."""
 
 import gzip
+import inspect
 import os
 import shutil
 import subprocess
@@ -85,7 +86,8 @@ def deepfm(root, tmp_path_factory) -> Path:
 )
 def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, settings):
     checkpoint = train_on(train, root, outputs, **settings)
-    data = CriteoDataModule("criteo", str(root), numbers=settings.get("numbers", train.__defaults__[3]))
+    default = inspect.signature(train).parameters["numbers"].default
+    data = CriteoDataModule("criteo", str(root), numbers=settings.get("numbers", default))
     expected = by_test_step(checkpoint, data)
     moved = Path(shutil.move(checkpoint, tmp_path / "alone.ckpt"))
     shutil.rmtree(outputs / "runs")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from common.errors import UserError
 from common.paths import REPO
 from data.sample_criteo import criteo_sample
+from tune_dlrm import search
 
 SETTINGS = "validations_per_epoch=4, grace_validations=4, concurrent_trials=1, seed=2"  # the 4th trial of which fails
 SMALL = "'top': tune.choice([(8,)]), 'embedding_dim': tune.choice([4]), 'batch_size': tune.choice([4])"
@@ -95,3 +98,20 @@ def test_all_fail(start, outputs):
     assert process.returncode == 1
     assert "error: all 2 trials failed; the first one: UserError: DLRM has no numbers" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("trials", 0),
+        ("max_epochs", None),
+        ("reduction_factor", 1),
+        ("gpus_per_trial", -1),
+        ("space", []),
+        ("seed", "1"),
+    ],
+)
+def test_constants_out_of_range_are_refused(outputs, name, value):
+    with pytest.raises(UserError, match=f"{name.upper()} is {re.escape(repr(value))}; it must be"):
+        search(**{name: value})
+    assert not (outputs / "runs").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data.download
 from common.errors import UserError
 from data.download import unpack
 
@@ -22,14 +23,14 @@ def make_zip(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def make_tar(files: dict[str, bytes | str]) -> bytes:
-    """A .tar.gz; a str is where a link points to."""
+def make_tar(files: dict[str, bytes | str], link: bytes = tarfile.SYMTYPE) -> bytes:
+    """A .tar.gz; a str is where a link points to, which may be one of another type, or a device."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             if isinstance(content, str):
-                member.type, member.linkname = tarfile.SYMTYPE, content
+                member.type, member.linkname = link, content
                 packed.addfile(member)
             else:
                 member.size = len(content)
@@ -61,14 +62,19 @@ def test_only_the_files_asked_for_are_unpacked(tmp_path, kind):
     ("content", "message"),
     [
         (make_tar({"rows.txt": "/etc/passwd"}), "has no rows.txt"),
+        (make_tar({"rows.txt": "/etc/passwd"}, tarfile.LNKTYPE), "has no rows.txt"),
+        (make_tar({"rows.txt": ""}, tarfile.CHRTYPE), "has no rows.txt"),
+        (make_tar({"rows.txt": ""}, tarfile.FIFOTYPE), "has no rows.txt"),
+        (make_tar({"rows.txt": b"0" * 5_000_000}), "rows.txt has more than 4,000,000 bytes"),
         (make_tar({"rows.txt": b"rows"}), "rows.txt has the checksum .* expected 0"),
         (make_tar({"rows.txt": RANDOM})[:-1_000_000], "is damaged"),
         (b"<html>", "is damaged"),
         (b"", "is damaged|has no rows.txt"),
     ],
-    ids=["link", "wrong bytes", "cut", "no archive", "empty"],
+    ids=["link", "hard link", "device", "pipe", "bomb", "wrong bytes", "cut", "no archive", "empty"],
 )
-def test_bad_archives_leave_nothing(tmp_path, content, message):
+def test_bad_archives_leave_nothing(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(data.download, "LARGEST_FILE", 4_000_000)
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(UserError, match=message):
         unpack(tmp_path / "a", {"rows.txt": "md5:0"}, tmp_path / "set")
