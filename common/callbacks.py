@@ -38,10 +38,12 @@ class History(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> None:
         """Before it ruins a row of a table that a later batch may never read."""
-        grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         # a sum is finite if all of it is, and cheap: of a table there are the rows of the batch only
-        total = sum((grad._values() if grad.is_sparse else grad).sum() for grad in grads)
-        loss, total = torch.stack([self._loss, total]).tolist()  # one wait for a GPU
+        sums = [(grad._values() if grad.is_sparse else grad).sum() for grad in grads]
+        loss, *sums = torch.stack([self._loss, *sums]).tolist()  # one wait for a GPU
+        total = sum(sums)
         if not math.isfinite(loss) or not math.isfinite(total):
             raise UserError(
                 f"the loss is {loss}, the sum of its gradients {total}, in epoch {trainer.current_epoch}, step "

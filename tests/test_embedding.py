@@ -1,8 +1,9 @@
 """The packed table against torch's own embedding."""
 
+import pytest
 import torch
 
-from common.embedding import PackedEmbedding
+from common.embedding import RADIX_SORTED, PackedEmbedding, row_gradient
 
 SIZES = [3, 7, 2]
 
@@ -34,3 +35,14 @@ def test_gradient_is_sparse_sorted_and_equals_the_dense_one():
     assert grad.is_sparse and (rows[1:] > rows[:-1]).all()
     assert len(rows) == len(torch.unique(ids + table.offsets))
     torch.testing.assert_close(grad.to_dense(), dense.grad)
+
+
+@pytest.mark.parametrize("count", [1, RADIX_SORTED // 4, RADIX_SORTED // 4 + 1, RADIX_SORTED - 1, RADIX_SORTED])
+def test_row_gradient_sums_each_row_once(count):
+    rows, grad = torch.randint(0, 5000, (count,)).int(), torch.randint(-9, 9, (count, 3)).float()
+    rows[0] = 4999  # the last row of the table
+    summed = row_gradient(rows, grad, torch.Size((5000, 3)))
+    touched = summed._indices()[0]
+    assert torch.equal(touched, rows.unique())
+    expected = torch.zeros(5000, 3).index_add_(0, rows, grad)  # whole numbers: exact in any order
+    assert torch.equal(summed._values(), expected[touched])
