@@ -66,6 +66,7 @@ os.environ |= {  # Ray Tune: Ctrl-C ends a search at once, as it can go on; resu
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",  # a stopped trial of several processes gives its CPUs back; ten minutes else
 }
 
 
@@ -117,7 +118,7 @@ def search(
         )
         resources = {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
         if workers_per_trial > 1:  # they ask for their own
-            resources = {"cpu": 0}
+            resources = {"memory": 1}  # bytes: Ray wants something
             at_once = int(ray.cluster_resources()["CPU"]) // workers_per_trial
             concurrent_trials = min(concurrent_trials or at_once, at_once)
         trial = tune.with_resources(trial, resources)
