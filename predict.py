@@ -28,10 +28,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bst.bst import BST
-from common.checkpoint import load_checkpoint
+from common.checkpoint import check_same_sizes, load_checkpoint
 from common.errors import UserError, check, run_script
 from common.files import whole_file
 from common.module import Recommender
+from common.settings import check_settings
 from data.census_scoring import CensusScoring
 from data.criteo_scoring import CriteoScoring
 from data.movie_scoring import MovieScoring
@@ -63,6 +64,10 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Scoring]:
     check(name in list(MODELS), f"{checkpoint}: found the model {name!r}, expected one of {', '.join(MODELS)}.")
     model_class, data, scoring = MODELS[name]
     try:
+        for part in (content["hyper_parameters"], content[data]):
+            check_settings(part)
+        with torch.device("meta"):  # takes no memory, whatever the sizes
+            check_same_sizes(content["state_dict"], model_class(**content["hyper_parameters"]))
         model = model_class(**content["hyper_parameters"])
         model.load_state_dict(content["state_dict"], assign=True)  # the table stays mapped from the file
         model, ready = model.eval(), scoring(content[data])

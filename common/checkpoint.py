@@ -1,11 +1,13 @@
 """Checkpoints of large tables without a second copy in memory, complete or not there at all."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor, nn
 
 from common.errors import UserError, check
 from common.files import write_tensors
@@ -31,9 +33,11 @@ class MappedCheckpointIO(CheckpointIO):
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, tensors mapped from the file; no code in it is run.
 
-    Raises: UserError if it is not there, cut, or no checkpoint of a LightningModule.
+    Raises: UserError if it is not there, cut, damaged, or no checkpoint of a LightningModule.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch checks no sums: a weight with a flipped bit would go unnoticed
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}.") from error
@@ -44,6 +48,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is no readable checkpoint: it is cut, or holds other things than tensors and plain values. "
             "Take another, or train again."
         ) from error
+    check(damaged is None, f"{path} is damaged: {damaged} in it has a wrong checksum. Take another, or train again.")
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of this repo: it holds no state_dict.")
     return content
@@ -54,12 +59,19 @@ def check_can_resume(content: dict[str, Any], module: LightningModule, path: str
     name, anew = type(module).__name__, "Start anew with RESUME = False."
     check(content.get("model") == name, f"{path} is of {content.get('model')}, not of {name}. {anew}")
     check("optimizer_states" in content, f"{path} holds weights only, not the state of a training run. {anew}")
+    try:
+        check_same_sizes(content["state_dict"], module)
+    except UserError as error:
+        raise UserError(f"{path} does not fit the model: {error}. {anew}") from error
+
+
+def check_same_sizes(weights: dict[str, Tensor], module: nn.Module) -> None:
+    """UserError unless `weights` has the names and sizes of the module's."""
     found, expected = (
-        {key: tuple(weight.shape) for key, weight in state.items()}
-        for state in (content["state_dict"], module.state_dict())
+        {key: tuple(weight.shape) for key, weight in state.items()} for state in (weights, module.state_dict())
     )
     for key in sorted(found.keys() | expected.keys()):
         check(
             found.get(key) == expected.get(key),
-            f"{path} does not fit the model: {key} has the size {found.get(key)}, expected {expected.get(key)}. {anew}",
+            f"{key} has the size {found.get(key)}, expected {expected.get(key)}",
         )

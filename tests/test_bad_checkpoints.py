@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from bst.bst import BST
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from common.paths import REPO
+from deepfm.deepfm import DeepFM
 from deepfm.train import train
 from dlrm.train import train as train_dlrm
 from predict import load, predict
@@ -102,19 +104,55 @@ def test_tensors_of_another_program(tmp_path, content):
         load(tmp_path / "other.ckpt")
 
 
-def test_flipped_bytes_never_end_in_another_error(tmp_path, good, root, rng):
+def test_flipped_bytes_are_noticed_or_change_nothing(tmp_path, good, root, rng):
     whole, path = good.read_bytes(), tmp_path / "flipped.ckpt"
-    raw = root / "criteo" / "train.txt"
+    raw, right, refused = root / "criteo" / "train.txt", tmp_path / "right.csv", 0
+    predict(good, raw, right)
+    places = [[whole.index(load_checkpoint(good)["state_dict"]["categories.weight"].numpy().tobytes())]]  # stays finite
     for _ in range(int(os.environ.get("FUZZ_EXAMPLES", "10")) * 3):
+        # half of them near the end, where the directory of the archive is
+        least = len(whole) * rng.integers(2) * 19 // 20
+        places.append(rng.integers(least, len(whole), rng.integers(1, 4)).tolist())
+    for flipped in places:
         damaged = bytearray(whole)
-        for _ in range(rng.integers(1, 4)):
-            # half of them near the end, where the directory of the archive is
-            damaged[rng.integers(len(whole) * rng.integers(2) * 19 // 20, len(whole))] ^= rng.integers(1, 256)
+        for place in flipped:
+            damaged[place] ^= rng.integers(1, 256)
         path.write_bytes(damaged)
         try:
             predict(path, raw, tmp_path / "out.csv")
+            assert (tmp_path / "out.csv").read_bytes() == right.read_bytes()
         except UserError as error:
+            refused += 1
             assert str(path) in str(error)
+    assert refused > len(places) / 3
+
+
+CLICKS = {"num_numbers": 2, "field_sizes": [5, 6], "embedding_dim": 4, "dropout": 0.0, "learning_rate": 1e-3}
+ABSURD = [
+    (DeepFM, {"hidden": [10**9]}, "HIDDEN is"),
+    (DeepFM, {"hidden": [30_000, 30_000]}, "size"),
+    (DeepFM, {"field_sizes": [10**12, 6]}, r"categories.weight has the size \(11, 5\)"),
+    (DeepFM, {"num_numbers": 10**12}, "size"),
+    (BST, {"blocks": 10**12}, "BLOCKS is"),
+    (BST, {"blocks": 100}, "size None"),
+    (BST, {"history": 10**12}, "HISTORY is"),
+    (BST, {"num_movies": 10**12}, "size"),
+]
+
+
+@pytest.mark.parametrize(("model", "sizes", "message"), ABSURD)
+def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path, model, sizes, message):
+    small = {
+        DeepFM: CLICKS | {"hidden": [8], "batch_norm": False, "embedding_learning_rate": 1e-3, "embedding_l2": 0.0},
+        BST: {"num_movies": 6, "num_genres": 2, "user_sizes": [4, 3], "history": 3, "embedding_dim": 4, "heads": 2}
+        | {"blocks": 1, "factors": 2, "hidden": [8], "dropout": 0.0, "target": "rating", "scale": [1.0, 5.0]}
+        | {"uses_sequence": True, "learning_rate": 1e-3, "embedding_learning_rate": 1e-3, "embedding_l2": 0.0},
+    }[model]
+    content = {"model": model.__name__, "state_dict": model(**small).state_dict(), "hyper_parameters": small | sizes}
+    content |= {"CriteoDataModule": {}, "MovieRatingDataModule": {}}
+    MappedCheckpointIO().save_checkpoint(content, tmp_path / "absurd.ckpt")
+    with pytest.raises(UserError, match=f"absurd.ckpt does not fit .*{message}"):
+        load(tmp_path / "absurd.ckpt")
 
 
 def places(content: dict, *above: str) -> list[tuple[str, ...]]:
