@@ -1,0 +1,53 @@
+"""Training by processes of a Ray cluster, here of this machine alone."""
+
+import os
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import ray
+
+from common.errors import UserError
+from dlrm.train import train
+from tests.criteo_rows import make_lines, write_lines
+
+
+class KillOnce(pl.Callback):
+    """Kills the second process in mid-training, the first time that it gets there."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 15 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def settings(tmp_path, rng, monkeypatch) -> dict:
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield {"data_root": str(tmp_path), "bottom": (8,), "top": (8,), "embedding_dim": 4, "batch_size": 60}
+    ray.shutdown()
+
+
+def test_a_killed_process_starts_again_and_the_run_ends_the_same(tmp_path, outputs, settings, capfd):
+    settings |= {"max_epochs": 2, "precision": "32-true"}
+    whole = train(**settings)
+    mark = tmp_path / "killed"
+    killed = train(**settings, devices=2, strategy="ray", callbacks=[KillOnce(mark)])
+    assert mark.exists()
+    for metrics in ("test", "validation"):
+        assert killed[metrics] == pytest.approx(whole[metrics], abs=1e-5)
+    one, two = (pd.read_csv(outputs / "runs" / "dlrm" / f"version_{run}" / "metrics.csv") for run in (0, 1))
+    assert two.step.tolist() == one.step.tolist()
+    assert f"Continuing {outputs / 'runs' / 'dlrm' / 'version_1'}" in capfd.readouterr().out
+
+
+def test_settings_are_refused_before_anything_starts(settings):
+    with pytest.raises(UserError, match="BATCH_SIZE"):
+        train(**(settings | {"batch_size": 0}), devices=2, strategy="ray")
+    assert not ray.is_initialized()
