@@ -83,6 +83,8 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
         scaling_config=ScalingConfig(
             num_workers=settings["devices"] * settings["num_nodes"],
             use_gpu=ray.cluster_resources().get("GPU", 0) > 0,
+            # the CPUs of a trial's processes are those of the trial, which Ray surely frees when it is stopped
+            resources_per_worker={"memory": 1} if reports else {"CPU": 1},
             placement_strategy="SPREAD" if settings["num_nodes"] > 1 else "PACK",
         ),
         run_config=RunConfig(
