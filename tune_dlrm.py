@@ -56,7 +56,7 @@ REDUCTION_FACTOR = 2  # at 1, 2, 4, ... times GRACE_VALIDATIONS a trial goes on 
 CONCURRENT_TRIALS = None  # None: as many as there are CPUs and GPUs for
 CPUS_PER_TRIAL = 1  # also its threads
 GPUS_PER_TRIAL = 0  # may be a fraction
-WORKERS_PER_TRIAL = 1  # processes that train one trial together, each with a CPU or GPU of its own
+WORKERS_PER_TRIAL = 1  # processes that train a trial together, each with CPUS_PER_TRIAL and a GPU where there is one
 RAY_ADDRESS = None  # of a running cluster ("auto", "host:6379"); None: $RAY_ADDRESS, else Ray is started here
 STORAGE = None  # absolute folder for all that is written, seen by all nodes; None: runs/tune_dlrm
 DATASET = "criteo"  # folder below DATA_ROOT
@@ -67,6 +67,7 @@ os.environ |= {  # Ray Tune: Ctrl-C ends a search at once, as it can go on; resu
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",  # a stopped trial of several processes gives its CPUs back so soon
 }
 
 
@@ -117,12 +118,8 @@ def search(
         trial = tune.with_parameters(
             run_trial, constants=constants, record=record, threads=cpus_per_trial, workers=workers_per_trial
         )
-        resources = {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
-        if workers_per_trial > 1:  # they ask for their own
-            resources = {"cpu": 0}
-            at_once = int(ray.cluster_resources()["CPU"]) // workers_per_trial
-            concurrent_trials = min(concurrent_trials or at_once, at_once)
-        trial = tune.with_resources(trial, resources)
+        gpus = gpus_per_trial if workers_per_trial == 1 else 0  # several ask for theirs themselves
+        trial = tune.with_resources(trial, {"cpu": workers_per_trial * cpus_per_trial, "gpu": gpus})
         first = {name: hand_set[name] for name in space}
         while missing := trials - len(record.of("finished", "stopped", "failed")):
             await_death(record)

@@ -14,7 +14,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from common.errors import UserError
 from common.paths import REPO, data_root, output_root
-from common.run import choose_folder
+from common.processes import is_first
+from common.run import LAST, choose_folder
 from common.settings import check_settings
 
 RESTARTS = 3  # of a run of which a process or a machine dies
@@ -69,6 +70,8 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
 
     def work() -> None:
         os.environ["RUN_FOLDER"] = str(folder)
+        if (Path(folder) / LAST).exists() and is_first():
+            print(f"Continuing {folder}", flush=True)
         train(**settings)
 
     try:
@@ -80,6 +83,8 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
         scaling_config=ScalingConfig(
             num_workers=settings["devices"] * settings["num_nodes"],
             use_gpu=ray.cluster_resources().get("GPU", 0) > 0,
+            # the CPUs of a trial's processes are those of the trial, which Ray surely frees when it is stopped
+            resources_per_worker={"memory": 1} if reports else {"CPU": 1},
             placement_strategy="SPREAD" if settings["num_nodes"] > 1 else "PACK",
         ),
         run_config=RunConfig(

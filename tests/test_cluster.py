@@ -1,0 +1,58 @@
+"""Training by processes of a Ray cluster, here of this machine alone."""
+
+import os
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import ray
+
+from common.errors import UserError
+from dlrm.train import train
+from tests.criteo_rows import make_lines, write_lines
+
+
+class KillOnce(pl.Callback):
+    """Kills the second process in mid-training, the first time that it gets there; notes where each start begins."""
+
+    def __init__(self, folder: Path):
+        self.mark, self.starts = folder / "killed", folder / "starts.txt"
+
+    def on_train_start(self, trainer, module) -> None:
+        if trainer.global_rank == 1:
+            with open(self.starts, "a") as file:
+                file.write(f"{trainer.global_step} ")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 15 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def settings(tmp_path, rng, monkeypatch) -> dict:
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield {"data_root": str(tmp_path), "bottom": (8,), "top": (8,), "embedding_dim": 4, "batch_size": 60}
+    ray.shutdown()
+
+
+def test_a_killed_process_starts_again_and_the_run_ends_the_same(tmp_path, outputs, settings):
+    settings |= {"max_epochs": 2, "precision": "32-true"}
+    whole = train(**settings)
+    killed = train(**settings, devices=2, strategy="ray", callbacks=[KillOnce(tmp_path)])
+    # validations, and with them checkpoints, are after steps 2, 4, ...: 15 lies in the second epoch of 10 steps
+    first, second = map(int, (tmp_path / "starts.txt").read_text().split())
+    assert first == 0 and 11 <= second <= 15
+    for metrics in ("test", "validation"):
+        assert killed[metrics] == pytest.approx(whole[metrics], abs=1e-5)
+    one, two = (pd.read_csv(outputs / "runs" / "dlrm" / f"version_{run}" / "metrics.csv") for run in (0, 1))
+    assert two.step.tolist() == one.step.tolist()
+
+
+def test_settings_are_refused_before_anything_starts(settings):
+    with pytest.raises(UserError, match="BATCH_SIZE"):
+        train(**(settings | {"batch_size": 0}), devices=2, strategy="ray")
+    assert not ray.is_initialized()
