@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-RADIX_SORTED = 1 << 15  # so many numbers, or more, torch sorts by radix on a CPU: up to five times as fast as fewer
-
 
 class PackedEmbedding(nn.Module):
     """One table for F categorical fields: row offset[f] + id belongs to `id` of field f.
@@ -27,10 +25,12 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids of each field (B, F) int32 -> rows (B, F, D)."""
-        return _Lookup.apply(self.weight, ids + self.offsets)
+        return Lookup.apply(self.weight, ids + self.offsets)
 
 
-class _Lookup(torch.autograd.Function):
+class Lookup(torch.autograd.Function):
+    """Rows (...) int of a table (R, D) -> (..., D), with a sparse gradient."""
+
     @staticmethod
     def forward(ctx, weight: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
@@ -45,10 +45,7 @@ class _Lookup(torch.autograd.Function):
 
 def row_gradient(rows: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
     """Rows (N,) and their gradients (N, D) -> gradient of a table (R, D): each row once, in order, summed."""
-    count = len(rows)
-    if RADIX_SORTED // 4 < count < RADIX_SORTED:
-        rows = functional.pad(rows, (0, RADIX_SORTED - count), value=torch.iinfo(rows.dtype).max)
-    ordered, order = (column[:count] for column in rows.sort())
+    ordered, order = rows.sort()
     touched, counts = ordered.unique_consecutive(return_counts=True)  # (U,)
     starts = counts.cumsum(0) - counts
     # a bag is the occurrences of one row: sums each row's gradients in one pass, far faster than index_add

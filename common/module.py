@@ -28,6 +28,9 @@ class Recommender(pl.LightningModule):
         """The model's name in results and tables."""
         return type(self).__name__
 
+    def count_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean loss of a batch."""
         raise NotImplementedError

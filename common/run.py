@@ -21,7 +21,7 @@ from common.settings import check_settings
 
 LAST = Path("checkpoints", "last.ckpt")  # of a run's folder
 # settings that do not change what a run computes, but for which random numbers its dropout draws
-NOT_COMPARED = ("resume", "num_workers", "run_folder", "devices", "num_nodes", "strategy")
+NOT_COMPARED = ("resume", "num_workers", "run_folder", "devices", "num_nodes", "strategy", "shard_table")
 
 
 @contextmanager

@@ -49,7 +49,7 @@ RULES: dict[str, Rule] = {
     "num_workers": _integer(0, 128),
     **dict.fromkeys(("devices", "num_nodes", "workers_per_trial"), _integer(1, 128)),
     **dict.fromkeys(("batch_norm", "self_interaction", "history_ratings", "start_from_biases", "resume"), FLAG),
-    "uses_sequence": FLAG,
+    **dict.fromkeys(("uses_sequence", "shard_table"), FLAG),
     **dict.fromkeys(("dataset", "split", "numbers", "target", "model", "optimizer", "schedule", "precision"), TEXT),
     "strategy": TEXT,
     "tasks": _tuple_of(TEXT, 1),

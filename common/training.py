@@ -103,7 +103,7 @@ def train_and_test(
         "train_samples_per_second": history.samples_per_second,
         "wall_seconds": time.perf_counter() - begin,
         "peak_memory_mib": peak_memory_mib(),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": model.count_parameters(),
         "precision": trainer.precision,
         "versions": versions(),
     }

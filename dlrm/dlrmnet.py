@@ -24,6 +24,8 @@ class DLRM(ClickModel):
     Forward: numbers (B, I), ids (B, C) -> logits (B,).
     """
 
+    table_class = PackedEmbedding
+
     def __init__(
         self,
         num_numbers: int,
@@ -40,7 +42,7 @@ class DLRM(ClickModel):
         super().__init__()
         check(num_numbers > 0, 'DLRM has no numbers to feed its bottom MLP; NUMBERS_AS must be "log" or "log+missing".')
         self.save_hyperparameters()
-        self.categories = PackedEmbedding(field_sizes, embedding_dim)
+        self.categories = self.table_class(field_sizes, embedding_dim)
         # Differs from the paper: dropout is possible; it has none
         self.bottom = mlp([num_numbers, *bottom, embedding_dim], dropout)
         vectors = len(field_sizes) + 1
@@ -63,10 +65,12 @@ class DLRM(ClickModel):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=sqrt(2 / (layer.in_features + layer.out_features)))
                 nn.init.normal_(layer.bias, std=sqrt(1 / layer.out_features))
-        for size, table in zip(
-            self.hparams.field_sizes, self.categories.weight.split(list(self.hparams.field_sizes)), strict=True
-        ):
-            nn.init.uniform_(table, -sqrt(1 / size), sqrt(1 / size))
+        self.reset_table(self.categories.weight.split(list(self.hparams.field_sizes)))
+
+    def reset_table(self, parts: Sequence[Tensor]) -> None:
+        """parts: rows of each field, some or all."""
+        for size, part in zip(self.hparams.field_sizes, parts, strict=True):
+            nn.init.uniform_(part, -sqrt(1 / size), sqrt(1 / size))
 
 
 def dot_products(vectors: Tensor, pairs: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from common.processes import on_ray
 from common.training import train_and_test
 from data.criteo_data import CriteoDataModule
 from dlrm.dlrmnet import DLRM
+from dlrm.sharded import ShardedDLRM
 
 # BOTTOM, BATCH_SIZE and MAX_EPOCHS are the paper's Kaggle run; EMBEDDING_DIM, TOP, OPTIMIZER and LEARNING_RATE were
 # chosen on validation rows by tune_dlrm.py
@@ -46,6 +47,7 @@ PRECISION = "32-true"  # bf16 is slower with layers as small as these
 NUM_WORKERS = 0  # loader processes; slices of mapped arrays need none
 DEVICES = 1  # processes on this machine that train together, one per GPU or CPU; BATCH_SIZE is that of all
 NUM_NODES = 1  # machines; the script is started on each (README, More than one process)
+SHARD_TABLE = False  # True: each process has a part of the table, which then need not fit into one machine
 STRATEGY = "auto"  # "auto" is "ddp" for several processes; "ray": processes of a Ray cluster
 RESUME = False  # True continues the newest unfinished run
 
@@ -76,6 +78,7 @@ def train(
     devices=DEVICES,
     num_nodes=NUM_NODES,
     strategy=STRATEGY,
+    shard_table=SHARD_TABLE,
     resume=RESUME,
     run_folder=None,
     callbacks=(),
@@ -91,7 +94,7 @@ def train(
         data = CriteoDataModule(dataset, data_root, split, numbers, min_count, batch_size, seed, num_workers)
         data.setup()
         pl.seed_everything(seed, verbose=False)
-        model = DLRM(
+        model = (ShardedDLRM if shard_table else DLRM)(
             data.num_numbers,
             data.field_sizes,
             embedding_dim,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.embedding import RADIX_SORTED, PackedEmbedding, row_gradient
+from common.embedding import PackedEmbedding, row_gradient
 
 SIZES = [3, 7, 2]
 
@@ -37,7 +37,7 @@ def test_gradient_is_sparse_sorted_and_equals_the_dense_one():
     torch.testing.assert_close(grad.to_dense(), dense.grad)
 
 
-@pytest.mark.parametrize("count", [1, RADIX_SORTED // 4, RADIX_SORTED // 4 + 1, RADIX_SORTED - 1, RADIX_SORTED])
+@pytest.mark.parametrize("count", [1, 50_000])
 def test_row_gradient_sums_each_row_once(count):
     rows, grad = torch.randint(0, 5000, (count,)).int(), torch.randint(-9, 9, (count, 3)).float()
     rows[0] = 4999  # the last row of the table
