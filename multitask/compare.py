@@ -50,7 +50,7 @@ def compare(settings: dict, groups=GROUPS, seeds: Sequence[int] = SEEDS, tries: 
     settings: of train.py, where they differ from its constants.
     """
     constants = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    settings = {name: value for name, value in constants.items() if name not in ("folder", "baselines")} | settings
+    settings = {name: value for name, value in constants.items() if name not in ("run_folder", "baselines")} | settings
     runs = []  # one dict per group, model, seed and task
     for seed in seeds:
         for group, tasks in groups.items():

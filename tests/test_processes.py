@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from data.loader import BatchLoader, EpochOrder
+from deepfm.train import train
+from tests import two_processes
 from tests.criteo_rows import make_lines, write_lines
 
 REPO = Path(__file__).resolve().parents[1]
@@ -27,8 +29,8 @@ def run(*arguments: object) -> None:
 def trained(tmp_path_factory) -> list[dict]:
     """What one and two processes got."""
     folder = tmp_path_factory.mktemp("processes")
-    for devices in (1, 2):
-        run(REPO / "tests" / "two_processes.py", devices, folder / f"{devices}.pt")
+    two_processes.main(1, folder / "1.pt")
+    run(REPO / "tests" / "two_processes.py", 2, folder / "2.pt")
     return [torch.load(folder / f"{devices}.pt") for devices in (1, 2)]
 
 
@@ -79,26 +81,24 @@ def test_evaluated_rows_come_in_file_order_once_gathered(world):
     assert torch.cat([torch.cat(part) for part in parts]).tolist() == list(range(41))
 
 
-def test_a_whole_run(tmp_path, rng, monkeypatch):
+def test_a_whole_run(tmp_path, outputs, rng, monkeypatch):
     """Same metrics, one folder, one table; a script that trains twice does so with all its processes."""
     write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 701))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
-    results = []
-    for devices in (1, 2):
-        monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / f"{devices}"))
-        script = tmp_path / f"{devices}.py"
-        script.write_text(
-            f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
-            "from deepfm.train import train\n"
-            "for seed in (1, 2):\n"
-            f"    train(devices={devices}, seed=seed, hidden=(8,), dropout=0.0, batch_size=60, precision='32-true')\n"
-        )
-        output = run(script)
-        runs = tmp_path / f"{devices}" / "runs" / "deepfm"
-        assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
-        assert output.stdout.count("Test metrics") == 2 and "Warning" not in output.stderr
-        results.append([json.loads((runs / f"version_{i}" / "results.json").read_text()) for i in (0, 1)])
-    for one, two in zip(*results, strict=True):
+    settings = {"hidden": (8,), "dropout": 0.0, "batch_size": 60, "precision": "32-true"}
+    alone = [train(**settings, seed=seed) for seed in (1, 2)]
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
+        "from deepfm.train import train\n"
+        f"for seed in (1, 2):\n    train(**{settings}, seed=seed, devices=2)\n"
+    )
+    output = run(script)
+    runs = outputs / "runs" / "deepfm"
+    assert sorted(path.name for path in runs.iterdir()) == [f"version_{i}" for i in range(4)]
+    assert output.stdout.count("Test metrics") == 2 and "Warning" not in output.stderr
+    together = [json.loads((runs / f"version_{i}" / "results.json").read_text()) for i in (2, 3)]
+    for one, two in zip(alone, together, strict=True):
         for metrics in ("test", "validation"):
             assert two[metrics] == pytest.approx(one[metrics], abs=1e-5)
         assert two["baselines"] == one["baselines"] and two["rows"] == one["rows"]
