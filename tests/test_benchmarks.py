@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks import criteo_shaped, ours
+from benchmarks.accuracy import dense_updates
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
 from benchmarks.turns import Comparison, Contender, summarise
 
@@ -65,3 +66,24 @@ def test_full_vocabulary(monkeypatch, tmp_path):
     assert numbers.shape == (5000, 13) and set(label) == {0, 1}
     assert ids.min() == 2 and (ids.max(0) < data.field_sizes).all()
     assert len(np.unique(ids[:, 1])) > 40  # few are frequent, but most are there
+
+
+def test_dense_updates_move_all_rows_and_end(data):
+    numbers, ids, label = data.batches()[0]
+
+    def moved_rows() -> int:
+        torch.manual_seed(0)
+        model = ours.deepfm(data)
+        optimizer, before = model.configure_optimizers(), model.categories.weight.detach().clone()
+        for rows in (slice(0, 32), slice(32, 64)):
+            optimizer.zero_grad()
+            model.loss(model(numbers[rows], ids[rows]), label[rows]).backward()
+            optimizer.step()
+            after = model.categories.weight.detach().clone()
+            moved, before = int((after != before).any(1).sum()), after
+        return moved
+
+    touched = moved_rows()
+    with dense_updates():
+        assert moved_rows() > 1.3 * touched  # rows of the first step alone go on with their moments in the second one
+    assert moved_rows() == touched

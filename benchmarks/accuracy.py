@@ -1,0 +1,95 @@
+"""What the speed-ups do to the metrics, on the real rows below DATA_ROOT: `python benchmarks/accuracy.py [MODEL ...]`.
+
+Trains each model with its constants, once for each of SEEDS, in float32 and then with one thing changed. Packed table
+and int32 ids change nothing but the order of sums (tests/test_embedding.py), and are not among the variants. Writes
+accuracy.csv, with every run, and accuracy.md to OUTPUT.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.embedding import PackedEmbedding
+from common.errors import check, run_script
+from common.paths import output_root
+
+MODELS = {"deepfm": "auc", "dlrm": "auc", "multitask": "auc_mean", "bst": "rmse"}  # folder: metric of its table
+SEEDS = (1, 2, 3)
+OUTPUT = output_root() / "runs" / "accuracy"
+
+
+@contextmanager
+def dense_updates() -> Iterator[None]:
+    """Each step reads and writes all rows of a table, as nn.Embedding with torch.optim.Adam does."""
+
+    def forward(table: PackedEmbedding, ids: Tensor) -> Tensor:
+        return functional.embedding(ids + table.offsets, table.weight)
+
+    with (
+        patch.object(PackedEmbedding, "forward", forward),
+        patch("common.optimizer.TouchedRowsAdam", torch.optim.Adam),
+    ):
+        yield
+
+
+# Name: (how it trains, keywords of train). Adam scales every gradient to the size of its step, so that an L2 on rows
+# without another gradient pulls them to 0 however small it is: dense updates have several, of which validation chooses.
+VARIANTS: dict[str, tuple[Callable[[], AbstractContextManager], dict]] = {
+    "touched rows, float32": (nullcontext, {"precision": "32-true"}),
+    "touched rows, bf16": (nullcontext, {"precision": "bf16-mixed"}),
+    "dense updates, no L2": (dense_updates, {"precision": "32-true", "embedding_l2": 0.0}),
+    "dense updates, L2 1e-6": (dense_updates, {"precision": "32-true", "embedding_l2": 1e-6}),
+    "dense updates, L2 1e-5": (dense_updates, {"precision": "32-true", "embedding_l2": 1e-5}),
+    "dense updates, L2 1e-4": (dense_updates, {"precision": "32-true", "embedding_l2": 1e-4}),
+}
+
+
+def main() -> None:
+    models = sys.argv[1:] or list(MODELS)
+    check(set(models) <= set(MODELS), f"there is no model {' '.join(models)}; there are {', '.join(MODELS)}.")
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    os.environ["OUTPUT_ROOT"] = str(OUTPUT)  # apart from a user's runs, of which results.py makes the README's table
+    rows = []
+    for model in models:
+        train, metric = importlib.import_module(f"{model}.train").train, MODELS[model]
+        for variant, (how, keywords) in VARIANTS.items():
+            for seed in SEEDS:
+                with how():
+                    results = train(seed=seed, **keywords)
+                check(not results["is_sample"], "there are no real rows; set DATA_ROOT (README, Data).")
+                rows.append(
+                    {
+                        "model": model,
+                        "variant": variant,
+                        "seed": seed,
+                        "validation": results["validation"][metric],
+                        "test": results["test"][metric],
+                        "samples_per_second": results["train_samples_per_second"],
+                    }
+                )
+                write_tables(pd.DataFrame(rows))
+
+
+def write_tables(rows: pd.DataFrame) -> None:
+    """accuracy.csv, and accuracy.md with mean and standard deviation over the seeds."""
+    rows.to_csv(OUTPUT / "accuracy.csv", index=False)
+    table = ["| model, metric | variant | validation | test |", "|---|---|---|---|"]
+    for (model, variant), group in rows.groupby(["model", "variant"], sort=False):
+        cells = (f"{group[split].mean():.4f} ± {group[split].std():.4f}" for split in ("validation", "test"))
+        table.append(f"| {model}, {MODELS[model]} | {variant} | {' | '.join(cells)} |")
+    (OUTPUT / "accuracy.md").write_text("\n".join(table) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)
