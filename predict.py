@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -37,6 +36,7 @@ from data.census_scoring import CensusScoring
 from data.criteo_scoring import CriteoScoring
 from data.movie_scoring import MovieScoring
 from data.parallel import ordered_map
+from data.raw_text import whole_gzip
 from deepfm.deepfm import DeepFM
 from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
@@ -90,9 +90,8 @@ def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None =
     rows, begin = 0, time.perf_counter()
     with open_input(raw) as (stream, file), _open_output(output) as out, _progress_bar(file) as bar:
         out.write(",".join(scoring.columns) + "\n")
-        batches = _readable(scoring.batches(stream, _name(raw)), raw)
         score = lambda batch: (predict_batch(model, batch[0], bf16), batch[1])  # noqa: E731
-        for predicted, target in ordered_map(score, batches):
+        for predicted, target in ordered_map(score, scoring.batches(stream, _name(raw))):
             check(
                 bool(predicted.isfinite().all()),
                 f"{checkpoint} gives no finite prediction for a row of {_name(raw)} after row {rows}: its weights are "
@@ -167,13 +166,6 @@ def _name(raw: str | Path) -> str:
     return "standard input" if str(raw) == "-" else str(raw)
 
 
-def _readable(batches: Iterator[tuple], raw: str | Path) -> Iterator[tuple]:
-    try:
-        yield from batches
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{_name(raw)}: the compressed file is cut or damaged ({error}); get it again.") from error
-
-
 @contextmanager
 def open_input(raw: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """The (decompressed) stream, and the file below it, whose position is the progress."""
@@ -181,7 +173,7 @@ def open_input(raw: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         opened = nullcontext(sys.stdin.buffer) if str(raw) == "-" else open(raw, "rb")
     except OSError as error:
         raise UserError(f"cannot read {raw}: {error.strerror}.") from error
-    with opened as file:
+    with opened as file, whole_gzip(_name(raw)):
         yield (gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file), file
 
 

@@ -22,7 +22,7 @@ from common.cluster import start_ray
 from common.errors import UserError, check, run_script
 from common.files import write_json
 from common.paths import data_root, output_root
-from common.run import run_folder
+from common.run import claim_folder, new_folder, numbered_folders
 from common.search import (
     CAUSE,
     Progress,
@@ -62,7 +62,7 @@ STORAGE = None  # absolute folder for all that is written, seen by all nodes; No
 DATASET = "criteo"  # folder below DATA_ROOT
 SEED = 1
 
-DATA_SETTINGS = ("split", "numbers", "min_count")  # of dlrm/train.py, which decide on the cache
+DATA_SETTINGS = ("split", "numbers_as", "min_count")  # of dlrm/train.py, which decide on the cache
 os.environ |= {  # Ray Tune: Ctrl-C ends a search at once, as it can go on; results are kept by its record alone
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -108,7 +108,7 @@ def search(
     compared = constants | {"space": {name: str(values) for name, values in distributions(space).items()}}
     compared |= {"trials": trials, "grace_validations": grace_validations, "reduction_factor": reduction_factor}
     home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
-    with run_folder("tune_dlrm", compared, find_folder(home, compared)) as folder:
+    with claim_folder("tune_dlrm", compared, find_folder(home, compared)) as folder:
         record = SearchRecord(folder)
         print(f"{'Going on with' if record.trials else 'Writing to'} {folder}", flush=True)
         settings = hand_set | constants
@@ -158,12 +158,11 @@ def run_trial(config: dict, constants: dict, record: SearchRecord, threads: int,
 
 def find_folder(home: Path, settings: dict) -> Path:
     """The newest unfinished search with these settings, else a new version_N."""
-    versions = {int(path.name.split("_")[1]): path for path in home.glob("version_*")}
-    for _, folder in sorted(versions.items(), reverse=True):
+    for _, folder in sorted(numbered_folders(home).items(), reverse=True):
         kept = folder / "settings.json"
         if not (folder / "best.json").exists() and kept.exists() and json.loads(kept.read_text()) == settings:
             return folder
-    return home / f"version_{max(versions, default=-1) + 1}"
+    return new_folder(home)
 
 
 def await_death(record: SearchRecord) -> None:

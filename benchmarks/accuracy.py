@@ -67,7 +67,7 @@ def main() -> None:
             for seed in SEEDS:
                 with how():
                     results = train(seed=seed, **keywords)
-                check(not results["is_sample"], "there are no real rows; set DATA_ROOT (README, Data).")
+                check(not results["is_sample"], "there are no real rows; set DATA_ROOT (README, Use).")
                 rows.append(
                     {
                         "model": model,

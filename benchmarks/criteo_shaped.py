@@ -20,7 +20,7 @@ class RawRows(CriteoDataModule):
         folder = OUTPUT / "data"
         if not (folder / "criteo" / "train.txt").exists():
             generate(folder, ROWS)
-        super().__init__(data_root=str(folder), numbers="log", min_count=min_count, batch_size=batch_size)
+        super().__init__(data_root=str(folder), numbers_as="log", min_count=min_count, batch_size=batch_size)
         self.setup()
         self.rows["train"] = np.random.default_rng(0).permutation(self.rows["train"])[:train_rows]
         self.rows["val"] = self.rows["val"][:batch_size]
@@ -43,7 +43,7 @@ class FullVocabulary(RawRows):
     rows_written = 500_000
 
     def __init__(self, batch_size: int, train_rows: int = rows_written):
-        CriteoDataModule.__init__(self, numbers="log", min_count=1, batch_size=batch_size)
+        CriteoDataModule.__init__(self, numbers_as="log", min_count=1, batch_size=batch_size)
         self.folder, self.is_sample = OUTPUT / "full_vocabulary", False
         vocabularies = [np.arange(count, dtype=np.uint32) for count in CARDINALITIES]
         self.encoder = CriteoEncoder("log", vocabularies, np.ones(13))

@@ -28,7 +28,7 @@ def ours() -> float:
     raw = raw_file()
     with tempfile.TemporaryDirectory(dir=OUTPUT) as folder:
         os.environ["OUTPUT_ROOT"] = folder  # an empty cache
-        data = CriteoDataModule(data_root=str(raw.parents[1]), numbers="bucket", min_count=MIN_COUNT)
+        data = CriteoDataModule(data_root=str(raw.parents[1]), numbers_as="bucket", min_count=MIN_COUNT)
         return timed(data.setup, ROWS)
 
 

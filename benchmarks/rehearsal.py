@@ -52,7 +52,7 @@ def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
         cached("criteo-columns", [raw], {}, lambda target: write_columns(raw, target))
     else:
         data = CriteoDataModule(
-            data_root=str(raw.parents[1]), numbers="log", min_count=min_count, batch_size=BATCH_SIZE
+            data_root=str(raw.parents[1]), numbers_as="log", min_count=min_count, batch_size=BATCH_SIZE
         )
         data.setup()
         row |= {"ids": sum(data.field_sizes)}

@@ -15,7 +15,7 @@ import pandas as pd
 
 from benchmarks import bst_plain, deepfm_peers, dlrm_reference, mmoe_rechub, ours, preparation
 from benchmarks.criteo_shaped import OUTPUT, FullVocabulary, RawRows
-from benchmarks.turns import Comparison, Contender, run_once, take_turns, write_tables
+from benchmarks.turns import TURN, Comparison, Contender, run_once, take_turns, write_tables
 from common.errors import check, run_script
 from common.training import resolve_precision
 
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[2] not in COMPARISONS:  # started by take_turns
-        run_once(COMPARISONS[sys.argv[1]].contenders[sys.argv[2]])
+    if sys.argv[1:2] == [TURN]:
+        run_once(COMPARISONS[sys.argv[2]].contenders[sys.argv[3]])
     else:
         run_script(main)

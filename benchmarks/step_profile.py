@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, record_function
 
 from benchmarks import mmoe_rechub, ours
 from benchmarks.criteo_shaped import OUTPUT, RawRows
+from common.embedding import Lookup
 from common.module import Recommender
 from common.optimizer import TouchedRowsAdam
 from common.training import resolve_precision
@@ -36,8 +37,8 @@ WATCHED = {  # methods that are not operations of torch by themselves
 KINDS = {  # start of an operation's name -> where its time is counted
     **{name: name for name in list(WATCHED.values())[:3]},
     **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"), "matrix products"),
-    "_LookupBackward": "embedding, backward (sort and sum)",
-    "_Lookup": "embedding, lookup",
+    f"{Lookup.__name__}Backward": "embedding, backward (sort and sum)",
+    Lookup.__name__: "embedding, lookup",
     "autograd::engine": OTHER,
     "forward": OTHER,
 }

@@ -17,6 +17,7 @@ from common.run import peak_memory_mib, versions
 from common.training import resolve_precision
 
 GIB = 2**30
+TURN = "--turn"  # first argument of a process that makes one repeat
 
 
 @dataclass
@@ -67,11 +68,11 @@ def timed(work: Callable[[], object], count: int) -> float:
 
 
 def take_turns(script: str, name: str, comparison: Comparison) -> pd.DataFrame:
-    """One row per repeat; `script NAME CONTENDER` must call run_once in a process of its own."""
+    """One row per repeat; `script TURN NAME CONTENDER` must call run_once in a process of its own."""
     rows = []
     for turn in range(comparison.repeats):
         for contender in comparison.contenders:
-            done = subprocess.run([sys.executable, script, name, contender], capture_output=True, text=True)
+            done = subprocess.run([sys.executable, script, TURN, name, contender], capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{contender} failed:\n{done.stderr[-3000:]}")
             cost = json.loads(done.stdout.splitlines()[-1])

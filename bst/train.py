@@ -16,7 +16,7 @@ from bst.bst import BST
 from bst.figures import draw
 from common.errors import run_script
 from common.processes import on_ray
-from common.run import run_folder
+from common.run import claim_folder
 from common.training import train_and_test
 from data.movie_rating_seq import MovieRatingDataModule
 
@@ -87,7 +87,7 @@ def train(
     The baselines hold the same model without its sequence, trained in the same way in a folder within this run's.
     """
     settings = dict(locals())
-    with run_folder("bst", settings) as folder:
+    with claim_folder("bst", settings) as folder:
         data = MovieRatingDataModule(
             dataset,
             data_root,
@@ -138,7 +138,7 @@ def train(
         def baselines() -> dict[str, dict[str, float]]:
             if not uses_sequence:
                 return rating_baselines(data)
-            with run_folder("bst", settings, folder / "without_sequence") as inner:
+            with claim_folder("bst", settings, folder / "without_sequence") as inner:
                 without = fit(inner, False, dict)
             return {without["model"]: without["test"]} | rating_baselines(data)
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from common.errors import UserError
+from common.processes import together
 
 
 class History(pl.Callback):
@@ -165,7 +166,7 @@ class RandomState(pl.Callback):
 
     def state_dict(self) -> dict:
         states = [{"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}]
-        if distributed.is_available() and distributed.is_initialized():
+        if together():
             states *= distributed.get_world_size()
             distributed.all_gather_object(states, states[0])
         return {"processes": states}

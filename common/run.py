@@ -21,11 +21,11 @@ from common.settings import check_settings
 
 LAST = Path("checkpoints", "last.ckpt")  # of a run's folder
 # settings that do not change what a run computes, but for which random numbers its dropout draws
-NOT_COMPARED = ("resume", "num_workers", "run_folder", "devices", "num_nodes", "strategy", "shard_table")
+NOT_COMPARED = ("resume", "num_workers", "devices", "num_nodes", "strategy", "shard_table")
 
 
 @contextmanager
-def run_folder(script: str, settings: dict, folder: str | Path | None = None) -> Iterator[Path]:
+def claim_folder(script: str, settings: dict, folder: str | Path | None = None) -> Iterator[Path]:
     """The folder of this run, held until the block ends: `folder`, else $RUN_FOLDER, else runs/<script>/version_N.
 
     With settings["resume"] it is that of the newest unfinished run that no process holds. Of several processes that
@@ -79,7 +79,7 @@ def choose_folder(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
     folder, lock = _newest_unfinished(home) if resume else (None, None)
     if resume:
         print(f"Continuing {folder}" if folder else "No unfinished run to resume: starting a new one.", flush=True)
-    return folder or _new_version(home), lock
+    return folder or new_folder(home), lock
 
 
 def _how_to_go_on(folder: Path | None, chosen: bool) -> str:
@@ -95,7 +95,7 @@ def _is_unfinished(folder: Path) -> bool:
 
 
 def _newest_unfinished(home: Path) -> tuple[Path | None, FileLock | None]:
-    for _, folder in sorted(_versions(home).items(), reverse=True):
+    for _, folder in sorted(numbered_folders(home).items(), reverse=True):
         if _is_unfinished(folder) and (lock := _lock(folder)):
             if _is_unfinished(folder):  # still, now that no other process is at work in it
                 return folder, lock
@@ -103,14 +103,16 @@ def _newest_unfinished(home: Path) -> tuple[Path | None, FileLock | None]:
     return None, None
 
 
-def _versions(home: Path) -> dict[int, Path]:
+def numbered_folders(home: Path) -> dict[int, Path]:
+    """The folders home/version_N by N."""
     folders = {path.name.removeprefix("version_"): path for path in home.glob("version_*")}
     return {int(number): path for number, path in folders.items() if number.isdecimal()}
 
 
-def _new_version(home: Path) -> Path:
+def new_folder(home: Path) -> Path:
+    """home/version_N of the next N, made."""
     home.mkdir(parents=True, exist_ok=True)
-    number = max(_versions(home), default=-1) + 1
+    number = max(numbered_folders(home), default=-1) + 1
     while True:  # another process may take the same number at the same time
         try:
             (home / f"version_{number}").mkdir()

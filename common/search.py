@@ -5,13 +5,17 @@ before anything follows from it, and each trial is a run folder with checkpoints
 """
 
 import json
+import os
 import shutil
+import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
 import pytorch_lightning as pl
+import ray
 from ray import train, tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -22,6 +26,7 @@ from common.processes import together
 
 METRIC, MODE = "val_auc", "max"
 CAUSE = "cause.txt"  # in a trial's folder: why it failed
+LOOK_SECONDS = 5  # between two looks whether Ray still has a node
 RESTARTS = 2  # of a trial whose process dies without an error of its own (killed, out of memory, a lost node)
 
 
@@ -147,6 +152,11 @@ class Progress(tune.Callback):
 
     def __init__(self, record: SearchRecord, validations: int):
         self.record, self.validations = record, validations
+        self._looked = time.monotonic()
+
+    def on_step_end(self, iteration, trials, **info) -> None:
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._check_nodes()
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         ours = self._ours(trial)
@@ -184,9 +194,17 @@ class Progress(tune.Callback):
             error = str(trial.get_error()).strip().splitlines()[-1]
             self.record.end(ours, "started" if again else "failed", f"its process died: {error}")
         self.say(ours, f"{ours['state']}: {ours['cause']}" if ours["state"] == "failed" else "died; it will go on")
+        self._check_nodes()
 
     def say(self, trial: dict, text: str) -> None:
         say(self.record, f"trial {trial['number']:3d}  {text}")
+
+    def _check_nodes(self) -> None:
+        """End a search that has no node left: Ray would wait without end, or end this process without a word."""
+        self._looked = time.monotonic()
+        if not any(node["Alive"] for node in ray.nodes()):
+            sys.stderr.write("error: Ray's own processes died. The same command goes on with the search.\n")
+            os._exit(1)  # not by an exception: Ray ends this process while it handles one
 
     def _ours(self, trial) -> dict:
         return self.record.trials[trial.config["number"]]

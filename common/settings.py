@@ -50,7 +50,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("devices", "num_nodes", "workers_per_trial"), _integer(1, 128)),
     **dict.fromkeys(("batch_norm", "self_interaction", "history_ratings", "start_from_biases", "resume"), FLAG),
     **dict.fromkeys(("uses_sequence", "shard_table"), FLAG),
-    **dict.fromkeys(("dataset", "split", "numbers", "target", "model", "optimizer", "schedule", "precision"), TEXT),
+    **dict.fromkeys(("dataset", "split", "numbers_as", "target", "model", "optimizer", "schedule", "precision"), TEXT),
     "strategy": TEXT,
     "tasks": _tuple_of(TEXT, 1),
     "data_root": _or_none(TEXT),

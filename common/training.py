@@ -116,7 +116,7 @@ def train_and_test(
 
 def resolve_precision(precision: str) -> str:
     """ "auto" becomes bf16 where the processor multiplies it natively, else float32; other names are Lightning's."""
-    names = ("auto", "32-true", "bf16-mixed", "64-true")
+    names = ("auto", "32-true", "bf16-mixed")
     check(precision in names, f"PRECISION is {precision!r}; it must be one of {', '.join(names)}.")
     if precision != "auto":
         return precision

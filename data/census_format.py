@@ -6,7 +6,6 @@ labels end in a dot as those of Census-Income do, and both of Adult's files end 
 
 import gzip
 import math
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, check
-from data.raw_text import text_of
+from data.raw_text import text_of, whole_gzip
 
 MISSING_TEXT = "?"
 LARGEST = float(np.finfo(np.float32).max)
@@ -183,15 +182,15 @@ def recognise(folder: Path, get_command: str) -> Layout:
 
 
 def read_file(path: Path, layout: Layout) -> Iterator[Chunk]:
-    """The rows of a plain or .gz file; errors as in read_rows."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
+    """The rows of a plain or .gz file; errors as in read_rows, and for a cut .gz."""
+    with whole_gzip(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
         yield from read_rows(lines, str(path), layout)
 
 
 def read_rows(lines: Iterable[bytes], file: str, layout: Layout) -> Iterator[Chunk]:
     """The rows without blank lines, and without comments before the first row.
 
-    Raises: UserError naming `file` and line for a wrong number of fields, for what is no text, and for a cut .gz.
+    Raises: UserError naming `file` and line for a wrong number of fields and for what is no text.
     """
     rows, empty = _fields(lines, file, len(layout.columns)), True
     while part := list(islice(rows, CHUNK_ROWS)):
@@ -219,6 +218,3 @@ def _fields(lines: Iterable[bytes], file: str, expected: int) -> Iterator[tuple[
             yield number, fields
     except ValueError as error:
         raise UserError(f"{file}, line {number}: found {error}. Correct the file.") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        message = f"{file}: the compressed file is cut or damaged after line {number} ({error}); get it again."
-        raise UserError(message) from error

@@ -20,6 +20,7 @@ import torch
 from common.errors import check, run_script
 from common.files import write_tensors
 from common.metrics import task_aucs
+from common.settings import check_settings
 from data.cache import cached
 from data.census_format import LAYOUTS, MISSING_TEXT, Chunk, Layout, parse_number, read_file, recognise
 from data.download import ensure_dataset
@@ -156,9 +157,7 @@ class CensusIncomeDataModule(pl.LightningDataModule):
         num_workers: int = 0,
     ):
         super().__init__()
-        check(min_count >= 1, f"MIN_COUNT is {min_count}; it must be at least 1.")
-        check(num_bins >= 1, f"NUM_BINS is {num_bins}; it must be at least 1.")
-        check(batch_size >= 1, f"BATCH_SIZE is {batch_size}; it must be at least 1.")
+        check_settings({"min_count": min_count, "num_bins": num_bins, "batch_size": batch_size})
         self.dataset, self.data_root, self.tasks = dataset, data_root, list(tasks)
         self.settings = {"min_count": min_count, "num_bins": num_bins}
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
@@ -168,7 +167,7 @@ class CensusIncomeDataModule(pl.LightningDataModule):
         """Open the cache; build it first where there is none."""
         if self.encoder is not None:
             return
-        self.raw, self.is_sample = find_dataset(self.dataset, self.data_root, [], GET_COMMAND, census_sample)
+        self.raw, self.is_sample = find_dataset(self.dataset, self.data_root, GET_COMMAND, census_sample)
         layout = recognise(self.raw, GET_COMMAND)
         check(
             len(self.tasks) > 0 and set(self.tasks) <= layout.tasks.keys() and len(set(self.tasks)) == len(self.tasks),

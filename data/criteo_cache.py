@@ -26,26 +26,20 @@ def write_columns(raw: Path, target: Path) -> None:
     """Parse the raw file into one binary file per column; in memory there are a few blocks at a time."""
     stream, file = open_raw(raw)
     names = ["label", *NUMBERS, *CATEGORIES, *(f"missing_{name}" for name in CATEGORIES)]
-    lines = 0
-
-    def numbered_blocks():
-        nonlocal lines
-        for block in blocks(stream, raw):
-            yield block, lines + 1
-            lines += block.count(b"\n")
-
+    written = 0
     with (
         ExitStack() as closing,
         tqdm(total=raw.stat().st_size, unit="B", unit_scale=True, desc=f"Reading {raw.name}") as bar,
     ):
         closing.enter_context(file)
         outputs = [closing.enter_context(open(target / f"{name}.bin", "wb")) for name in names]
-        for rows in ordered_map(lambda item: parse(item[0], True, raw, item[1]), numbered_blocks()):
+        for rows in ordered_map(lambda item: parse(item[1], True, raw, item[0]), blocks(stream, raw)):
             for output, column in zip(
                 outputs, [rows.label, *rows.numbers, *rows.categories, *rows.missing], strict=True
             ):
                 column.tofile(output)
-            bar.set_postfix_str(f"{lines / bar.format_dict['elapsed']:,.0f} rows/s", refresh=False)
+            written += len(rows)
+            bar.set_postfix_str(f"{written / bar.format_dict['elapsed']:,.0f} rows/s", refresh=False)
             bar.update(file.tell() - bar.n)
 
 

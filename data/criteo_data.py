@@ -17,6 +17,7 @@ import torch
 
 from common.errors import check, run_script
 from common.metrics import click_metrics
+from common.settings import check_settings
 from data.cache import cached
 from data.criteo_cache import SPLITS, write_columns, write_encoded
 from data.criteo_encoding import NUMBER_FORMS, CriteoEncoder
@@ -38,7 +39,7 @@ class CriteoDataModule(pl.LightningDataModule):
     """Batches (numbers (B, num_numbers) float32, ids (B, F) int32, label (B,) float32) of the three splits.
 
     split: "time" (first 6/7 of the rows train, then half validation, half test) or "random" (BARS x4: stratified
-    10 folds, fold 0 test, fold 1 validation). numbers: see CriteoEncoder. min_count: training rows for an own id.
+    10 folds, fold 0 test, fold 1 validation). numbers_as: see CriteoEncoder. min_count: training rows for an own id.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class CriteoDataModule(pl.LightningDataModule):
         dataset: str = DATASET,
         data_root: str | None = None,
         split: str = SPLIT,
-        numbers: str = NUMBERS_AS,
+        numbers_as: str = NUMBERS_AS,
         min_count: int = MIN_COUNT,
         batch_size: int = 4096,
         seed: int = 0,
@@ -54,11 +55,10 @@ class CriteoDataModule(pl.LightningDataModule):
     ):
         super().__init__()
         check(split in ("time", "random"), f'SPLIT is {split!r}; it must be "time" or "random".')
-        check(numbers in NUMBER_FORMS, f"NUMBERS_AS is {numbers!r}; it must be one of {NUMBER_FORMS}.")
-        check(min_count >= 1, f"MIN_COUNT is {min_count}; it must be at least 1.")
-        check(batch_size >= 1, f"BATCH_SIZE is {batch_size}; it must be at least 1.")
+        check(numbers_as in NUMBER_FORMS, f"NUMBERS_AS is {numbers_as!r}; it must be one of {NUMBER_FORMS}.")
+        check_settings({"min_count": min_count, "batch_size": batch_size})
         self.dataset, self.data_root = dataset, data_root
-        self.settings = {"split": split, "numbers": numbers, "min_count": min_count}
+        self.settings = {"split": split, "numbers": numbers_as, "min_count": min_count}
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.encoder: CriteoEncoder | None = None
 
@@ -66,7 +66,7 @@ class CriteoDataModule(pl.LightningDataModule):
         """Open the cache; build it first where there is none."""
         if self.encoder is not None:
             return
-        folder, self.is_sample = find_dataset(self.dataset, self.data_root, ["train.txt"], GET_COMMAND, criteo_sample)
+        folder, self.is_sample = find_dataset(self.dataset, self.data_root, GET_COMMAND, criteo_sample)
         raw = raw_file(folder, "train.txt", GET_COMMAND)
         columns = cached("criteo-columns", [raw], {}, lambda target: write_columns(raw, target))
         self.folder = cached(

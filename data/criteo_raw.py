@@ -5,7 +5,6 @@ Empty means missing, also at the end of a line. N: lines of a block.
 """
 
 import gzip
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from common.errors import UserError
+from data.raw_text import whole_gzip
 
 NUMBERS = [f"I{i}" for i in range(1, 14)]
 CATEGORIES = [f"C{i}" for i in range(1, 27)]
@@ -47,28 +47,25 @@ def open_raw(path: Path) -> tuple[BinaryIO, BinaryIO]:
     return (gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file), file
 
 
-def blocks(stream: BinaryIO, name: str | Path, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Pieces of the stream that end with a line end.
+def blocks(stream: BinaryIO, name: str | Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
+    """Pieces of the stream that end with a line end, each with the number of its first line.
 
     Raises: UserError for an empty file, and for a .gz that is cut or damaged.
     """
-    rest, empty = b"", True
-    while True:
-        try:
-            read = stream.read(block_bytes)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{name}: the compressed file is cut or damaged ({error}); get it again.") from error
-        if not read:
-            break
-        empty = False
-        cut = read.rfind(b"\n") + 1
-        if cut:
-            yield rest + read[:cut]
-        rest = read[cut:] if cut else rest + read
+    rest, line, empty = b"", 1, True
+    with whole_gzip(name):
+        while read := stream.read(block_bytes):
+            empty = False
+            cut = read.rfind(b"\n") + 1
+            if cut:
+                block = rest + read[:cut]
+                yield line, block
+                line += block.count(b"\n")
+            rest = read[cut:] if cut else rest + read
     if empty:
         raise UserError(f"{name} is empty; expected Criteo rows.")
     if rest:
-        yield rest + b"\n"
+        yield line, rest + b"\n"
 
 
 def parse(block: bytes, labelled: bool, name: str | Path, first_line: int) -> Rows:

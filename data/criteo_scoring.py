@@ -30,7 +30,7 @@ class CriteoScoring:
         Raises: UserError naming line and column of the first wrong row.
         """
         for numbers, ids, label in ordered_map(
-            lambda block: self._encode(*block, name), _numbered(blocks(stream, name))
+            lambda block: self._encode(*block, name), _with_labels(blocks(stream, name))
         ):
             for field, count in zip(self.unseen, (ids == UNSEEN).sum(0).tolist(), strict=True):
                 self.unseen[field] += count
@@ -54,17 +54,16 @@ class CriteoScoring:
             },
         }
 
-    def _encode(self, block: bytes, first_line: int, labelled: bool, name: str) -> tuple[np.ndarray, ...]:
+    def _encode(self, first_line: int, block: bytes, labelled: bool, name: str) -> tuple[np.ndarray, ...]:
         rows = parse(block, labelled, name, first_line)
         label = rows.label.astype(np.float32) if labelled else np.full(len(rows), np.nan, np.float32)
         return *self.encoder.encode(rows), label
 
 
-def _numbered(parts: Iterator[bytes]) -> Iterator[tuple[bytes, int, bool]]:
-    """Each block with the number of its first line, and whether the rows have labels, which the first line tells."""
-    line, labelled = 1, None
-    for block in parts:
+def _with_labels(blocks: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes, bool]]:
+    """Adds whether the rows have labels, which the first line tells."""
+    labelled = None
+    for first_line, block in blocks:
         if labelled is None:
             labelled = block[: block.find(b"\n")].count(b"\t") + 1 != len(NUMBERS) + len(CATEGORIES)
-        yield block, line, labelled
-        line += block.count(b"\n")
+        yield first_line, block, labelled

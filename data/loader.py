@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.errors import check
+from common.processes import together
 
 
 class MappedRows(Dataset):
@@ -68,9 +69,8 @@ class BatchLoader:
         self.dataset, self.sampler, self.batch_size, self.num_workers = dataset, sampler, batch_size, num_workers
         self.batch_sampler = None  # Lightning asks for it where there is a sampler
         self.position = 0  # batches of the current epoch that were handed out
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if together else 0
-        self.world = torch.distributed.get_world_size() if together else 1
+        self.rank = torch.distributed.get_rank() if together() else 0
+        self.world = torch.distributed.get_world_size() if together() else 1
         check(
             self.world <= min(batch_size, len(sampler)),
             f"{self.world} processes for batches of {batch_size} of {len(sampler)} rows: each must get a row.",

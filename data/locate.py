@@ -1,6 +1,6 @@
 """Find a dataset's raw files, or fall back to the built-in sample."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import UserError
@@ -8,18 +8,17 @@ from common.paths import data_root as default_data_root
 
 
 def find_dataset(
-    dataset: str, data_root: str | None, required: Sequence[str], get_command: str, make_sample: Callable[[], Path]
+    dataset: str, data_root: str | None, get_command: str, make_sample: Callable[[], Path]
 ) -> tuple[Path, bool]:
-    """The folder with the raw files and whether it is the sample, which serves where there is no DATA_ROOT/<dataset>.
-
-    Raises: UserError if the folder is there without one of the `required` files (plain or .gz).
-    """
+    """The folder with the raw files, and whether it is the sample: there is no DATA_ROOT/<dataset> then."""
     folder = (Path(data_root).resolve() if data_root else default_data_root()) / dataset
     if not folder.exists():
-        print(f"No folder {folder}: using the built-in sample. `{get_command}` gets the real data.", flush=True)
+        print(
+            f"No folder {folder}: using the built-in sample. "
+            f"`{get_command}`, with DATASET = {dataset!r} in it, gets the real data.",
+            flush=True,
+        )
         return make_sample(), True
-    for name in required:
-        raw_file(folder, name, get_command)
     return folder, False
 
 

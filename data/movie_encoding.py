@@ -16,7 +16,7 @@ from data.loader import MappedRows
 from data.movie_formats import Movies, Users
 
 UNSEEN, PADDING, FIRST_ID = 0, 1, 2
-SPLITS = ("leave_last", "time", "random")
+SPLIT_METHODS = ("leave_last", "time", "random")
 RANDOM_SPLIT_SEED = 2018  # of "random", not that of the training run
 CLICK_RATING = 4.0  # a "click" is a rating of at least this
 CLICK_MARGIN = CLICK_RATING - 0.5  # expected rating of an even chance

@@ -7,7 +7,6 @@
 import csv
 import gzip
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from common.errors import UserError, check
 from data.locate import raw_file
-from data.raw_text import text_of, whole_number
+from data.raw_text import text_of, whole_gzip, whole_number
 
 BLOCK_BYTES = 16 << 20  # read at a time: some 700,000 lines
 AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M
@@ -213,10 +212,7 @@ def _check_header(path: Path, found: bytes, expected: bytes) -> None:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     """Pieces of a plain or .gz file that end with a line end; UserError for a .gz that is cut or damaged."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
-        try:
-            while block := stream.read(BLOCK_BYTES):
-                block += stream.readline()
-                yield block if block.endswith(b"\n") else block + b"\n"
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{path}: the compressed file is cut or damaged ({error}); get it again.") from error
+    with whole_gzip(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            block += stream.readline()
+            yield block if block.endswith(b"\n") else block + b"\n"

@@ -17,6 +17,7 @@ import torch
 
 from common.errors import check, run_script
 from common.metrics import click_metrics, rating_metrics
+from common.settings import check_settings
 from data.cache import cached
 from data.download import ensure_dataset
 from data.loader import BatchLoader, EpochOrder
@@ -26,7 +27,7 @@ from data.movie_encoding import (
     CONSTANTS,
     FIRST_ID,
     ORDERED,
-    SPLITS,
+    SPLIT_METHODS,
     MovieEncoder,
     Windows,
     in_time_order,
@@ -38,9 +39,6 @@ from data.sample_movies import movie_sample
 
 DATASET = "ml-1m"  # folder below DATA_ROOT; the release is recognised from its files
 SPLIT = "leave_last"  # "leave_last", "time" (a cut through all users), or "random" (leaks; as in published figures)
-TARGET = "rating"  # "rating", or "click": a rating of at least 4
-HISTORY = 50  # past ratings that the model sees
-HISTORY_RATINGS = True  # whether it sees their values
 START_FROM_BIASES = True  # whether predictions and histories start from movie biases and the user's past mean
 
 GET_COMMAND = "python data/movie_rating_seq.py"
@@ -49,9 +47,9 @@ GET_COMMAND = "python data/movie_rating_seq.py"
 class MovieRatingDataModule(pl.LightningDataModule):
     """Batches of Windows for the three splits: movie, history, deviation, distance, user, numbers, target.
 
-    split, target, history, history_ratings, biases: as the constants above. An example sees what its user rated before
-    it in the order of time (ties: order of the file), also ratings of an earlier split: a test rating sees the
-    validation rating. Only "time" hides from training what other users rate later than a test rating.
+    split, target, history, history_ratings, biases: as the constants of bst/train.py. An example sees what its user
+    rated before it in the order of time (ties: order of the file), also ratings of an earlier split: a test rating sees
+    the validation rating. Only "time" hides from training what other users rate later than a test rating.
     """
 
     def __init__(
@@ -59,19 +57,18 @@ class MovieRatingDataModule(pl.LightningDataModule):
         dataset: str = DATASET,
         data_root: str | None = None,
         split: str = SPLIT,
-        target: str = TARGET,
-        history: int = HISTORY,
-        history_ratings: bool = HISTORY_RATINGS,
+        target: str = "rating",
+        history: int = 40,
+        history_ratings: bool = True,
         biases: bool = START_FROM_BIASES,
         batch_size: int = 2048,
         seed: int = 0,
         num_workers: int = 0,
     ):
         super().__init__()
-        check(split in SPLITS, f"SPLIT is {split!r}; it must be one of {', '.join(map(repr, SPLITS))}.")
+        check(split in SPLIT_METHODS, f"SPLIT is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
         check(target in ("rating", "click"), f'TARGET is {target!r}; it must be "rating" or "click".')
-        check(history >= 1, f"HISTORY is {history}; it must be at least 1.")
-        check(batch_size >= 1, f"BATCH_SIZE is {batch_size}; it must be at least 1.")
+        check_settings({"history": history, "batch_size": batch_size})
         self.dataset, self.data_root, self.target = dataset, data_root, target
         self.history, self.history_ratings = history, history_ratings
         self.settings = {"split": split, "biases": biases}
@@ -82,7 +79,7 @@ class MovieRatingDataModule(pl.LightningDataModule):
         """Open the cache; build it first where there is none."""
         if self.encoder is not None:
             return
-        self.raw, self.is_sample = find_dataset(self.dataset, self.data_root, [], GET_COMMAND, movie_sample)
+        self.raw, self.is_sample = find_dataset(self.dataset, self.data_root, GET_COMMAND, movie_sample)
         self.release = recognise(self.raw, GET_COMMAND)
         files = [raw_file(self.raw, name, GET_COMMAND) for name in self.release.files]
         self.ordered = cached("movies-ordered", files, {}, lambda target: write_ordered(files, self.release, target))

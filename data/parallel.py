@@ -12,13 +12,13 @@ R = TypeVar("R")
 THREADS = max(1, min(8, os.cpu_count() or 1))
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:
+def ordered_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Like `map`, in threads; takes only as many items ahead as keep them busy, so memory does not grow."""
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         running: deque = deque()
         for item in items:
             running.append(pool.submit(function, item))
-            if len(running) > threads:
+            if len(running) > THREADS:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()

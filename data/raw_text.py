@@ -1,9 +1,25 @@
 """Lines and numbers of raw text files, for the formats that are read line by line."""
 
+import gzip
 import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import UserError
 
 CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n"))
 WHOLE_NUMBER = re.compile("[0-9]{1,9}")
+
+
+@contextmanager
+def whole_gzip(name: str | Path) -> Iterator[None]:
+    """Raise UserError where the .gz file that is read in the block is cut or damaged."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{name}: the compressed file is cut or damaged ({error}); get it again.") from error
 
 
 def text_of(line: bytes, encoding: str) -> str:

@@ -39,9 +39,9 @@ class DeepFM(ClickModel):
         self.categories = PackedEmbedding(field_sizes, embedding_dim + 1)
         self.numbers = nn.Parameter(torch.empty(num_numbers, embedding_dim + 1))
         self.bias = nn.Parameter(torch.zeros(()))
-        num_fields = num_numbers + len(field_sizes)
-        self.deep = mlp([num_fields * embedding_dim, *hidden], dropout, batch_norm)
-        self.deep_output = nn.Linear(([num_fields * embedding_dim, *hidden])[-1], 1)
+        widths = [(num_numbers + len(field_sizes)) * embedding_dim, *hidden]
+        self.deep = mlp(widths, dropout, batch_norm)
+        self.deep_output = nn.Linear(widths[-1], 1)
         # small vectors: N(0, 1) would start at a log loss near 30
         nn.init.normal_(self.categories.weight, std=0.01)
         nn.init.normal_(self.numbers, std=0.01)

@@ -15,7 +15,7 @@ from common.baselines import click_baselines
 from common.errors import run_script
 from common.figures import click_figures
 from common.processes import on_ray
-from common.run import run_folder
+from common.run import claim_folder
 from common.training import train_and_test
 from data.criteo_data import CriteoDataModule
 from deepfm.deepfm import DeepFM
@@ -50,7 +50,7 @@ def train(
     dataset=DATASET,
     data_root=None,
     split=SPLIT,
-    numbers=NUMBERS_AS,
+    numbers_as=NUMBERS_AS,
     min_count=MIN_COUNT,
     embedding_dim=EMBEDDING_DIM,
     hidden=HIDDEN,
@@ -74,8 +74,8 @@ def train(
 ) -> dict:
     """Fit, test the best checkpoint, return the content of results.json."""
     settings = dict(locals())
-    with run_folder("deepfm", settings) as folder:
-        data = CriteoDataModule(dataset, data_root, split, numbers, min_count, batch_size, seed, num_workers)
+    with claim_folder("deepfm", settings) as folder:
+        data = CriteoDataModule(dataset, data_root, split, numbers_as, min_count, batch_size, seed, num_workers)
         data.setup()
         pl.seed_everything(seed, verbose=False)
         model = DeepFM(

@@ -2,7 +2,7 @@
 
 Each process owns the rows p, p + W, p + 2W, ... of the packed table, with their moments: a part of every field, of
 frequent ids and of rare ones. It fetches the rows that its part of a batch touches, each once, and sends their
-gradients back to the owners. What that costs beside the alternatives: docs/sharding.md.
+gradients back to the owners. What that costs beside the alternatives: docs/processes.md.
 
 W: processes, p: number of one, B: batch, F: fields, R: rows of the whole table, D: width of a row, U: different rows in
 a process's part of a batch, V: rows that all processes ask of one.

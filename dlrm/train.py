@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 import pytorch_lightning as pl
 
-from common import run
 from common.baselines import click_baselines
 from common.errors import run_script
 from common.figures import click_figures
 from common.processes import on_ray
+from common.run import claim_folder
 from common.training import train_and_test
 from data.criteo_data import CriteoDataModule
 from dlrm.dlrmnet import DLRM
@@ -57,7 +57,7 @@ def train(
     dataset=DATASET,
     data_root=None,
     split=SPLIT,
-    numbers=NUMBERS_AS,
+    numbers_as=NUMBERS_AS,
     min_count=MIN_COUNT,
     embedding_dim=EMBEDDING_DIM,
     bottom=BOTTOM,
@@ -89,9 +89,9 @@ def train(
     For a search: run_folder is where to write instead of runs/dlrm, callbacks are Lightning's, test=False leaves out
     the test split and the baselines.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("callbacks", "test")}
-    with run.run_folder("dlrm", settings, run_folder) as folder:
-        data = CriteoDataModule(dataset, data_root, split, numbers, min_count, batch_size, seed, num_workers)
+    settings = {name: value for name, value in locals().items() if name not in ("run_folder", "callbacks", "test")}
+    with claim_folder("dlrm", settings, run_folder) as folder:
+        data = CriteoDataModule(dataset, data_root, split, numbers_as, min_count, batch_size, seed, num_workers)
         data.setup()
         pl.seed_everything(seed, verbose=False)
         model = (ShardedDLRM if shard_table else DLRM)(

@@ -60,8 +60,9 @@ class MMoE(Recommender):
         width = self.numbers.width + len(field_sizes) * embedding_dim
         self.experts = parallel_mlps(num_experts, [width, *expert_units], dropout)
         self.gates = ParallelLinear(num_gates, width, num_experts) if num_gates else None
-        self.towers = parallel_mlps(len(tasks), [expert_units[-1], *tower_units], dropout)
-        self.outputs = ParallelLinear(len(tasks), [expert_units[-1], *tower_units][-1], 1)
+        widths = [expert_units[-1], *tower_units]
+        self.towers = parallel_mlps(len(tasks), widths, dropout)
+        self.outputs = ParallelLinear(len(tasks), widths[-1], 1)
 
     @property
     def title(self) -> str:

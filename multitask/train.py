@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 import pytorch_lightning as pl
 
-from common import run
 from common.errors import run_script
 from common.processes import on_ray
+from common.run import claim_folder
 from common.training import train_and_test
 from data.census_income import CensusIncomeDataModule
 from multitask.baselines import logistic_regression
@@ -83,7 +83,7 @@ def train(
     run_folder: in place of a new one below runs/multitask; baselines: data module -> test metrics by name.
     """
     settings = {name: value for name, value in locals().items() if name not in ("run_folder", "baselines")}
-    with run.run_folder("multitask", settings, run_folder) as folder:
+    with claim_folder("multitask", settings, run_folder) as folder:
         data = CensusIncomeDataModule(dataset, data_root, tasks, min_count, num_bins, batch_size, seed, num_workers)
         data.setup()
         pl.seed_everything(seed, verbose=False)

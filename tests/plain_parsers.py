@@ -54,11 +54,10 @@ def split_lines(content: bytes) -> list[bytes]:
 def criteo(labelled: bool) -> Form:
     def read(path: Path) -> list:
         stream, file = open_raw(path)
-        rows, line = [], 1
+        rows = []
         with file:
-            for block in blocks(stream, path, BLOCK_BYTES):
+            for line, block in blocks(stream, path, BLOCK_BYTES):
                 rows += columns_to_rows(as_lists(parse(block, labelled, path, line)))
-                line += block.count(b"\n")
         return rows
 
     def plain(content: bytes) -> list:

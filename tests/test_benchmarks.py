@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from benchmarks import criteo_shaped, ours
 from benchmarks.accuracy import dense_updates
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
+from benchmarks.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
 
 
@@ -87,3 +88,11 @@ def test_dense_updates_move_all_rows_and_end(data):
     with dense_updates():
         assert moved_rows() > 1.3 * touched  # rows of the first step alone go on with their moments in the second one
     assert moved_rows() == touched
+
+
+def test_a_profile_finds_the_embedding(data):
+    model = ours.deepfm(data)
+    numbers, ids, label = data.batches()[0]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        model.loss(model(numbers, ids), label).backward()
+    assert {"embedding, lookup", "embedding, backward (sort and sum)"} < {kind(event) for event in profiler.events()}

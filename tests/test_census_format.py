@@ -47,7 +47,7 @@ def test_gz_equals_plain(tmp_path, lines):
 def test_cut_gz(tmp_path, lines):
     path = tmp_path / "a.data.gz"
     path.write_bytes(gzip.compress("\n".join(lines).encode())[:-1000])
-    with pytest.raises(UserError, match=rf"{path}.*cut or damaged after line \d+"):
+    with pytest.raises(UserError, match=rf"{path}.*cut or damaged"):
         list(read_file(path, CENSUS_INCOME_KDD))
 
 

@@ -58,18 +58,18 @@ def test_categories_are_fitted_on_training_rows_only(tmp_path, lines, min_count)
 
 
 def test_log_numbers_are_scaled_by_the_training_rows(tmp_path, lines):
-    data = open_data(tmp_path, lines, numbers="log")
+    data = open_data(tmp_path, lines, numbers_as="log")
     raw = np.array(parse_plainly(lines)["numbers"], float)
     logs = np.log1p(np.where(raw == MISSING_NUMBER, 0, np.maximum(raw, 0)))
     train = logs[: ROWS * 6 // 7]
     np.testing.assert_allclose(everything(data)[0], logs / train.std(0), rtol=1e-5)
-    with_missing = open_data(tmp_path, numbers="log+missing")
+    with_missing = open_data(tmp_path, numbers_as="log+missing")
     np.testing.assert_array_equal(everything(with_missing)[0], np.hstack([everything(data)[0], raw == MISSING_NUMBER]))
     assert (data.num_numbers, with_missing.num_numbers) == (13, 26)
 
 
 def test_bucket_numbers_are_categories_of_the_x4_rule(tmp_path, lines):
-    data = open_data(tmp_path, lines, numbers="bucket", min_count=1)
+    data = open_data(tmp_path, lines, numbers_as="bucket", min_count=1)
     numbers, ids, _ = everything(data)
     assert numbers.shape == (ROWS, 0) and ids.shape == (ROWS, 39)
     raw = [row[4] for row in parse_plainly(lines)["numbers"]]
@@ -111,7 +111,7 @@ def test_other_forms_of_the_same_file_give_the_same(tmp_path, lines, form):
 
 
 def test_encoder_survives_a_checkpoint(tmp_path, lines):
-    data = open_data(tmp_path, lines, numbers="bucket")
+    data = open_data(tmp_path, lines, numbers_as="bucket")
     torch.save(data.state_dict(), tmp_path / "state.pt")
     encoder = CriteoEncoder.from_state(torch.load(tmp_path / "state.pt", weights_only=True))
     rows = parse("".join(line + "\n" for line in lines).encode(), True, "f", 1)
@@ -182,7 +182,7 @@ def test_missing_files_and_settings_out_of_range(tmp_path):
         open_data(tmp_path)
     for settings, message in (
         ({"split": "hash"}, "SPLIT"),
-        ({"numbers": "raw"}, "NUMBERS_AS"),
+        ({"numbers_as": "raw"}, "NUMBERS_AS"),
         ({"min_count": 0}, "MIN_COUNT"),
         ({"batch_size": 0}, "BATCH_SIZE"),
     ):

@@ -82,9 +82,10 @@ def test_a_wrong_line_is_named(line, message):
 @pytest.mark.parametrize("block_bytes", [1, 7, 300, 10_000])
 def test_blocks_are_whole_lines_and_lose_nothing(block_bytes):
     text = b"ab\nc\n\nlong line\nno end"
-    pieces = list(blocks(io.BytesIO(text), "f", block_bytes))
+    lines, pieces = zip(*blocks(io.BytesIO(text), "f", block_bytes), strict=True)
     assert b"".join(pieces) == text + b"\n"
     assert all(piece.endswith(b"\n") for piece in pieces)
+    assert [*lines] == [1 + b"".join(pieces[:i]).count(b"\n") for i in range(len(pieces))]
 
 
 def test_empty_and_cut_files(tmp_path):

@@ -36,7 +36,7 @@ def raw(tmp_path, rng) -> Path:
 
 @pytest.mark.parametrize("numbers", ["log", "log+missing"])
 def test_example_scores_a_raw_row_without_torch(tmp_path, outputs, raw, numbers):
-    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3, numbers=numbers)
+    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3, numbers_as=numbers)
     assert export(checkpoint)["difference"] <= 1e-5
     assert export(checkpoint, raw)["rows"] == 300
     predict(checkpoint, raw, tmp_path / "out.csv")
@@ -70,7 +70,7 @@ def test_other_models(tmp_path, outputs, raw, rng):
 
 
 def test_a_difference_is_an_error(tmp_path, outputs, raw, monkeypatch):
-    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3, numbers="bucket")
+    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3, numbers_as="bucket")
     assert export(checkpoint, raw)["difference"] <= 1e-5
     session = onnxruntime.InferenceSession(checkpoint.with_suffix(".onnx"))
     assert session.run(None, {"numbers": np.zeros((7, 0), np.float32), "ids": np.zeros((7, 39), np.int32)})[

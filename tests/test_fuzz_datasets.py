@@ -64,7 +64,7 @@ SPLIT = {"split": "random", "history": 3}
 DATASETS = [
     Dataset("criteo", write_criteo, CriteoDataModule, {"min_count": 1}, {"train.txt": BY_NAME["criteo-train"]},
             "train.txt", CriteoScoring),
-    Dataset("criteo-random", write_criteo, CriteoDataModule, {"split": "random", "numbers": "bucket"},
+    Dataset("criteo-random", write_criteo, CriteoDataModule, {"split": "random", "numbers_as": "bucket"},
             {"train.txt": BY_NAME["criteo-train"]}, "train.txt", CriteoScoring),
     *(Dataset(name, write_census(train, test), CensusIncomeDataModule, {"tasks": ALL_TASKS, "min_count": 1},
               dict.fromkeys((train, test), BY_NAME[name]), test, CensusScoring)

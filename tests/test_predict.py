@@ -80,14 +80,14 @@ def deepfm(root, tmp_path_factory) -> Path:
     ("train", "settings"),
     [
         (train_deepfm, {"hidden": (8,), "embedding_dim": 3}),
-        (train_deepfm, {"hidden": (8,), "embedding_dim": 3, "numbers": "bucket"}),
+        (train_deepfm, {"hidden": (8,), "embedding_dim": 3, "numbers_as": "bucket"}),
         (train_dlrm, {"bottom": (8,), "top": (8,), "embedding_dim": 4}),
     ],
 )
 def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, settings):
     checkpoint = train_on(train, root, outputs, **settings)
-    default = inspect.signature(train).parameters["numbers"].default
-    data = CriteoDataModule("criteo", str(root), numbers=settings.get("numbers", default))
+    default = inspect.signature(train).parameters["numbers_as"].default
+    data = CriteoDataModule("criteo", str(root), numbers_as=settings.get("numbers_as", default))
     expected = by_test_step(checkpoint, data)
     moved = Path(shutil.move(checkpoint, tmp_path / "alone.ckpt"))
     shutil.rmtree(outputs / "runs")

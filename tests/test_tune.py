@@ -13,6 +13,7 @@ import pytest
 
 from common.errors import UserError
 from common.paths import REPO
+from common.search import Progress, SearchRecord
 from data.sample_criteo import criteo_sample
 from tune_dlrm import search
 
@@ -115,3 +116,18 @@ def test_constants_out_of_range_are_refused(outputs, name, value):
     with pytest.raises(UserError, match=f"{name.upper()} is {re.escape(repr(value))}; it must be"):
         search(**{name: value})
     assert not (outputs / "runs").exists()
+
+
+def test_a_search_whose_ray_is_gone_ends_with_a_message(monkeypatch, tmp_path, capsys):
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("common.search.LOOK_SECONDS", -1)
+    monkeypatch.setattr("common.search.os._exit", end)
+    progress = Progress(SearchRecord(tmp_path), 3)
+    monkeypatch.setattr("common.search.ray.nodes", lambda: [{"Alive": False}, {"Alive": True}])
+    progress.on_step_end(1, [])
+    monkeypatch.setattr("common.search.ray.nodes", lambda: [{"Alive": False}])
+    with pytest.raises(SystemExit, match="1"):
+        progress.on_step_end(2, [])
+    assert "The same command goes on" in capsys.readouterr().err
