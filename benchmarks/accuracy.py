@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from common.embedding import PackedEmbedding
 from common.errors import check, run_script
+from common.files import markdown_table
 from common.paths import output_root
 
 MODELS = {"deepfm": "auc", "dlrm": "auc", "multitask": "auc_mean", "bst": "rmse"}  # folder: metric of its table
@@ -84,11 +85,11 @@ def main() -> None:
 def write_tables(rows: pd.DataFrame) -> None:
     """accuracy.csv, and accuracy.md with mean and standard deviation over the seeds."""
     rows.to_csv(OUTPUT / "accuracy.csv", index=False)
-    table = ["| model, metric | variant | validation | test |", "|---|---|---|---|"]
+    table = []
     for (model, variant), group in rows.groupby(["model", "variant"], sort=False):
         cells = (f"{group[split].mean():.4f} ± {group[split].std():.4f}" for split in ("validation", "test"))
-        table.append(f"| {model}, {MODELS[model]} | {variant} | {' | '.join(cells)} |")
-    (OUTPUT / "accuracy.md").write_text("\n".join(table) + "\n")
+        table.append([f"{model}, {MODELS[model]}", variant, *cells])
+    (OUTPUT / "accuracy.md").write_text(markdown_table(["model, metric", "variant", "validation", "test"], table))
 
 
 if __name__ == "__main__":

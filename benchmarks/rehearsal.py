@@ -26,6 +26,7 @@ from benchmarks.generate_criteo import FULL_ROWS, generate
 from benchmarks.ours import deepfm, dlrm, keep_rows, train_one_epoch
 from benchmarks.turns import GIB, AnonymousMemory
 from common.checkpoint import MappedCheckpointIO
+from common.files import markdown_table
 from common.paths import output_root
 from common.run import peak_memory_mib
 from data.cache import cached
@@ -111,22 +112,34 @@ def report() -> None:
     stages = stages.sort_values(["stage", "min_count", "raw_rows"], kind="stable")
     stages.to_csv(OUTPUT / "stages.csv", index=False)
     cells = stages.map(lambda value: f"{value:,.2f}".removesuffix(".00") if isinstance(value, float) else str(value))
-    lines = [[*stages.columns], ["---"] * stages.shape[1], *cells.replace("nan", "").values]
-    (OUTPUT / "stages.md").write_text("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
+    (OUTPUT / "stages.md").write_text(markdown_table([*stages.columns], cells.replace("nan", "").values))
 
     figure = Figure((11, 4), layout="constrained")
-    time_axes, memory_axes = figure.subplots(1, 2)
-    for (stage, min_count), part in stages.groupby(["stage", "min_count"]):
-        if stage == "generate":
-            continue
-        # the minutes of a whole epoch, also where only some steps of it were run
-        epoch = part["raw_rows"] * 6 / 7 / part["per_second"] if stage in ("deepfm", "dlrm") else part["wall_seconds"]
-        label = stage if stage == "read" else f"{stage}, minimum count {min_count}"
-        time_axes.plot(part["raw_rows"] / 1e6, epoch / 60, "o-", label=label)
-        memory_axes.plot(part["raw_rows"] / 1e6, part["peak_anonymous_gib"], "o-", label=label)
-    time_axes.set(xscale="log", yscale="log", xlabel="million raw rows", ylabel="minutes", title="Time (models: epoch)")
-    memory_axes.set(xscale="log", xlabel="million raw rows", ylabel="GiB", title="Peak anonymous memory")
-    time_axes.legend(fontsize="small")
+    axes = figure.subplots(1, 2)
+    for color, stage in enumerate(name for name in STAGES if name != "generate"):
+        for min_count, part in stages[stages["stage"] == stage].groupby("min_count"):
+            rows = part["raw_rows"] / 1e6
+            # the minutes of a whole epoch, also where only some steps of it were run
+            epoch = rows * 1e6 * 6 / 7 / part["per_second"] if stage in ("deepfm", "dlrm") else part["wall_seconds"]
+            label = stage if stage == "read" else f"{stage}, minimum count {min_count}"
+            style = {"color": f"C{color}", "marker": "o", "linestyle": "-" if min_count == MIN_COUNTS[0] else ":"}
+            axes[0].plot(rows, epoch / 60, **style, label=label)
+            axes[1].plot(rows, part["peak_anonymous_gib"], **style)
+    ticks = sorted(stages["raw_rows"].unique() / 1e6)
+    for each, title, unit in zip(
+        axes, ("Time (models: an epoch)", "Peak anonymous memory"), ("minutes", "GiB"), strict=True
+    ):
+        each.set(
+            xscale="log",
+            yscale="log" if unit == "minutes" else "linear",
+            title=title,
+            xlabel="million raw rows",
+            ylabel=unit,
+        )
+        each.set_xticks(ticks, [f"{tick:.1f}" for tick in ticks])
+        each.minorticks_off()
+        each.yaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside right center", fontsize="small")
     figure.savefig(OUTPUT / "stages.png", dpi=120)
     print((OUTPUT / "stages.md").read_text())
 

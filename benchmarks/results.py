@@ -1,7 +1,7 @@
 """Write the README's results table from results.json files: `python benchmarks/results.py [RUNS]` (default: runs/).
 
-One row per model, dataset and protocol: mean and spread of the test metrics over the seeds, baselines and published
-figures beside them. No number is typed by hand but the published ones, below with their source.
+One row per model, dataset and protocol: mean and spread of the test metrics over the seeds, baselines and figures from
+elsewhere beside them. No number is typed by hand but the latter, below.
 """
 
 import json
@@ -14,11 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 import numpy as np
 
 from common.errors import check, run_script
+from common.files import markdown_table
 from common.paths import REPO, output_root
 
 BEGIN, END = "<!-- results: python benchmarks/results.py -->\n", "<!-- end of results -->"
-# (model, dataset): what others publish for it, and where
-PUBLISHED = {
+# (model, dataset): what others publish, or what their code gives on these rows
+ELSEWHERE = {
     ("DeepFM", "criteo"): "FuxiCTR on these rows: .7478 to .7484; full set, random split: .8138 (BARS)",
     ("DLRM", "criteo"): "FuxiCTR on these rows: .7485; full set, random split: .8138 (BARS)",
     (
@@ -55,16 +56,15 @@ def results_table(runs: Path) -> str:
             key = (path.parts[-3], result["model"], result["dataset"], result["protocol"], json.dumps(settings))
             groups[key].append(result)
     check(groups, f"{runs} has no finished runs on real data; run a train.py with DATA_ROOT set first.")
-    lines = ["| model | data | test metrics, mean ± sd over seeds | baselines | published | command, seconds |"]
-    lines.append("|---|---|---|---|---|---|")
+    header = ["model", "data", "test metrics, mean ± sd over seeds", "baselines", "elsewhere", "command, seconds"]
+    rows = []
     for (folder, model, dataset, protocol, _), results in sorted(groups.items()):
         seconds = np.median([result["wall_seconds"] for result in results])
         baselines = "<br>".join(f"{name}: {_metrics([r], MAIN)}" for name, r in results[0]["baselines"].items())
-        lines.append(
-            f"| {model} | {dataset}, {protocol} | {_metrics([r['test'] for r in results])} ({len(results)} seeds) "
-            f"| {baselines} | {PUBLISHED.get((model, dataset), '')} | `{folder}/train.py`, {seconds:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+        tested = f"{_metrics([r['test'] for r in results])} ({len(results)} seeds)"
+        command = f"`{folder}/train.py`, {seconds:.0f}"
+        rows.append([model, f"{dataset}, {protocol}", tested, baselines, ELSEWHERE.get((model, dataset), ""), command])
+    return markdown_table(header, rows)
 
 
 def _metrics(results: list[dict[str, float]], names: tuple[str, ...] = SHOWN) -> str:

@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, record_function
 from benchmarks import mmoe_rechub, ours
 from benchmarks.criteo_shaped import OUTPUT, RawRows
 from common.embedding import Lookup
+from common.files import markdown_table
 from common.module import Recommender
 from common.optimizer import TouchedRowsAdam
 from common.training import resolve_precision
@@ -99,11 +100,9 @@ def main() -> None:
     columns[f"MMoE, batch {census.batch_size}"] = profile(mmoe_rechub.model(census), census, "val_auc_mean")
     table = pd.DataFrame(columns)
     share = table / table.loc["a step"]
-    lines = [["ms a step (share)", *table.columns], ["---"] * (1 + table.shape[1])]
-    for row in table.index:
-        lines.append([row, *(f"{table[c][row]:.2f} ({share[c][row]:.0%})" for c in table.columns)])
+    rows = [[row, *(f"{table[c][row]:.2f} ({share[c][row]:.0%})" for c in table.columns)] for row in table.index]
     text = f"{torch.get_num_threads()} threads, {resolve_precision('auto')}\n\n"
-    text += "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    text += markdown_table(["ms a step (share)", *table.columns], rows)
     (OUTPUT / "profile.md").write_text(text)
     print(text)
 

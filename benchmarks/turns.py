@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from common.files import markdown_table
 from common.run import peak_memory_mib, versions
 from common.training import resolve_precision
 
@@ -135,6 +136,5 @@ def _markdown(table: pd.DataFrame) -> str:
     def cell(value: float) -> str:
         return "" if pd.isna(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
-    lines = [["", *table.columns], ["---"] * (1 + table.shape[1])]
-    lines += [[str(name), *map(cell, row)] for name, row in zip(table.index, table.values, strict=True)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    rows = ([str(name), *map(cell, row)] for name, row in zip(table.index, table.values, strict=True))
+    return markdown_table(["", *table.columns], rows)

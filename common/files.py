@@ -1,10 +1,10 @@
-"""Files that are complete or not there at all, and what to tell a user where one cannot be written."""
+"""Files that are complete or not there at all, what to tell a user where one cannot be written, and tables."""
 
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +36,11 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         if isinstance(error, OSError) and str(error.filename) in ("None", str(beside)):
             error.filename = str(path)
         raise
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *rows))
 
 
 def write_json(path: Path, content: dict | list) -> None:

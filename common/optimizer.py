@@ -11,9 +11,9 @@ from common.errors import UserError, check
 class TouchedRowsAdam(torch.optim.Adam):
     """torch.optim.Adam that, for a parameter with a sparse gradient, steps the rows in it and leaves all others alone.
 
-    Row-wise in memory traffic only: each element has its own moments, as in Adam. A row that is not touched keeps value
-    and moments; the number of steps, for the bias correction, is that of the whole parameter. `weight_decay` is L2 on
-    the touched rows. Checkpoints hold the same state as Adam's.
+    Row-wise in memory traffic only: each element has its own moments, as in Adam. Differs from Adam: a row that is not
+    touched keeps value and moments; the number of steps, for the bias correction, is that of the whole parameter.
+    `weight_decay` is L2 on the touched rows. Checkpoints hold the same state as Adam's.
     """
 
     @torch.no_grad()

@@ -51,6 +51,7 @@ class DeepFM(ClickModel):
         rows = torch.cat([numbers.unsqueeze(2) * self.numbers, self.categories(ids)], 1)  # (B, F, D + 1)
         first_order, v = rows[..., -1], rows[..., :-1]  # (B, F), (B, F, D)
         y_fm = self.bias + first_order.sum(1) + pairwise_interactions(v)  # eq. 2
+        # Differs from the paper's text, whose y_DNN is a sigmoid already: eq. 1 would apply it twice
         y_dnn = self.deep_output(self.deep(v.flatten(1))).squeeze(1)  # eq. 3 and 4
         return y_fm + y_dnn
 

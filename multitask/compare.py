@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common.errors import run_script
-from common.files import write_json
+from common.files import markdown_table, write_json
 from common.paths import output_root
 from data.census_income import CensusIncomeDataModule
 from multitask.baselines import logistic_regression
@@ -134,8 +134,7 @@ def summarise(runs: pd.DataFrame, groups: dict) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, folder: Path) -> None:
     table.to_csv(folder / "compare.csv", index=False)
     cells = table.map(lambda value: f"{value:.4f}" if isinstance(value, float) else str(value)).replace("nan", "")
-    lines = ["| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * table.shape[1], *cells.values]]
-    (folder / "compare.md").write_text("\n".join(lines) + "\n")
+    (folder / "compare.md").write_text(markdown_table(list(table.columns), cells.values))
     parts = list(table.groupby(["group", "task"], sort=False))
     figure = Figure((8, 1 + 1.6 * len(parts)), layout="constrained")
     for axes, ((group, task), part) in zip(figure.subplots(len(parts), squeeze=False).flat, parts, strict=True):
