@@ -23,15 +23,16 @@ def click_baselines(data: pl.LightningDataModule) -> dict[str, dict[str, float]]
         for rows in (data.rows["train"][-TRAIN_ROWS:], data.rows["val"], data.rows["test"])
     )
     model = tuned_logistic_regression(x_train, y_train, x_val, y_val)
-    constant = np.full(len(y_test), y_train.mean())
-    return {
-        "logistic regression": _metrics(model.predict_proba(x_test)[:, 1], y_test),
-        "constant": _metrics(constant, y_test),
-    }
+    constant = {"constant": _metrics(np.full(len(y_test), y_train.mean()), y_test)}
+    if model is None:
+        return constant
+    return {"logistic regression": _metrics(model.predict_proba(x_test)[:, 1], y_test)} | constant
 
 
-def tuned_logistic_regression(x_train, y_train, x_val, y_val) -> LogisticRegression:
-    """The regression whose C has the best log loss on the validation rows."""
+def tuned_logistic_regression(x_train, y_train, x_val, y_val) -> LogisticRegression | None:
+    """The regression whose C has the best log loss on the validation rows; None if training rows are of one class."""
+    if len(np.unique(y_train)) == 1:
+        return None
     models, losses = [], []
     for c in REGULARISATION:
         models.append(LogisticRegression(C=c, max_iter=500).fit(x_train, y_train))

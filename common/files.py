@@ -66,6 +66,8 @@ def write_error(error: OSError, folder: Path, needed: float = 0, variable: str =
 
     needed: bytes, about; variable: of the environment, which moves the folder.
     """
+    if isinstance(error, TimeoutError | BrokenPipeError):  # a lock that another process holds; `| head`
+        return UserError(f"{error}.")
     if error.filename and not _on_one_path(Path(error.filename), folder):
         return UserError(f"cannot read {error.filename}: {error.strerror}.")
     there = next(path for path in [folder, *folder.parents] if path.exists())
@@ -73,7 +75,7 @@ def write_error(error: OSError, folder: Path, needed: float = 0, variable: str =
     free = shutil.disk_usage(there).free
     missing = f", about {math.ceil((needed - free) / MIB):,} MiB more are needed" if needed > free else ""
     return UserError(
-        f"cannot write {name}: {error.strerror or error.args[0]} ({free / MIB:,.1f} MiB are free{missing}). "
+        f"cannot write {name}: {error.strerror or error} ({free / MIB:,.1f} MiB are free{missing}). "
         f"Make room, or set the environment variable {variable} to a folder that can be written."
     )
 

@@ -4,6 +4,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_flatten
 
 from common.checkpoint import check_can_resume
 from common.embedding import PackedEmbedding
@@ -88,6 +89,12 @@ class Recommender(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         check_can_resume(checkpoint, self, self.trainer.ckpt_path)
+        data = self.trainer.datamodule
+        check(
+            same_values(checkpoint[type(data).__qualname__], data.state_dict()),
+            f"{self.trainer.ckpt_path} was trained with other vocabularies or scales: the raw data of {data.dataset!r} "
+            "has changed. Put it back, or start anew with RESUME = False.",
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(
@@ -97,6 +104,14 @@ class Recommender(pl.LightningModule):
             self.hparams.embedding_l2,
             self.hparams.get("embedding_learning_rate"),
         )
+
+
+def same_values(one: object, other: object) -> bool:
+    """Whether two nested states hold the same values."""
+    (leaves, structure), (others, other_structure) = tree_flatten(one), tree_flatten(other)
+    return structure == other_structure and all(
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(leaves, others, strict=True)
+    )
 
 
 class ClickModel(Recommender):

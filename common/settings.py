@@ -51,7 +51,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_norm", "self_interaction", "history_ratings", "start_from_biases", "resume"), FLAG),
     **dict.fromkeys(("uses_sequence", "shard_table"), FLAG),
     **dict.fromkeys(("dataset", "split", "numbers_as", "target", "model", "optimizer", "schedule", "precision"), TEXT),
-    "strategy": TEXT,
+    "strategy": (("auto", "ddp", "ray").__contains__, '"auto", "ddp" or "ray"'),
     "tasks": _tuple_of(TEXT, 1),
     "data_root": _or_none(TEXT),
     # of a search

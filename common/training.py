@@ -127,9 +127,21 @@ def resolve_precision(precision: str) -> str:
     return "bf16-mixed" if native and not torch.mps.is_available() else "32-true"
 
 
-def _checkpoint(folder: Path, name: str, **when) -> ModelCheckpoint:
+class Checkpoint(ModelCheckpoint):
+    """ModelCheckpoint that still knows its best one when the folder of the run was moved before it goes on."""
+
+    def load_state_dict(self, state: dict) -> None:
+        def here(path: str) -> str:
+            return path and str(Path(self.dirpath, Path(path).name))
+
+        paths = {name: here(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state | paths | {"best_k_models": best, "dirpath": self.dirpath})
+
+
+def _checkpoint(folder: Path, name: str, **when) -> Checkpoint:
     # a str, as a checkpoint holds the callback's state and must hold plain values only
-    return ModelCheckpoint(str(folder), name, enable_version_counter=False, save_on_train_epoch_end=False, **when)
+    return Checkpoint(str(folder), name, enable_version_counter=False, save_on_train_epoch_end=False, **when)
 
 
 def _evaluate(

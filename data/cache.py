@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from common.errors import check
 from common.files import write_error
 from common.paths import output_root
 
@@ -32,9 +33,9 @@ def cached(
     A build goes to a folder of its own that is renamed when complete, under a lock that dies with its process.
     needed: bytes of what `build` writes, about, for the message that a disk is full; if None, from the sources' sizes.
 
-    Raises: UserError where the disk is full or read-only, and whatever `build` raises.
+    Raises: UserError where the disk is full or read-only or a source changes meanwhile, and whatever `build` raises.
     """
-    state = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+    state = _state(sources)
     home = cache_root() / f"{name}-{_digest([str(path) for path in sources])}"
     entry = home / f"{_digest([CACHE_FORMAT, state])}-{_digest(settings)}"
     try:
@@ -43,10 +44,19 @@ def cached(
             _remove_partial(home, entry)
             if not _is_intact(entry):
                 _remove_outdated(home, entry, name)
-                _build(entry, build)
+                _build(entry, lambda partial: _build_unchanged(partial, build, sources, state))
     except OSError as error:
         raise write_error(error, home, _size_of(sources) if needed is None else needed) from error
     return entry
+
+
+def _state(sources: Sequence[Path]) -> list:
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+
+
+def _build_unchanged(partial: Path, build: Callable[[Path], None], sources: Sequence[Path], state: list) -> None:
+    build(partial)
+    check(_state(sources) == state, f"{' or '.join(map(str, sources))} changed while it was read; start again.")
 
 
 def _build(entry: Path, build: Callable[[Path], None]) -> None:

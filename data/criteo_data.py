@@ -69,8 +69,9 @@ class CriteoDataModule(pl.LightningDataModule):
         folder, self.is_sample = find_dataset(self.dataset, self.data_root, GET_COMMAND, criteo_sample)
         raw = raw_file(folder, "train.txt", GET_COMMAND)
         columns = cached("criteo-columns", [raw], {}, lambda target: write_columns(raw, target))
+        settings = self.settings | {"columns": columns.name}  # what it is built from: the raw file may change meanwhile
         self.folder = cached(
-            "criteo", [raw], self.settings, lambda target: write_encoded(raw, columns, self.settings, target)
+            "criteo", [raw], settings, lambda target: write_encoded(raw, columns, self.settings, target)
         )
         self.summary = json.loads((self.folder / "summary.json").read_text())
         self.encoder = CriteoEncoder.from_state(torch.load(self.folder / "encoder.pt", weights_only=True))

@@ -86,7 +86,7 @@ class MovieRatingDataModule(pl.LightningDataModule):
         self.folder = cached(
             "movies",
             files,
-            self.settings | CONSTANTS,
+            self.settings | CONSTANTS | {"ordered": self.ordered.name},
             lambda target: write_encoded(files, self.release, self.ordered, self.settings, target),
         )
         self.movies = read_movies(files[1], self.release)

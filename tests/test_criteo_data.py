@@ -14,6 +14,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 
 from common.errors import UserError
+from data import criteo_data
 from data.criteo_data import CriteoDataModule
 from data.criteo_encoding import CriteoEncoder
 from data.criteo_raw import MISSING_NUMBER, parse
@@ -152,9 +153,24 @@ def test_a_failed_build_leaves_nothing(tmp_path, lines, outputs):
     with pytest.raises(UserError, match=r"train.txt, line 701: found 1 fields"):
         open_data(tmp_path, [*lines, "broken"])
     name = next((outputs / "data" / "cache").glob("criteo-columns-*"))
-    assert not [path for home in (outputs / "data" / "cache").iterdir() for path in home.glob("*.partial")]
+    assert not [path for home in name.parent.glob("criteo-*") for path in home.glob("*.partial")]
     assert name.exists()
     assert sum(len(rows) for rows in open_data(tmp_path, lines).rows.values()) == ROWS
+
+
+@pytest.mark.parametrize("step", ["write_columns", "write_encoded"])
+def test_a_file_that_changes_while_it_is_prepared(tmp_path, lines, monkeypatch, step):
+    write, raw = getattr(criteo_data, step), tmp_path / "criteo" / "train.txt"
+
+    def replaced_meanwhile(*arguments) -> None:
+        write_lines(raw, [*lines, *lines])
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(criteo_data, step, replaced_meanwhile)
+        with pytest.raises(UserError, match=r"train.txt changed while it was read; start again"):
+            open_data(tmp_path, lines)
+    assert sum(len(rows) for rows in open_data(tmp_path).rows.values()) == 2 * ROWS
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="starts processes by fork, for speed")

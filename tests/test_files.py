@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
-from common.files import whole_file
+from common.files import whole_file, write_error
 from data.cache import cache_root, cached
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
@@ -80,3 +80,9 @@ def test_what_a_killed_builder_left_is_removed_and_what_a_live_one_builds_is_not
     with FileLock(live.with_suffix(".lock")):
         assert cached("left", [source], {}, build) == entry
         assert live.exists() and not dead.exists()
+
+
+@pytest.mark.parametrize("error", [Timeout("run.lock"), BrokenPipeError(32, "Broken pipe")])
+def test_other_errors_of_the_system_are_not_blamed_on_the_disk(tmp_path, error):
+    message = str(write_error(error, tmp_path))
+    assert "cannot write" not in message and ("run.lock" in message or "Broken pipe" in message)

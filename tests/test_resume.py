@@ -5,6 +5,7 @@ import re
 import signal
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -177,3 +178,39 @@ def test_two_that_resume_at_once_take_different_runs(start, monkeypatch, outputs
                 start()
     taken = [choose_folder(outputs / "runs" / "deepfm", True) for _ in range(3)]  # each is held by its lock
     assert [folder.name for folder, _ in taken] == ["version_1", "version_0", "version_2"]
+
+
+def test_a_moved_folder_keeps_its_best_checkpoint(start, monkeypatch, outputs, tmp_path):
+    settings = {"max_epochs": 4, "patience": 50, "learning_rate": 0.05}
+    whole = start(**settings)
+    history = pd.read_csv(outputs / "runs" / "deepfm" / "version_0" / "metrics.csv")
+    best = int(history["val_auc"].idxmax())
+    assert best < len(history) - 1, "no worse validation follows"
+    with monkeypatch.context() as patch:
+        interrupt(patch, DeepFM, "training_step", int(history["step"][best]) + 2)
+        with pytest.raises(Interrupted):
+            start(**settings)
+    monkeypatch.setenv("OUTPUT_ROOT", str(outputs.rename(tmp_path / "moved")))
+    resumed = start(resume=True, **settings)
+    assert resumed["validation"] == whole["validation"] and resumed["test"] == whole["test"]
+
+
+def test_other_data_of_the_same_size_is_refused(start, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        interrupt(patch, DeepFM, "training_step", 16)
+        with pytest.raises(Interrupted):
+            start()
+    raw = tmp_path / "criteo" / "train.txt"
+    fields = [line.split("\t") for line in raw.read_text().splitlines()]
+    values = sorted({row[14] for row in fields} - {""})
+    renamed = {"": ""} | {value: f"{(int(value, 16) + 1) % 2**32:08x}" for value in values}
+    write_lines(raw, ["\t".join([*row[:14], renamed[row[14]], *row[15:]]) for row in fields])
+    with pytest.raises(UserError, match="the raw data of 'criteo' has changed"):
+        start(resume=True)
+
+
+def test_training_rows_of_one_class(start, tmp_path, rng):
+    lines = ["0" + line[1:] if i < 620 else line for i, line in enumerate(make_lines(rng, 700))]
+    write_lines(tmp_path / "criteo" / "train.txt", lines)
+    results = start(max_epochs=1)
+    assert list(results["baselines"]) == ["constant"]
