@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, check
-from data.raw_text import text_of, whole_gzip
+from data.raw_text import limited_lines, text_of, whole_gzip
 
 MISSING_TEXT = "?"
 LARGEST = float(np.finfo(np.float32).max)
@@ -183,8 +183,8 @@ def recognise(folder: Path, get_command: str) -> Layout:
 
 def read_file(path: Path, layout: Layout) -> Iterator[Chunk]:
     """The rows of a plain or .gz file; errors as in read_rows, and for a cut .gz."""
-    with whole_gzip(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
-        yield from read_rows(lines, str(path), layout)
+    with whole_gzip(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        yield from read_rows(limited_lines(stream, path), str(path), layout)
 
 
 def read_rows(lines: Iterable[bytes], file: str, layout: Layout) -> Iterator[Chunk]:

@@ -5,7 +5,7 @@ N: rows of a chunk, K: tasks.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, repeat
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.census_format import MISSING_TEXT, Chunk, Layout, Task, read_rows
 from data.census_income import FIRST_ID, MISSING, UNSEEN, CensusEncoder
+from data.raw_text import limited_lines
 
 
 class CensusScoring:
@@ -34,7 +35,7 @@ class CensusScoring:
 
         Raises: UserError naming line and column of the first wrong row.
         """
-        lines, layout = self._with_layout(stream)
+        lines, layout = self._with_layout(limited_lines(stream, name))
         for chunk in read_rows(lines, name, layout):
             numbers, ids = self.encoder.encode(chunk)
             for column, count in zip(self.unseen, (ids == UNSEEN).sum(0).tolist(), strict=True):
@@ -64,16 +65,18 @@ class CensusScoring:
             },
         }
 
-    def _with_layout(self, stream: BinaryIO) -> tuple[Iterator[bytes], Layout]:
-        """All lines of the stream, and the layout that its first row has: with or without the last column."""
-        head = []
-        for line in stream:
-            head.append(line)
-            if line.strip() and not line.startswith(b"|"):
+    def _with_layout(self, lines: Iterator[bytes]) -> tuple[Iterator[bytes], Layout]:
+        """All lines, and the layout that the first row has: with or without the last column."""
+        # what comes before the first row is only counted, as there is no end to how many such lines there may be
+        before, row = 0, b""
+        for row in lines:
+            if row.strip() and not row.startswith(b"|"):
                 break
+            before += 1
         shorter = self.layout.columns[:-1]
-        has_last = not head or head[-1].count(b",") + 1 != len(shorter)
-        return chain(head, stream), self.layout if has_last else replace(self.layout, columns=shorter)
+        has_last = row.count(b",") + 1 != len(shorter)
+        lines = chain(repeat(b"\n", before), [row], lines)
+        return lines, self.layout if has_last else replace(self.layout, columns=shorter)
 
 
 def known_labels(chunk: Chunk, task: Task) -> np.ndarray:

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from common.errors import UserError
-from data.raw_text import whole_gzip
+from common.errors import UserError, check
+from data.raw_text import line_blocks
 
 NUMBERS = [f"I{i}" for i in range(1, 14)]
 CATEGORIES = [f"C{i}" for i in range(1, 27)]
@@ -48,24 +48,12 @@ def open_raw(path: Path) -> tuple[BinaryIO, BinaryIO]:
 
 
 def blocks(stream: BinaryIO, name: str | Path, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
-    """Pieces of the stream that end with a line end, each with the number of its first line.
-
-    Raises: UserError for an empty file, and for a .gz that is cut or damaged.
-    """
-    rest, line, empty = b"", 1, True
-    with whole_gzip(name):
-        while read := stream.read(block_bytes):
-            empty = False
-            cut = read.rfind(b"\n") + 1
-            if cut:
-                block = rest + read[:cut]
-                yield line, block
-                line += block.count(b"\n")
-            rest = read[cut:] if cut else rest + read
-    if empty:
-        raise UserError(f"{name} is empty; expected Criteo rows.")
-    if rest:
-        yield line, rest + b"\n"
+    """line_blocks; UserError for an empty file too."""
+    empty = True
+    for piece in line_blocks(stream, name, block_bytes):
+        empty = False
+        yield piece
+    check(not empty, f"{name} is empty; expected Criteo rows.")
 
 
 def parse(block: bytes, labelled: bool, name: str | Path, first_line: int) -> Rows:

@@ -8,14 +8,16 @@ import csv
 import gzip
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from common.errors import UserError, check
 from data.locate import raw_file
-from data.raw_text import text_of, whole_gzip, whole_number
+from data.raw_text import limited_lines, line_blocks, text_of, whole_gzip, whole_number
 
 BLOCK_BYTES = 16 << 20  # read at a time: some 700,000 lines
 AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M
@@ -140,19 +142,18 @@ def read_ratings(path: Path, release: Release) -> dict[str, np.ndarray]:
     form = re.compile(rb"(?:%b\r?\n)*+" % release.rating_line)
     columns: dict[str, list[np.ndarray]] = {"user": [], "movie": [], "rating": [], "time": []}
     types = (np.int32, np.int32, np.float32, np.int64)
-    line = 1
-    for block in _blocks(path):
-        if line == 1 and release.header:
-            header, block = block.split(b"\n", 1)
-            line = 2
-            _check_header(path, header, release.header)
-        if form.fullmatch(block) is None:
-            raise _bad_rating(path, release, block, line)
-        # checked above: every line holds four numbers, exact in float64
-        values = np.fromstring(block.translate(SEPARATORS_TO_BLANKS), sep=" ").reshape(-1, 4)
-        for name, dtype, column in zip(columns, types, values.T, strict=True):
-            columns[name].append(column.astype(dtype))
-        line += len(values)
+    with _opened(path) as stream:
+        for line, block in line_blocks(stream, path, BLOCK_BYTES):
+            if line == 1 and release.header:
+                header, block = block.split(b"\n", 1)
+                line = 2
+                _check_header(path, header, release.header)
+            if form.fullmatch(block) is None:
+                raise _bad_rating(path, release, block, line)
+            # checked above: every line holds four numbers, exact in float64
+            values = np.fromstring(block.translate(SEPARATORS_TO_BLANKS), sep=" ").reshape(-1, 4)
+            for name, dtype, column in zip(columns, types, values.T, strict=True):
+                columns[name].append(column.astype(dtype))
     check(bool(columns["user"]), f"{path} is empty; expected lines {release.rating_form}.")
     ratings = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
     check(len(ratings["user"]) > 0, f"{path} has no ratings; expected lines {release.rating_form}.")
@@ -181,10 +182,10 @@ def read_users(path: Path, release: Release) -> Users:
 
 
 def _parse_lines(path: Path, release: Release, header: bytes, parse: Callable[[str], tuple], expected: str) -> dict:
-    rows, line = {}, 0
-    for block in _blocks(path):
-        for raw in block.removesuffix(b"\n").split(b"\n"):
-            line += 1
+    rows = {}
+    with _opened(path) as stream:
+        for line, raw in enumerate(limited_lines(stream, path), 1):
+            raw = raw.removesuffix(b"\n")
             if line == 1 and header:
                 _check_header(path, raw, header)
                 continue
@@ -210,9 +211,8 @@ def _check_header(path: Path, found: bytes, expected: bytes) -> None:
     )
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Pieces of a plain or .gz file that end with a line end; UserError for a .gz that is cut or damaged."""
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A plain or .gz file; UserError for a .gz that is cut or damaged."""
     with whole_gzip(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            block += stream.readline()
-            yield block if block.endswith(b"\n") else block + b"\n"
+        yield stream

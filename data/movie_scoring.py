@@ -25,6 +25,7 @@ from data.movie_encoding import (
     past_window,
 )
 from data.movie_formats import RELEASES
+from data.raw_text import limited_lines
 
 CHUNK_ROWS = 8192
 SEPARATORS = {"ratings.dat": "::", "u.data": "\t", "ratings.csv": ","}
@@ -65,7 +66,7 @@ class MovieScoring:
 
         Raises: UserError naming the first line that is not of the form.
         """
-        lines, first = enumerate(stream, 1), True
+        lines, first = enumerate(limited_lines(stream, name), 1), True
         while part := list(islice(lines, CHUNK_ROWS)):
             if first and self.release.header and part[0][1].startswith(b"userId"):
                 part = part[1:]

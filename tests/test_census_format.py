@@ -2,12 +2,17 @@
 
 import csv
 import gzip
+import io
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
 from data.census_format import ADULT, CENSUS_INCOME_KDD, read_file, read_rows
+from data.census_income import CensusIncomeDataModule
+from data.census_scoring import CensusScoring
+from data.raw_text import LINE_BYTES
 from data.sample_census import census_sample
 
 ADULT_LINE = "39, Private, 77516, Bachelors, 13, Never-married, Sales, Husband, White, Male, 2174, 0, 40, ?, <=50K"
@@ -49,6 +54,29 @@ def test_cut_gz(tmp_path, lines):
     path.write_bytes(gzip.compress("\n".join(lines).encode())[:-1000])
     with pytest.raises(UserError, match=rf"{path}.*cut or damaged"):
         list(read_file(path, CENSUS_INCOME_KDD))
+
+
+def test_a_line_without_an_end(tmp_path, lines):
+    path = tmp_path / "a.data.gz"
+    path.write_bytes(gzip.compress(f"{lines[0]}\n".encode() + b"0" * 2 * LINE_BYTES))
+    with pytest.raises(UserError, match=rf"{path}, line 2 is longer than 1,048,576 bytes"):
+        list(read_file(path, CENSUS_INCOME_KDD))
+
+
+def test_scoring_takes_no_memory_for_what_comes_before_the_rows(tmp_path, lines):
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    data = CensusIncomeDataModule("census-income-kdd", str(tmp_path))
+    data.setup()
+    scoring = CensusScoring(data.state_dict())
+    stream = io.BytesIO(b"|\n" * 300_000 + f"{lines[0]}\n{lines[1][:-1]}x\n".encode())
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"raw.data, line 300002, column income"):
+        list(scoring.batches(stream, "raw.data"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    with pytest.raises(UserError, match=r"raw.data, line 1 is longer than"):
+        list(scoring.batches(io.BytesIO(b"0" * 2 * LINE_BYTES), "raw.data"))
 
 
 def test_the_columns_of_tasks_and_the_instance_weight_are_no_inputs():

@@ -7,6 +7,7 @@ import pytest
 
 from common.errors import UserError
 from data.criteo_raw import blocks, open_raw, parse
+from data.raw_text import LINE_BYTES
 from tests.criteo_rows import as_lists, make_lines, parse_plainly
 
 GOOD = "\t".join(["1"] + ["5"] * 13 + ["68fd1e64"] * 26)
@@ -86,6 +87,14 @@ def test_blocks_are_whole_lines_and_lose_nothing(block_bytes):
     assert b"".join(pieces) == text + b"\n"
     assert all(piece.endswith(b"\n") for piece in pieces)
     assert [*lines] == [1 + b"".join(pieces[:i]).count(b"\n") for i in range(len(pieces))]
+
+
+@pytest.mark.parametrize("block_bytes", [100_000, 8 << 20])
+def test_a_line_without_an_end_is_read_to_the_limit(block_bytes):
+    stream = io.BytesIO(GOOD.encode() + b"\n" + b"0" * 40 * LINE_BYTES)
+    with pytest.raises(UserError, match=r"f, line 2 is longer than 1,048,576 bytes"):
+        list(blocks(stream, "f", block_bytes))
+    assert stream.tell() <= len(GOOD) + LINE_BYTES + 2 * block_bytes
 
 
 def test_empty_and_cut_files(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from common.errors import UserError
 from data import movie_formats
 from data.movie_formats import ML_1M, ML_100K, ML_CSV, read_movies, read_ratings, read_users, recognise
+from data.raw_text import LINE_BYTES
 
 GOOD = {
     ML_1M: {
@@ -157,6 +158,19 @@ def test_empty_and_cut_files(tmp_path, release):
     cut.write_bytes(gzip.compress(np.random.default_rng(0).bytes(5000))[:1000])
     with pytest.raises(UserError, match="cut or damaged"):
         read_ratings(cut, release)
+
+
+@FORMS
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_line_without_an_end(tmp_path, release, compress, monkeypatch):
+    monkeypatch.setattr(movie_formats, "BLOCK_BYTES", 1000)
+    endless = {name: text + "0" * 2 * LINE_BYTES for name, text in GOOD[release].items()}
+    folder = write(tmp_path, release, compress, **endless)
+    readers = {release.ratings_file: read_ratings, release.movies_file: read_movies, release.users_file: read_users}
+    for name in release.files:
+        line = GOOD[release][name].count("\n") + 1
+        with pytest.raises(UserError, match=rf"{name}.*, line {line} is longer than 1,048,576 bytes"):
+            readers[name](path_of(folder, name), release)
 
 
 def test_no_known_files(tmp_path):

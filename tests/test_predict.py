@@ -2,6 +2,7 @@
 
 import gzip
 import inspect
+import io
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from common.training import QUIET_TRAINER
 from data.census_income import CensusIncomeDataModule
 from data.criteo_data import CriteoDataModule
 from data.movie_rating_seq import MovieRatingDataModule
+from data.raw_text import LINE_BYTES
 from data.sample_census import census_sample
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
@@ -186,7 +188,7 @@ def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
     checkpoint = train_on(train_bst, tmp_path, outputs, dataset="mine", **SMALL_BST)
     _, scoring = load(checkpoint)
     rows = ["1::9::::250", "1::9", "1::2::4::200", "1::2", "1::2::::400", "77::1", "1::9::3::10", "1::9::::200"]
-    batches = list(scoring.batches((line.encode() + b"\n" for line in rows), "here"))
+    batches = list(scoring.batches(io.BytesIO("\n".join(rows).encode()), "here"))
     ((_, history, _, distance, user, numbers), target), *_ = batches
     past = [[scoring.encoder.movie_ids[i - 2] for i in row if i > 1] for row in history.tolist()]
     assert past == [[1, 2], [1, 2, 3], [1], [1], [1, 2, 3], [], [], [1, 2]]
@@ -196,7 +198,9 @@ def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
     assert [value for value in target[:, 0].tolist() if value == value] == [4, 3]
     assert scoring.unseen == {"user": 1, "movie": 0}
     with pytest.raises(UserError, match=r"here, line 2: found '1::2::6', expected user::movie\[::rating"):
-        list(scoring.batches([b"1::2\n", b"1::2::6\n"], "here"))
+        list(scoring.batches(io.BytesIO(b"1::2\n1::2::6\n"), "here"))
+    with pytest.raises(UserError, match=r"here, line 2 is longer than"):
+        list(scoring.batches(io.BytesIO(b"1::2\n" + b"1" * 2 * LINE_BYTES), "here"))
 
 
 def run(arguments: list, given: bytes = b"") -> subprocess.CompletedProcess:
