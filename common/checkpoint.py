@@ -1,6 +1,7 @@
 """Checkpoints of large tables without a second copy in memory, complete or not there at all."""
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch checks no sums: a weight with a flipped bit would go unnoticed
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        # one number repeated to any size: a file of a few KB would fill the memory where the tensor is copied
+        repeated = any(tensor.untyped_storage().nbytes() < tensor.nbytes for tensor in _tensors(content))
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}.") from error
     except (IsADirectoryError, PermissionError) as error:
@@ -49,9 +52,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             "Take another, or train again."
         ) from error
     check(damaged is None, f"{path} is damaged: {damaged} in it has a wrong checksum. Take another, or train again.")
+    check(not repeated, f"{path} is damaged: a tensor in it is larger than its data. Take another, or train again.")
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of this repo: it holds no state_dict.")
     return content
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    """All tensors in nested containers; each container once, as a forged file may hold itself."""
+    left, seen = [content], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            left.extend(value.values() if isinstance(value, dict) else value)
 
 
 def check_can_resume(content: dict[str, Any], module: LightningModule, path: str | Path | None) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,22 @@ def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path, model, sizes
     MappedCheckpointIO().save_checkpoint(content, tmp_path / "absurd.ckpt")
     with pytest.raises(UserError, match=f"absurd.ckpt does not fit .*{message}"):
         load(tmp_path / "absurd.ckpt")
+
+
+def test_a_tensor_larger_than_its_data_is_refused_before_it_is_copied(tmp_path, good):
+    content, path = load_checkpoint(good), tmp_path / "forged.ckpt"
+    sizes = [*content["hyper_parameters"]["field_sizes"][:-1], 10**12]
+    width = content["state_dict"]["categories.weight"].shape[1]
+    table = torch.zeros(1, 1).expand(sum(sizes), width)
+    weights = content["state_dict"] | {"categories.weight": table}
+    forged = content | {"hyper_parameters": content["hyper_parameters"] | {"field_sizes": sizes}, "state_dict": weights}
+    itself = [table]
+    itself.append(itself)
+    for change in (forged, content | {"state_dict": Counter(weights)}, content | {"CriteoDataModule": itself}):
+        MappedCheckpointIO().save_checkpoint(change, path)
+        assert path.stat().st_size < 10**6
+        with pytest.raises(UserError, match=r"forged.ckpt is damaged: a tensor in it is larger than its data"):
+            load(path)
 
 
 def places(content: dict, *above: str) -> list[tuple[str, ...]]:
