@@ -3,11 +3,18 @@
 import functools
 import inspect
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
+
+from common.errors import UserError
+
+MEETING = "MEETING_FILE"  # variable of the environment
 
 
 def together() -> bool:
@@ -47,9 +54,43 @@ def on_ray(train: Callable[..., dict]) -> Callable[..., dict]:
     return sent
 
 
+def is_launched() -> bool:
+    """Whether another process (Lightning's first one, torchrun, Slurm) has started this one as one of several."""
+    return any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID"))
+
+
+class DDPOnThisMachine(DDPStrategy):
+    """DDP whose processes meet through a file: torch's own meeting place listens on all interfaces of the machine."""
+
+    def setup_distributed(self) -> None:
+        if not together():
+            self.set_world_ranks()
+            backend = distributed.get_default_backend_for_device(self.root_device)
+            store = f"file://{os.environ[MEETING]}"
+            distributed.init_process_group(backend, store, rank=self.global_rank, world_size=self.world_size)
+        super().setup_distributed()
+
+
+@contextmanager
+def deaths_told() -> Iterator[None]:
+    """UserError where another process of this run has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if together() and ("gloo" in str(error) or isinstance(error, distributed.DistError)):
+            message = "another process of this run died; RESUME = True goes on from the last checkpoint."
+            raise UserError(message) from error
+        raise
+
+
 def trainer_settings(settings: dict, *plugins: object) -> dict:
     """Keywords of Lightning's Trainer for DEVICES, NUM_NODES and STRATEGY."""
     keywords = {name: settings[name] for name in ("devices", "num_nodes", "strategy")}
+    if settings["devices"] > 1 and settings["num_nodes"] == 1 and settings["strategy"] in ("auto", "ddp"):
+        if MEETING not in os.environ and not is_launched():
+            os.environ[MEETING] = f"{tempfile.mkdtemp()}/store"  # for the processes that Lightning starts too
+        if MEETING in os.environ:
+            keywords["strategy"] = DDPOnThisMachine()
     if settings["strategy"] == "ray":  # this is a worker of Ray Train, which has made the processes
         from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import numpy
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from common.errors import UserError, check
 from common.files import write_error, write_json
 from common.paths import output_root
-from common.processes import from_first, is_first
+from common.processes import deaths_told, from_first, is_first
 from common.settings import check_settings
 
 LAST = Path("checkpoints", "last.ckpt")  # of a run's folder
@@ -35,8 +35,10 @@ def claim_folder(script: str, settings: dict, folder: str | Path | None = None) 
     """
     check_settings(settings)
     folder = folder or os.environ.get("RUN_FOLDER")
+    # on a Ray cluster all start again, for which the error must be as it is
+    deaths = nullcontext() if settings.get("strategy") == "ray" else deaths_told()
     if is_first():
-        with _held(script, settings, folder) as held:
+        with deaths, _held(script, settings, folder) as held:
             before = os.environ.get("RUN_FOLDER")
             os.environ["RUN_FOLDER"] = from_first(str(held))  # for processes that Lightning starts with this script
             try:
@@ -46,7 +48,7 @@ def claim_folder(script: str, settings: dict, folder: str | Path | None = None) 
     else:
         folder = from_first(folder)
         check(folder is not None, "set RUN_FOLDER, the same for all processes: the folder that the run writes to.")
-        with redirect_stdout(io.StringIO()):
+        with deaths, redirect_stdout(io.StringIO()):
             yield Path(folder)
 
 

@@ -77,8 +77,9 @@ class BatchLoader:
         )
 
     def __len__(self) -> int:
-        # a rest with fewer rows than processes goes with the batch before
-        return (len(self.sampler) - self.world) // self.batch_size + 1
+        # a rest of fewer than two rows for each process, too few for batch norm, goes with the batch before
+        least = min(2 * self.world, self.batch_size)
+        return max(0, len(self.sampler) - least) // self.batch_size + 1
 
     def part_of_batch(self, index: int) -> float:
         """This process's share of the rows of a training batch."""

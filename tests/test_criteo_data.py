@@ -211,6 +211,18 @@ def test_missing_files_and_settings_out_of_range(tmp_path):
         open_data(tmp_path, ["0" + line, "1" + line] * 9, split="random")
 
 
+@pytest.mark.parametrize(("rows", "batch_size", "expected"), [
+    (7, 3, [3, 4]), (8, 3, [3, 3, 2]), (1, 3, [1]), (2, 1, [1, 1]), (6, 3, [3, 3]),
+])  # fmt: skip
+def test_no_batch_of_one_row_is_left_over(tmp_path, rows, batch_size, expected):
+    np.save(tmp_path / "x.npy", np.arange(9))
+    for seed in (None, 1):
+        loader = BatchLoader(MappedRows(tmp_path, ["x"]), EpochOrder(range(rows), seed), batch_size)
+        sizes = [len(x) for (x,) in loader]
+        assert len(sizes) == len(loader) == len(expected) and sum(sizes) == rows
+        assert seed is None or sizes == expected
+
+
 def test_loader_gives_each_row_once_in_an_order_of_seed_and_epoch(tmp_path, lines):
     data = open_data(tmp_path, lines, batch_size=64, seed=3)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +104,34 @@ def test_a_whole_run(tmp_path, outputs, rng, monkeypatch):
         for metrics in ("test", "validation"):
             assert two[metrics] == pytest.approx(one[metrics], abs=1e-5)
         assert two["baselines"] == one["baselines"] and two["rows"] == one["rows"]
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other process in /proc")
+def test_a_process_dies(tmp_path, outputs, rng, monkeypatch):
+    """The other one ends with one line; both listen on the loopback interface alone."""
+    write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 700))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
+        "from common.errors import run_script\nfrom deepfm.train import train\n"
+        "run_script(lambda: train(hidden=(8,), batch_size=10, max_epochs=9999, patience=9999, devices=2))\n"
+    )
+    first = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "epoch" not in first.stdout.readline():
+        assert first.poll() is None, first.stderr.read()
+    (other,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    assert not listening({first.pid, int(other)}) - {"127.0.0.1"}
+    os.kill(int(other), signal.SIGKILL)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 1 and "Traceback" not in errors
+    assert errors.endswith("error: another process of this run died; RESUME = True goes on from the last checkpoint.\n")
+
+
+def listening(processes: set[int]) -> set[str]:
+    """Addresses on which processes wait for connections (IPv4 as it is; IPv6 as the bytes of /proc)."""
+    links = [link for process in processes for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()]
+    sockets = {os.readlink(link).removeprefix("socket:[").removesuffix("]") for link in links}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    addresses = {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets}
+    return {socket.inet_ntoa(bytes.fromhex(text)[::-1]) if len(text) == 8 else text for text in addresses}
