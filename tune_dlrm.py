@@ -20,9 +20,9 @@ from ray import tune
 
 from common.cluster import start_ray
 from common.errors import UserError, check, run_script
-from common.files import write_json
+from common.files import write_error, write_json
 from common.paths import data_root, output_root
-from common.run import claim_folder, new_folder, numbered_folders
+from common.run import NOT_COMPARED, claim_folder, new_folder, numbered_folders
 from common.search import (
     CAUSE,
     Progress,
@@ -96,6 +96,8 @@ def search(
     validations = max_epochs * validations_per_epoch
     check(grace_validations <= validations, f"GRACE_VALIDATIONS is {grace_validations} of {validations} validations.")
     hand_set = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    for name in ("run_folder", "callbacks", "test"):
+        del hand_set[name]  # no settings: a search decides on them
     check(space.keys() <= hand_set.keys(), f"SEARCH_SPACE has {sorted(space)}; dlrm/train.py has {sorted(hand_set)}.")
     constants = {
         "dataset": dataset,
@@ -105,7 +107,8 @@ def search(
         "patience": validations,  # the scheduler stops trials
         "seed": seed,
     }
-    compared = constants | {"space": {name: str(values) for name, values in distributions(space).items()}}
+    fixed = {name: value for name, value in hand_set.items() if name not in {*space, *NOT_COMPARED}}
+    compared = fixed | constants | {"space": {name: str(values) for name, values in distributions(space).items()}}
     compared |= {"trials": trials, "grace_validations": grace_validations, "reduction_factor": reduction_factor}
     home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
     with claim_folder("tune_dlrm", compared, find_folder(home, compared)) as folder:
@@ -158,11 +161,15 @@ def run_trial(config: dict, constants: dict, record: SearchRecord, threads: int,
 
 def find_folder(home: Path, settings: dict) -> Path:
     """The newest unfinished search with these settings, else a new version_N."""
+    settings = json.loads(json.dumps(settings))  # as they are kept: tuples are lists
     for _, folder in sorted(numbered_folders(home).items(), reverse=True):
         kept = folder / "settings.json"
         if not (folder / "best.json").exists() and kept.exists() and json.loads(kept.read_text()) == settings:
             return folder
-    return new_folder(home)
+    try:
+        return new_folder(home)
+    except OSError as error:
+        raise write_error(error, home) from error
 
 
 def await_death(record: SearchRecord) -> None:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from common.callbacks import History
+from common.errors import check
 from common.files import write_json
 from common.processes import together
 
@@ -101,10 +103,19 @@ class RecordedSearch(OptunaSearch):
 
 
 def distributions(space: dict) -> dict[str, optuna.distributions.BaseDistribution]:
-    """A search space of Ray Tune as Optuna takes it."""
+    """A search space of Ray Tune as Optuna takes it. Raises: UserError for what Optuna has no distribution for."""
+    found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # widths as choices: Optuna has tuples, but could not keep them in a database
-        return OptunaSearch.convert_search_space(space)
+        for name, values in space.items():
+            with suppress(ValueError):
+                found |= OptunaSearch.convert_search_space({name: values})
+            check(
+                name in found,
+                f"SEARCH_SPACE[{name!r}] must be tune.choice, tune.uniform, tune.loguniform, tune.randint or "
+                "tune.lograndint. For one value alone, set the constant in dlrm/train.py.",
+            )
+    return found
 
 
 def as_choices(config: dict) -> dict:

@@ -6,15 +6,19 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from ray import tune
 
 from common.errors import UserError
 from common.paths import REPO
 from common.search import Progress, SearchRecord
 from data.sample_criteo import criteo_sample
+from dlrm.train import train
+from tests.criteo_rows import make_lines, write_lines
 from tune_dlrm import search
 
 SETTINGS = "validations_per_epoch=4, grace_validations=4, concurrent_trials=1, seed=2"  # the 4th trial of which fails
@@ -94,10 +98,10 @@ def test_killed_and_started_again_with_failing_trials(start, outputs):
 
 
 def test_all_fail(start, outputs):
-    process = start(f"{SMALL}, 'numbers': tune.choice(['bucket'])", 2)
+    process = start(f"{SMALL}, 'optimizer': tune.choice(['none'])", 2)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "error: all 2 trials failed; the first one: UserError: DLRM has no numbers" in errors
+    assert "error: all 2 trials failed; the first one: UserError: OPTIMIZER is 'none'" in errors
     assert "Traceback" not in errors
 
 
@@ -116,6 +120,38 @@ def test_constants_out_of_range_are_refused(outputs, name, value):
     with pytest.raises(UserError, match=f"{name.upper()} is {re.escape(repr(value))}; it must be"):
         search(**{name: value})
     assert not (outputs / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "entry", [2e-3, tune.grid_search([1e-3, 2e-3]), tune.randn(), tune.sample_from(lambda spec: 1e-3), {"low": 1e-3}]
+)
+def test_entries_of_the_space_that_cannot_be_searched_are_refused(outputs, entry):
+    with pytest.raises(UserError, match=re.escape("SEARCH_SPACE['learning_rate'] must be tune.choice, ")):
+        search(space={"top": tune.choice([(8,)]), "learning_rate": entry})
+    assert not (outputs / "runs").exists()
+
+
+def test_an_output_root_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot write .*file"):
+        search()
+
+
+def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch, outputs, tmp_path, rng):
+    def refuse(*values: object, **keywords: object) -> None:
+        raise UserError("no Ray here")
+
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setattr("tune_dlrm.start_ray", refuse)
+    for edited in (train, train, partial(train, optimizer="adagrad"), partial(train, num_workers=1)):
+        monkeypatch.setattr("tune_dlrm.train", edited)
+        with pytest.raises(UserError, match="no Ray here"):
+            search()
+    searches = (outputs / "runs" / "tune_dlrm").glob("version_*/settings.json")
+    assert {json.loads(path.read_text())["optimizer"] for path in searches} == {"adam", "adagrad"}
+    assert len(list((outputs / "runs" / "tune_dlrm").iterdir())) == 2
 
 
 def test_a_search_whose_ray_is_gone_ends_with_a_message(monkeypatch, tmp_path, capsys):
