@@ -50,7 +50,7 @@ SEARCH_SPACE = {  # keywords of dlrm/train.py, whose constants serve for all oth
     "dropout": tune.choice([0.0, 0.2]),
 }
 MAX_EPOCHS = 1
-VALIDATIONS_PER_EPOCH = 10  # the more, the earlier a bad trial can be stopped
+VALIDATIONS_PER_EPOCH = 10  # about, of fewer than 100 batches; the more, the earlier a bad trial can be stopped
 GRACE_VALIDATIONS = 3  # none is stopped before; while the rate is high, results say little of those at the end
 REDUCTION_FACTOR = 2  # at 1, 2, 4, ... times GRACE_VALIDATIONS a trial goes on if it is in the best 1/REDUCTION_FACTOR
 CONCURRENT_TRIALS = None  # None: as many as there are CPUs and GPUs for
@@ -104,7 +104,7 @@ def search(
         "data_root": str(data_root()),  # absolute, as a trial has another working directory
         "max_epochs": max_epochs,
         "validations_per_epoch": validations_per_epoch,
-        "patience": validations,  # the scheduler stops trials
+        "patience": 2 * validations,  # never reached, as there are at most so many: the scheduler stops trials
         "seed": seed,
     }
     fixed = {name: value for name, value in hand_set.items() if name not in {*space, *NOT_COMPARED}}
@@ -136,7 +136,7 @@ def search(
                     reuse_actors=workers_per_trial == 1,  # a process imports once
                 ),
                 run_config=tune.RunConfig(
-                    storage_path=str(folder / "ray"), verbose=0, callbacks=[Progress(record, validations)]
+                    storage_path=str(folder / "ray"), verbose=0, callbacks=[Progress(record, max_epochs)]
                 ),
             ).fit()
         ray.shutdown()

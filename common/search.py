@@ -125,8 +125,10 @@ def as_choices(config: dict) -> dict:
 
 def make_scheduler(record: SearchRecord, grace_validations: int, validations: int, factor: int) -> ASHAScheduler:
     """ASHA over the number of validations, which compares trials at equal progress; knows what the record holds."""
-    # one more than there are: the last validation ends a trial by itself, and completely
-    scheduler = ASHAScheduler("validation", METRIC, MODE, validations + 1, grace_validations, factor)
+    # a trial ends by itself, and completely: it may have more validations than were asked for, see Reporter
+    scheduler = ASHAScheduler(
+        "validation", METRIC, MODE, validations, grace_validations, factor, stop_last_trials=False
+    )
     for trial in record.of("finished", "stopped"):
         earlier = SimpleNamespace(trial_id=f"earlier-{trial['number']}")
         scheduler.on_trial_add(None, earlier)
@@ -136,7 +138,11 @@ def make_scheduler(record: SearchRecord, grace_validations: int, validations: in
 
 
 class Reporter(pl.Callback):
-    """Reports each validation to Ray when its checkpoint is written; a resumed trial reports its earlier ones again."""
+    """Reports each validation to Ray when its checkpoint is written; a resumed trial reports its earlier ones again.
+
+    That the run is complete is part of the last report, as their number does not tell: of few batches Lightning makes
+    more or fewer validations than were asked for.
+    """
 
     def __init__(self):
         self.history: History | None = None
@@ -149,20 +155,22 @@ class Reporter(pl.Callback):
         self._report()
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._report()
+        # the last one again, where batches followed it
+        self.reported = min(self.reported, len(self.history.rows) - 1)
+        self._report(ended=True)
 
-    def _report(self) -> None:
+    def _report(self, ended: bool = False) -> None:
         report = train.report if together() else tune.report
         for row in self.history.rows[self.reported :]:
             self.reported += 1
-            report(row | {"validation": self.reported})
+            report(row | {"validation": self.reported, "complete": ended and self.reported == len(self.history.rows)})
 
 
 class Progress(tune.Callback):
     """Keeps the record of the trials that Ray runs; one line per event on the terminal and in search.log."""
 
-    def __init__(self, record: SearchRecord, validations: int):
-        self.record, self.validations = record, validations
+    def __init__(self, record: SearchRecord, epochs: int):
+        self.record, self.epochs = record, epochs
         self._looked = time.monotonic()
 
     def on_step_end(self, iteration, trials, **info) -> None:
@@ -184,15 +192,15 @@ class Progress(tune.Callback):
         best = max((trial for trial in self.record.trials if trial["rows"]), key=lambda trial: best_row(trial)[METRIC])
         self.say(
             ours,
-            f"{result['validation']:3d}/{self.validations}  {METRIC} {result[METRIC]:.4f}  "
-            f"(best {best_row(best)[METRIC]:.4f}, trial {best['number']})",
+            f"validation {result['validation']:2d}, epoch {result['epoch']:.2f} of {self.epochs}  "
+            f"{METRIC} {result[METRIC]:.4f}  (best {best_row(best)[METRIC]:.4f}, trial {best['number']})",
         )
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         ours = self._ours(trial)
-        state = "finished" if len(ours["rows"]) == self.validations else "stopped"
+        state = "finished" if trial.last_result.get("complete") else "stopped"
         self.record.end(ours, state)
-        self.say(ours, f"{state} after {len(ours['rows'])} of {self.validations} validations")
+        self.say(ours, f"{state} after {len(ours['rows'])} validations")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         ours = self._ours(trial)

@@ -8,6 +8,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from ray import tune
 
 from common.errors import UserError
 from common.paths import REPO
-from common.search import Progress, SearchRecord
+from common.search import Progress, Reporter, SearchRecord, make_scheduler
 from data.sample_criteo import criteo_sample
 from dlrm.train import train
 from tests.criteo_rows import make_lines, write_lines
@@ -152,6 +153,32 @@ def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch,
     searches = (outputs / "runs" / "tune_dlrm").glob("version_*/settings.json")
     assert {json.loads(path.read_text())["optimizer"] for path in searches} == {"adam", "adagrad"}
     assert len(list((outputs / "runs" / "tune_dlrm").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "validations"),
+    [(300, 2), (120, 5), (86, 3)],  # of 600 rows: 2, 5 and 7 batches, the last of which no validation follows
+)
+def test_a_trial_is_finished_however_many_validations_it_has(
+    monkeypatch, outputs, tmp_path, rng, batch_size, validations
+):
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+    reports = []
+    monkeypatch.setattr("common.search.tune.report", reports.append)
+    small = {"bottom": (4,), "top": (4,), "embedding_dim": 2, "patience": 9, "validations_per_epoch": 3}
+    train(**small, data_root=str(tmp_path), batch_size=batch_size, callbacks=[Reporter()], test=False)
+
+    record = SearchRecord(tmp_path)
+    progress, scheduler = Progress(record, 1), make_scheduler(record, 1, 3, 2)
+    for seen, state in (reports, "finished"), (reports[:1], "stopped"):
+        trial = SimpleNamespace(trial_id=state, config={"number": record.add({})["number"]})
+        scheduler.on_trial_add(None, trial)
+        for trial.last_result in seen:
+            assert scheduler.on_trial_result(None, trial, trial.last_result) == "CONTINUE"
+            progress.on_trial_result(0, [], trial, trial.last_result)
+        progress.on_trial_complete(0, [], trial)
+        assert record.trials[-1]["state"] == state
+    assert len(record.trials[0]["rows"]) == validations
 
 
 def test_a_search_whose_ray_is_gone_ends_with_a_message(monkeypatch, tmp_path, capsys):
