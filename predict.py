@@ -88,10 +88,14 @@ def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None =
     line = ",".join(["%.9g"] * len(scoring.columns)) + "\n"
     running = [RunningErrors() if name == "rating" else RunningClicks() for name in scoring.columns]
     rows, begin = 0, time.perf_counter()
-    with open_input(raw) as (stream, file), _open_output(output) as out, _progress_bar(file) as bar:
+    with (
+        open_input(raw) as (stream, file),
+        _open_output(output, {checkpoint: os.stat(checkpoint), _name(raw): os.fstat(file.fileno())}) as out,
+        _progress_bar(file) as bar,
+    ):
         out.write(",".join(scoring.columns) + "\n")
         score = lambda batch: (predict_batch(model, batch[0], bf16), batch[1])  # noqa: E731
-        for predicted, target in ordered_map(score, scoring.batches(stream, _name(raw))):
+        for predicted, target in ordered_map(score, _batches(scoring, stream, raw)):
             check(
                 bool(predicted.isfinite().all()),
                 f"{checkpoint} gives no finite prediction for a row of {_name(raw)} after row {rows}: its weights are "
@@ -169,12 +173,23 @@ def _name(raw: str | Path) -> str:
 @contextmanager
 def open_input(raw: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """The (decompressed) stream, and the file below it, whose position is the progress."""
-    try:
-        opened = nullcontext(sys.stdin.buffer) if str(raw) == "-" else open(raw, "rb")
-    except OSError as error:
-        raise UserError(f"cannot read {raw}: {error.strerror}.") from error
-    with opened as file, whole_gzip(_name(raw)):
+    check(str(raw) != "-" or sys.stdin is not None, "cannot read standard input: it is closed.")
+    with _reading(raw), nullcontext(sys.stdin.buffer) if str(raw) == "-" else open(raw, "rb") as file:
         yield (gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file), file
+
+
+def _batches(scoring: Scoring, stream: BinaryIO, raw: str | Path) -> Iterator[tuple[list[Tensor], Tensor]]:
+    with _reading(raw):  # here, where no error can be one of writing
+        yield from scoring.batches(stream, _name(raw))
+
+
+@contextmanager
+def _reading(raw: str | Path) -> Iterator[None]:
+    try:
+        with whole_gzip(_name(raw)):
+            yield
+    except OSError as error:
+        raise UserError(f"cannot read {_name(raw)}: {error.strerror or error}.") from error
 
 
 def _progress_bar(file: BinaryIO) -> tqdm:
@@ -183,16 +198,26 @@ def _progress_bar(file: BinaryIO) -> tqdm:
 
 
 @contextmanager
-def _open_output(path: str | Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that is there when it is complete."""
-    if path is None:
-        yield sys.stdout
-        return
+def _open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_result]) -> Iterator[TextIO]:
+    """Standard output, a device or pipe, or a file that is there when it is complete; never one of the inputs."""
     try:
-        with whole_file(path, "w") as file:
-            yield file
+        if path is None:
+            check(sys.stdout is not None, "cannot write standard output: it is closed.")
+            yield sys.stdout
+            sys.stdout.flush()
+        elif os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "w") as file:
+                yield file
+        else:
+            for name, stat in inputs.items():
+                same = os.path.exists(path) and os.path.samestat(os.stat(path), stat)
+                check(not same, f"{path} is {name}, which would be lost; give the output another name.")
+            with whole_file(os.path.realpath(path), "w") as file:  # a link stays, and what it points to is written
+                yield file
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+        if path is None:  # else Python writes again when it ends, and complains again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UserError(f"cannot write {path or 'standard output'}: {error.strerror or error}.") from error
 
 
 def main() -> None:

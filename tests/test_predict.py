@@ -4,9 +4,11 @@ import gzip
 import inspect
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,6 +159,12 @@ def test_census_equals_the_test_step(tmp_path, outputs):
     assert list(metrics) == ["never_married"] and np.isnan(metrics["never_married"]["auc"])
     assert (tmp_path / "new_out.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
 
+    packed = bytearray(gzip.compress(raw.read_bytes()))
+    packed[-8] ^= 1  # of the checksum
+    (tmp_path / "bad.gz").write_bytes(packed)
+    with pytest.raises(UserError, match=r"bad.gz: the compressed file is cut or damaged"):
+        predict(checkpoint, tmp_path / "bad.gz", tmp_path / "new_out.csv")
+
 
 @pytest.mark.parametrize(
     ("write", "raw", "target", "split"),
@@ -203,9 +211,10 @@ def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
         list(scoring.batches(io.BytesIO(b"1::2\n" + b"1" * 2 * LINE_BYTES), "here"))
 
 
-def run(arguments: list, given: bytes = b"") -> subprocess.CompletedProcess:
-    command = [sys.executable, str(REPO / "predict.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=REPO.parent, input=given, capture_output=True, env=dict(os.environ))
+def run(arguments: list, given: bytes = b"", redirect: str = "") -> subprocess.CompletedProcess:
+    """redirect: of the shell."""
+    command = shlex.join(map(str, [sys.executable, REPO / "predict.py", *arguments]))
+    return subprocess.run(["sh", "-c", f"{command} {redirect}"], cwd=REPO.parent, input=given, capture_output=True)
 
 
 def test_errors(tmp_path, root, lines, deepfm):
@@ -221,6 +230,52 @@ def test_errors(tmp_path, root, lines, deepfm):
     (tmp_path / "cut.gz").write_bytes(gzip.compress("\n".join(lines).encode())[:-100])
     with pytest.raises(UserError, match="cut or damaged"):
         predict(deepfm, tmp_path / "cut.gz", tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("given", "redirect", "message"),
+    [
+        ("train.txt", "> /dev/full", "cannot write standard output: No space left on device."),
+        ("train.txt", ">&-", "cannot write standard output: it is closed."),
+        ("-", "<&-", "cannot read standard input: it is closed."),
+        ("-", "0> /dev/null", "cannot read standard input: Bad file descriptor."),
+        ("train.txt /dev/full", "", "cannot write /dev/full: No space left on device."),
+    ],
+)
+def test_streams_that_fail(root, deepfm, given, redirect, message):
+    arguments = [str(root / "criteo" / name) if name == "train.txt" else name for name in given.split()]
+    done = run([deepfm, *arguments], redirect=redirect)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert done.stderr.decode().splitlines()[-1] == f"error: {message}"
+
+
+def test_the_output_keeps_what_it_is_given(tmp_path, root, deepfm):
+    raw, expected = root / "criteo" / "train.txt", tmp_path / "plain.csv"
+    predict(deepfm, raw, expected)
+    (tmp_path / "link").symlink_to("target.csv")
+    for _ in range(2):  # the target is not there, and there
+        predict(deepfm, raw, tmp_path / "link")
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "target.csv").read_bytes() == expected.read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()), daemon=True)
+    reader.start()
+    predict(deepfm, raw, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    reader.join(60)
+    assert read == [expected.read_bytes()]
+
+
+def test_the_output_is_none_of_the_inputs(tmp_path, root, lines, deepfm):
+    raw, checkpoint = write_lines(tmp_path / "raw.txt", lines), shutil.copy(deepfm, tmp_path / "best.ckpt")
+    (tmp_path / "again").hardlink_to(raw)
+    (tmp_path / "link").symlink_to(checkpoint)
+    for output, name in ((raw, "raw.txt"), (tmp_path / "again", "raw.txt"), (tmp_path / "link", "best.ckpt")):
+        with pytest.raises(UserError, match=rf"{output} is {tmp_path / name}, which would be lost"):
+            predict(checkpoint, raw, output)
+    done = run([checkpoint, "-", raw], redirect=f"< {raw}")
+    assert done.returncode == 1 and b"raw.txt is standard input, which would be lost" in done.stderr
+    assert raw.read_text().splitlines() == lines and load(checkpoint)
 
 
 @pytest.mark.parametrize(
