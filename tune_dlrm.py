@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from ray import tune
 
-from common.cluster import start_ray
+from common.cluster import check_resources, start_ray
 from common.errors import UserError, check, run_script
 from common.files import write_error, write_json
 from common.paths import data_root, output_root
@@ -89,7 +89,7 @@ def search(
 ) -> dict:
     """Run a search, or go on with the newest unfinished one of the same constants; test its best trial once.
 
-    Returns the content of best.json. Raises: UserError if all trials failed.
+    Returns the content of best.json. Raises: UserError if all trials failed, or Ray has too little for one.
     """
     check_settings(locals())
     begin = time.perf_counter()
@@ -118,11 +118,14 @@ def search(
         data = CriteoDataModule(dataset, constants["data_root"], *(settings[name] for name in DATA_SETTINGS))
         data.setup()  # once, before the trials: they map what it wrote
         start_ray(ray_address, cpus_per_trial, show_output=False)  # the record has what happens to trials
+        gpus = gpus_per_trial if workers_per_trial == 1 else 0  # several ask for theirs themselves
+        cpus = workers_per_trial * cpus_per_trial
+        check_resources("CPUS_PER_TRIAL times WORKERS_PER_TRIAL", "CPU", cpus, on_one_machine=True)
+        check_resources("GPUS_PER_TRIAL", "GPU", gpus, on_one_machine=True)
         trial = tune.with_parameters(
             run_trial, constants=constants, record=record, threads=cpus_per_trial, workers=workers_per_trial
         )
-        gpus = gpus_per_trial if workers_per_trial == 1 else 0  # several ask for theirs themselves
-        trial = tune.with_resources(trial, {"cpu": workers_per_trial * cpus_per_trial, "gpu": gpus})
+        trial = tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
         first = {name: hand_set[name] for name in space}
         while missing := trials - len(record.of("finished", "stopped", "failed")):
             await_death(record)

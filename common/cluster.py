@@ -12,7 +12,8 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from common.errors import UserError
+from common.errors import UserError, check
+from common.files import write_error
 from common.paths import REPO, data_root, output_root
 from common.processes import is_first
 from common.run import LAST, choose_folder
@@ -48,6 +49,17 @@ def start_ray(address: str | None, threads: int, show_output: bool) -> None:
         ) from error
 
 
+def check_resources(constants: str, kind: str, amount: float, on_one_machine: bool = False) -> None:
+    """Refuse what Ray would wait for without end; also where an autoscaler could add machines: start those before.
+
+    constants: what asks for `amount` of the kind "CPU" or "GPU".
+    """
+    amounts = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
+    there = max(amounts, default=0) if on_one_machine else sum(amounts)
+    where = "the largest machine" if on_one_machine else "all machines together"
+    check(amount <= there, f"{constants}: {amount:g} {kind}s are asked for; Ray has {there:g} ({where}).")
+
+
 def quiet() -> None:
     """In each of Ray's processes: of Ray Train, errors alone."""
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -57,16 +69,32 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
     """Call `train(**settings)` in DEVICES times NUM_NODES processes of a cluster; all are started anew, and go on from
     the last checkpoint, when one dies.
 
-    Returns the content of results.json. Raises: UserError if they die more often than RESTARTS.
+    Returns the content of results.json. Raises: UserError if they die more often than RESTARTS, or the cluster has too
+    few CPUs or GPUs for them.
     """
     check_settings(settings)
-    folder = settings.get("run_folder")
-    if folder is None:
-        folder, lock = choose_folder(output_root() / "runs" / script, settings["resume"])
-        if lock:
-            lock.release()  # to the first process
+    processes = settings["devices"] * settings["num_nodes"]
     if not ray.is_initialized():
         start_ray(None, threads=1, show_output=True)
+    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    try:
+        reports = [TuneReportCallback()]
+    except RuntimeError:  # this is no trial of a search
+        reports = []
+    constants = "DEVICES times NUM_NODES (in a search: WORKERS_PER_TRIAL)"
+    if not reports:  # a trial has its CPUs already
+        check_resources(constants, "CPU", processes)
+    if use_gpu:
+        check_resources(constants, "GPU", processes)
+    folder = settings.get("run_folder")
+    if folder is None:
+        home = output_root() / "runs" / script
+        try:
+            folder, lock = choose_folder(home, settings["resume"])
+        except OSError as error:
+            raise write_error(error, home) from error
+        if lock:
+            lock.release()  # to the first process
 
     def work() -> None:
         os.environ["RUN_FOLDER"] = str(folder)
@@ -74,15 +102,11 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
             print(f"Continuing {folder}", flush=True)
         train(**settings)
 
-    try:
-        reports = [TuneReportCallback()]
-    except RuntimeError:  # this is no trial of a search
-        reports = []
     trainer = TorchTrainer(
         work,
         scaling_config=ScalingConfig(
-            num_workers=settings["devices"] * settings["num_nodes"],
-            use_gpu=ray.cluster_resources().get("GPU", 0) > 0,
+            num_workers=processes,
+            use_gpu=use_gpu,
             # the CPUs of a trial's processes are those of the trial, which Ray surely frees when it is stopped
             resources_per_worker={"memory": 1} if reports else {"CPU": 1},
             placement_strategy="SPREAD" if settings["num_nodes"] > 1 else "PACK",
@@ -90,7 +114,8 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
         run_config=RunConfig(
             name="ray",
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=RESTARTS),
+            # what other trials hold becomes free; what is gone with a machine may not
+            failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=-1 if reports else RESTARTS),
             callbacks=reports,
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

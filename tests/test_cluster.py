@@ -52,6 +52,29 @@ def test_a_killed_process_starts_again_and_the_run_ends_the_same(tmp_path, outpu
     assert two.step.tolist() == one.step.tolist()
 
 
+@pytest.fixture
+def two_processors(monkeypatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}] * 2)
+
+
+@pytest.mark.usefixtures("two_processors")
+def test_more_processes_than_the_cluster_has_cpus_for_are_refused(monkeypatch, outputs, settings):
+    monkeypatch.delattr("common.cluster.TorchTrainer")  # it would wait without end
+    with pytest.raises(UserError, match=r"DEVICES times NUM_NODES .*: 3 CPUs are asked for; Ray has 2 "):
+        train(**settings, devices=3, strategy="ray")
+    assert not (outputs / "runs").exists()
+
+
+@pytest.mark.usefixtures("two_processors")
+def test_an_output_root_that_cannot_be_written_is_refused(monkeypatch, tmp_path, settings):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot write .*file"):
+        train(**settings, devices=2, strategy="ray")
+
+
 def test_settings_are_refused_before_anything_starts(settings):
     with pytest.raises(UserError, match="BATCH_SIZE"):
         train(**(settings | {"batch_size": 0}), devices=2, strategy="ray")

@@ -181,6 +181,25 @@ def test_a_trial_is_finished_however_many_validations_it_has(
     assert len(record.trials[0]["rows"]) == validations
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"gpus_per_trial": 0.5}, "GPUS_PER_TRIAL: 0.5 GPUs are asked for; Ray has 0 "),
+        ({"cpus_per_trial": 3}, "CPUS_PER_TRIAL times WORKERS_PER_TRIAL: 3 CPUs are asked for; Ray has 2 "),
+        ({"workers_per_trial": 4}, "CPUS_PER_TRIAL times WORKERS_PER_TRIAL: 4 CPUs are asked for; Ray has 2 "),
+    ],
+)
+def test_a_trial_that_fits_on_no_machine_is_refused(monkeypatch, outputs, tmp_path, rng, asked, message):
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setattr("tune_dlrm.start_ray", lambda *values, **keywords: None)
+    monkeypatch.delattr("tune_dlrm.tune.Tuner")  # it would wait without end
+    machines = [{"Alive": True, "Resources": {"CPU": 2.0}}] * 2 + [{"Alive": False, "Resources": {"GPU": 1.0}}]
+    monkeypatch.setattr("ray.nodes", lambda: machines)
+    with pytest.raises(UserError, match=re.escape(message)):
+        search(**asked)
+
+
 def test_a_search_whose_ray_is_gone_ends_with_a_message(monkeypatch, tmp_path, capsys):
     def end(code: int) -> None:
         raise SystemExit(code)
