@@ -239,7 +239,6 @@ def test_errors(tmp_path, root, lines, deepfm):
         ("train.txt", ">&-", "cannot write standard output: it is closed."),
         ("-", "<&-", "cannot read standard input: it is closed."),
         ("-", "0> /dev/null", "cannot read standard input: Bad file descriptor."),
-        ("train.txt /dev/full", "", "cannot write /dev/full: No space left on device."),
     ],
 )
 def test_streams_that_fail(root, deepfm, given, redirect, message):
