@@ -1,8 +1,8 @@
 """Export a trained model to ONNX: `python export_onnx.py CHECKPOINT [RAW_FILE]`.
 
 Writes CHECKPOINT with the ending .onnx (inputs of any number of rows -> probabilities or ratings) and beside it .json,
-what turns a raw row into inputs. Both are checked: the outputs of onnxruntime on the first rows of RAW_FILE, or without
-one on rows drawn at random, equal those of PyTorch to 1e-4.
+what turns a raw row into inputs. Both are checked first: the outputs of onnxruntime on the first rows of RAW_FILE, or
+without one on rows drawn at random, equal those of PyTorch to 1e-4.
 The README scores a raw Criteo row with both, without torch and without this repo.
 It needs onnx, onnxscript and onnxruntime (requirements-dev.txt).
 """
@@ -11,6 +11,7 @@ import inspect
 import json
 import logging
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -40,24 +41,56 @@ class Predictor(nn.Module):
 def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
     """Write <checkpoint>.onnx and .json; returns rows checked, and the largest difference from PyTorch.
 
-    Raises: UserError if onnxruntime does not give PyTorch's outputs, or a package is not installed.
+    Raises: UserError if onnxruntime does not give PyTorch's outputs, a file cannot be written, or a package is not
+    installed; those of an earlier export stay.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401  used by _difference
         import onnxscript  # noqa: F401  used by torch.onnx
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; `pip install -r requirements-dev.txt` gets it.") from error
     model, scoring = load(checkpoint)
-    names = list(inspect.signature(model.forward).parameters)
     drawn = scoring.draw(CHECKED_ROWS, np.random.default_rng(0))
+    inputs = drawn if raw is None else _first_rows(scoring, raw)
     path = Path(checkpoint).with_suffix(".onnx")
-    rows = torch.export.Dim("rows")
+    try:
+        # not under another name: a model of more than 2 GiB holds the name of the file of its weights
+        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
+            beside = Path(folder) / path.name
+            _write(model, drawn, beside)
+            beside.with_suffix(".json").write_text(json.dumps(scoring.sidecar()))
+            difference = _difference(model, inputs, beside)
+            check(
+                np.isfinite(difference),
+                f"{checkpoint} gives no finite prediction for some of the rows: its weights are damaged, or a number "
+                "in a row is far too large. Correct the row, or train again.",
+            )
+            check(
+                difference <= TOLERANCE,
+                f"{path} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; it is not kept.",
+            )
+            # the old ones go first: ended anywhere in between, one is missing, and never is old beside new
+            for old in (path, path.with_suffix(".json")):
+                old.unlink(missing_ok=True)
+            for new in sorted(Path(folder).iterdir(), reverse=True):  # .json last
+                new.replace(path.with_name(new.name))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+    return {"path": path, "rows": len(inputs[0]), "difference": difference}
+
+
+def _input_names(model: Recommender) -> list[str]:
+    return list(inspect.signature(model.forward).parameters)
+
+
+def _write(model: Recommender, example: list[Tensor], path: Path) -> None:
+    names, rows = _input_names(model), torch.export.Dim("rows")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # what it lacks for models of other kinds
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", "# The axis name")
     torch.onnx.export(
         Predictor(model).eval(),
-        tuple(drawn),
+        tuple(example),
         path,
         input_names=names,
         output_names=["prediction"],
@@ -66,17 +99,21 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
         dynamo=True,
         verbose=False,
     )
-    path.with_suffix(".json").write_text(json.dumps(scoring.sidecar()))
-    inputs = drawn if raw is None else _first_rows(scoring, raw)
+
+
+def _difference(model: Recommender, inputs: list[Tensor], path: Path) -> float:
+    """The largest between onnxruntime and PyTorch; nan or inf where one of them gives such a number."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path)
     used = {given.name for given in session.get_inputs()}
     difference = 0.0
     for part in (inputs, [column[:1] for column in inputs]):  # a batch of one too
-        given = {name: column.numpy() for name, column in zip(names, part, strict=True) if name in used}
+        given = {name: column.numpy() for name, column in zip(_input_names(model), part, strict=True) if name in used}
         found = session.run(None, given)[0].reshape(len(part[0]), -1)
-        difference = max(difference, float(np.abs(found - predict_batch(model, part).numpy()).max()))
-    check(difference <= TOLERANCE, f"{path} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}.")
-    return {"path": path, "rows": len(inputs[0]), "difference": difference}
+        # np.maximum keeps nan, which max(0.0, nan) drops
+        difference = float(np.maximum(difference, np.abs(found - predict_batch(model, part).numpy()).max()))
+    return difference
 
 
 def _first_rows(scoring, raw: str | Path) -> list[Tensor]:

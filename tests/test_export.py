@@ -1,6 +1,8 @@
 """export_onnx.py: every model, any number of rows, and the example that needs neither torch nor this repo."""
 
 import json
+import math
+import os
 import re
 import subprocess
 import sys
@@ -8,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import export_onnx
 from bst.train import train as train_bst
+from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from common.paths import REPO
 from data.sample_census import census_sample
@@ -77,5 +81,39 @@ def test_a_difference_is_an_error(tmp_path, outputs, raw, monkeypatch):
         0
     ].shape == (7,)
     monkeypatch.setattr(export_onnx, "predict_batch", lambda model, part: predict_batch(model, part) + 1e-3)
+    checkpoint.with_suffix(".onnx").write_text("an earlier one")
+    before = contents(checkpoint.parent)
     with pytest.raises(UserError, match=r"best.onnx differs from PyTorch by 1.0e-03, more than 1e-04"):
         export(checkpoint, raw)
+    assert contents(checkpoint.parent) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs ulimit")
+def test_an_export_that_fails_leaves_the_one_before(tmp_path, outputs, raw, monkeypatch):
+    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3)
+    export(checkpoint)
+    before = contents(checkpoint.parent)
+    command = f"ulimit -f 4; {sys.executable} {REPO / 'export_onnx.py'} {checkpoint}"  # bytes of a file, in blocks
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == f"error: cannot write {checkpoint.with_suffix('.onnx')}: File too large."
+    assert contents(checkpoint.parent) == before
+
+    def ended(old: Path, new: Path) -> None:
+        os.replace(old, new)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", ended)
+        export(checkpoint)
+    assert set(contents(checkpoint.parent)) == set(before) - {"best.json"}
+
+    content = load_checkpoint(checkpoint)
+    weights = {name: torch.full_like(weight, math.nan) for name, weight in content["state_dict"].items()}
+    MappedCheckpointIO().save_checkpoint(content | {"state_dict": weights}, checkpoint)
+    with pytest.raises(UserError, match=r"best.ckpt gives no finite prediction for some of the rows"):
+        export(checkpoint)
