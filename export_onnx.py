@@ -118,8 +118,9 @@ def _difference(model: Recommender, inputs: list[Tensor], path: Path) -> float:
 
 def _first_rows(scoring, raw: str | Path) -> list[Tensor]:
     with open_input(raw) as (stream, _):
-        inputs, _ = next(scoring.batches(stream, str(raw)))
-    return [column[:CHECKED_ROWS] for column in inputs]
+        first = next(scoring.batches(stream, str(raw)), None)
+    check(first is not None and len(first[0][0]) > 0, f"{raw} has no rows.")
+    return [column[:CHECKED_ROWS] for column in first[0]]
 
 
 def main() -> None:

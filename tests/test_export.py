@@ -43,6 +43,9 @@ def test_example_scores_a_raw_row_without_torch(tmp_path, outputs, raw, numbers)
     checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3, numbers_as=numbers)
     assert export(checkpoint)["difference"] <= 1e-5
     assert export(checkpoint, raw)["rows"] == 300
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match=r"empty.txt is empty"):
+        export(checkpoint, tmp_path / "empty.txt")
     predict(checkpoint, raw, tmp_path / "out.csv")
     for name in ("best.onnx", "best.json"):
         (tmp_path / name).write_bytes((checkpoint.parent / name).read_bytes())
