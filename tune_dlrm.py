@@ -89,7 +89,8 @@ def search(
 ) -> dict:
     """Run a search, or go on with the newest unfinished one of the same constants; test its best trial once.
 
-    Returns the content of best.json. Raises: UserError if all trials failed, or Ray has too little for one.
+    Returns the content of best.json. Raises: UserError if all trials failed, Ray has too little for one, or a file
+    cannot be written.
     """
     check_settings(locals())
     begin = time.perf_counter()
@@ -129,7 +130,7 @@ def search(
         first = {name: hand_set[name] for name in space}
         while missing := trials - len(record.of("finished", "stopped", "failed")):
             await_death(record)
-            tune.Tuner(
+            tuner = tune.Tuner(
                 trial,
                 tune_config=tune.TuneConfig(
                     search_alg=RecordedSearch(space, first, seed, record),
@@ -141,7 +142,13 @@ def search(
                 run_config=tune.RunConfig(
                     storage_path=str(folder / "ray"), verbose=0, callbacks=[Progress(record, max_epochs)]
                 ),
-            ).fit()
+            )
+            try:
+                tuner.fit()
+            except tune.TuneError as error:  # made by Ray of what Progress raises
+                if isinstance(error.__context__, UserError | OSError):
+                    raise error.__context__ from error
+                raise
         ray.shutdown()
         return conclude(record, constants, begin)
 
@@ -157,6 +164,8 @@ def run_trial(config: dict, constants: dict, record: SearchRecord, threads: int,
     except KeyboardInterrupt:  # what becomes of Ray's SystemExit(0) in a trial that it stops
         sys.exit(0)
     except Exception as error:
+        if isinstance(error.__cause__, OSError):
+            raise OSError(str(error)) from error  # by which Progress tells it from a fault of the trial
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CAUSE).write_text(f"{type(error).__name__}: {error}")
         raise
@@ -187,7 +196,10 @@ def conclude(record: SearchRecord, constants: dict, begin: float) -> dict:
     best = best_trial(record.trials)
     draw_search(record, constants["validations_per_epoch"])
     if best is None:
-        raise UserError(f"all {len(record.trials)} trials failed; the first one: {record.trials[0]['cause']}")
+        raise UserError(
+            f"all {len(record.trials)} trials failed; the first one: {record.trials[0]['cause']}\n"
+            f"When that is mended, remove {record.path.parent} to search anew."
+        )
     config = as_choices(best["config"])
     results = train(**constants, **config, run_folder=str(record.folder(best["number"])))
     say(record, "\n" + write_table(record))

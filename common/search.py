@@ -6,6 +6,7 @@ before anything follows from it, and each trial is a run folder with checkpoints
 
 import json
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -22,7 +23,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from common.callbacks import History
-from common.errors import check
+from common.errors import UserError, check
 from common.files import write_json
 from common.processes import together
 
@@ -204,14 +205,19 @@ class Progress(tune.Callback):
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         ours = self._ours(trial)
+        # not trial.get_error(), which looks where Ray copies the file to later
+        kept = trial.pickled_error_file
+        error = pickle.loads(Path(kept).read_bytes()) if kept else None
+        if isinstance(error, OSError):  # a full disk is no fault of the trial, which stays as it is
+            raise UserError(f"{error.cause} Then the same command goes on with the search.")
         cause = self.record.folder(ours["number"]) / CAUSE
         if cause.exists():
             self.record.end(ours, "failed", cause.read_text())
         else:
             ours["deaths"] += 1
             again = ours["deaths"] <= RESTARTS
-            error = str(trial.get_error()).strip().splitlines()[-1]
-            self.record.end(ours, "started" if again else "failed", f"its process died: {error}")
+            last_line = str(error).strip().splitlines()[-1]
+            self.record.end(ours, "started" if again else "failed", f"its process died: {last_line}")
         self.say(ours, f"{ours['state']}: {ours['cause']}" if ours["state"] == "failed" else "died; it will go on")
         self._check_nodes()
 

@@ -12,15 +12,16 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from ray import tune
+from ray import cloudpickle, tune
+from ray.exceptions import RayActorError, RayTaskError
 
 from common.errors import UserError
 from common.paths import REPO
-from common.search import Progress, Reporter, SearchRecord, make_scheduler
+from common.search import CAUSE, Progress, Reporter, SearchRecord, make_scheduler
 from data.sample_criteo import criteo_sample
 from dlrm.train import train
 from tests.criteo_rows import make_lines, write_lines
-from tune_dlrm import search
+from tune_dlrm import run_trial, search
 
 SETTINGS = "validations_per_epoch=4, grace_validations=4, concurrent_trials=1, seed=2"  # the 4th trial of which fails
 SMALL = "'top': tune.choice([(8,)]), 'embedding_dim': tune.choice([4]), 'batch_size': tune.choice([4])"
@@ -103,6 +104,7 @@ def test_all_fail(start, outputs):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "error: all 2 trials failed; the first one: UserError: OPTIMIZER is 'none'" in errors
+    assert f"remove {outputs / 'runs' / 'tune_dlrm' / 'version_0'} to search anew" in errors
     assert "Traceback" not in errors
 
 
@@ -198,6 +200,56 @@ def test_a_trial_that_fits_on_no_machine_is_refused(monkeypatch, outputs, tmp_pa
     monkeypatch.setattr("ray.nodes", lambda: machines)
     with pytest.raises(UserError, match=re.escape(message)):
         search(**asked)
+
+
+def test_a_full_disk_is_told_from_a_fault_of_the_trial(monkeypatch, tmp_path):
+    def refuse(cause: Exception | None, **keywords: object) -> None:
+        raise UserError("Make room.") from cause
+
+    record = SearchRecord(tmp_path)
+    for cause, raised in (OSError(28, "No space left on device"), OSError), (None, UserError):
+        monkeypatch.setattr("tune_dlrm.train", partial(refuse, cause))
+        with pytest.raises(raised, match=r"Make room\."):
+            run_trial({"number": 0}, {}, record, threads=1, workers=1)
+        assert (record.folder(0) / CAUSE).exists() == (raised is UserError)
+
+
+def test_a_full_disk_leaves_a_trial_to_go_on_with(monkeypatch, tmp_path):
+    monkeypatch.setattr(Progress, "_check_nodes", lambda self: None)
+    record, kept = SearchRecord(tmp_path), tmp_path / "error.pkl"
+    record.add({})
+    progress, trial = Progress(record, 1), SimpleNamespace(config={"number": 0}, pickled_error_file=str(kept))
+    full = RayTaskError("train", "a traceback", OSError("Make room.")).as_instanceof_cause()
+    kept.write_bytes(cloudpickle.dumps(full))
+    with pytest.raises(UserError, match=r"^Make room\. Then the same command goes on"):
+        progress.on_trial_error(0, [], trial)
+    assert SearchRecord(tmp_path).trials[0] == record.trials[0]
+    assert record.trials[0]["state"] == "started" and record.trials[0]["deaths"] == 0
+
+    kept.write_bytes(cloudpickle.dumps(RayActorError(error_msg="The process was killed.")))
+    progress.on_trial_error(0, [], trial)
+    assert record.trials[0]["cause"] == "its process died: The process was killed."
+
+
+@pytest.mark.parametrize("error", [UserError("Make room."), OSError(28, "No space left on device")])
+def test_a_full_disk_ends_a_search_with_a_message(monkeypatch, outputs, tmp_path, rng, error):
+    class Tuner:
+        def __init__(self, *values: object, **keywords: object):
+            pass
+
+        def fit(self) -> None:
+            try:
+                raise error
+            except Exception:  # as Ray does with what its callbacks raise
+                raise tune.TuneError("a traceback")  # noqa: B904
+
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setattr("tune_dlrm.tune.Tuner", Tuner)
+    for name in ("start_ray", "check_resources", "tune.with_parameters", "tune.with_resources"):
+        monkeypatch.setattr(f"tune_dlrm.{name}", lambda *values, **keywords: None)
+    with pytest.raises(UserError, match="Make room"):
+        search()
 
 
 def test_a_search_whose_ray_is_gone_ends_with_a_message(monkeypatch, tmp_path, capsys):
