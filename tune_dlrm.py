@@ -108,6 +108,10 @@ def search(
         "patience": 2 * validations,  # never reached, as there are at most so many: the scheduler stops trials
         "seed": seed,
     }
+    check(
+        not space.keys() & constants.keys(),
+        f"SEARCH_SPACE has {sorted(space)}; {sorted(constants)} are for all trials.",
+    )
     fixed = {name: value for name, value in hand_set.items() if name not in {*space, *NOT_COMPARED}}
     compared = fixed | constants | {"space": {name: str(values) for name, values in distributions(space).items()}}
     compared |= {"trials": trials, "grace_validations": grace_validations, "reduction_factor": reduction_factor}
@@ -194,7 +198,7 @@ def await_death(record: SearchRecord) -> None:
 def conclude(record: SearchRecord, constants: dict, begin: float) -> dict:
     """Test the best trial; best.json, trials.csv, figures and the table of the best trials."""
     best = best_trial(record.trials)
-    draw_search(record, constants["validations_per_epoch"])
+    draw_search(record)
     if best is None:
         raise UserError(
             f"all {len(record.trials)} trials failed; the first one: {record.trials[0]['cause']}\n"

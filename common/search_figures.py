@@ -31,23 +31,23 @@ def write_table(record: SearchRecord) -> str:
     return table.head(SHOWN).drop(columns="cause").to_string(index=False, float_format="{:.4f}".format, na_rep="")
 
 
-def draw_search(record: SearchRecord, validations_per_epoch: int) -> None:
+def draw_search(record: SearchRecord) -> None:
     """search.png: the metric by epoch of all trials; settings.png: its best value by each setting."""
     folder = record.path.parent
     trials = [trial for trial in record.trials if trial["rows"]]
     if trials:
-        _draw_courses(trials, validations_per_epoch, folder / "search.png")
+        _draw_courses(trials, folder / "search.png")
         _draw_settings(trials, folder / "settings.png")
 
 
-def _draw_courses(trials: list[dict], validations_per_epoch: int, path: Path) -> None:
+def _draw_courses(trials: list[dict], path: Path) -> None:
     figure = Figure((7, 4.5), layout="constrained")
     axes = figure.subplots()
     best = best_trial(trials)
     labelled = set()
     for trial in trials:
         state = trial["state"]
-        epochs = [(i + 1) / validations_per_epoch for i in range(len(trial["rows"]))]
+        epochs = [row["epoch"] for row in trial["rows"]]
         values = [row[METRIC] for row in trial["rows"]]
         axes.plot(epochs, values, color=COLORS[state], linewidth=2.5 if trial is best else 1, alpha=0.8)
         label = None if state in labelled else state
