@@ -23,6 +23,7 @@ SIZES = [50, 3, 1]  # of 54 rows some are in no batch, and a batch touches few o
 def make_sharded(state: dict, folder: Path, **settings) -> ShardedDLRM:
     model = ShardedDLRM(**make_model(**settings).hparams)
     model.trainer = SimpleNamespace(checkpoint_callback=SimpleNamespace(dirpath=folder), ckpt_path="last.ckpt")
+    model.trainer.datamodule = SimpleNamespace(dataset="criteo", state_dict=dict)
     model.configure_model()
     model.load_state_dict(state)
     return model
@@ -64,7 +65,7 @@ def compare(rank: int, port: int, folder: Path) -> None:
         checkpoint = torch.load(folder / "last.ckpt", mmap=True)
         distributed.barrier()
         parts = make_sharded(make_model(**settings).state_dict(), folder, **settings)  # of other values
-        parts.on_load_checkpoint(checkpoint)
+        parts.on_load_checkpoint(checkpoint | {"SimpleNamespace": {}})
         parts.load_state_dict(checkpoint["state_dict"])
         part_steps = parts.configure_optimizers()
         part_steps.load_state_dict(checkpoint["optimizer_states"][0])
