@@ -20,7 +20,7 @@ from ray import tune
 
 from common.cluster import check_resources, start_ray
 from common.errors import UserError, check, run_script
-from common.files import write_error, write_json
+from common.files import write_json
 from common.paths import data_root, output_root
 from common.run import NOT_COMPARED, claim_folder, new_folder, numbered_folders
 from common.search import (
@@ -182,10 +182,7 @@ def find_folder(home: Path, settings: dict) -> Path:
         kept = folder / "settings.json"
         if not (folder / "best.json").exists() and kept.exists() and json.loads(kept.read_text()) == settings:
             return folder
-    try:
-        return new_folder(home)
-    except OSError as error:
-        raise write_error(error, home) from error
+    return new_folder(home)
 
 
 def await_death(record: SearchRecord) -> None:

@@ -1,4 +1,4 @@
-"""What happens during fit: history of the epochs, learning-rate drops, one line per epoch."""
+"""What happens during fit: history and one line per epoch, learning rates, the best checkpoint, random numbers."""
 
 import math
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -146,6 +146,18 @@ class StopEarly(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         trainer.should_stop = self.wait_count >= self.patience
+
+
+class Checkpoint(ModelCheckpoint):
+    """ModelCheckpoint that still knows its best one when the folder of the run was moved before it goes on."""
+
+    def load_state_dict(self, state: dict) -> None:
+        def here(path: str) -> str:
+            return path and str(Path(self.dirpath, Path(path).name))
+
+        paths = {name: here(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state | paths | {"best_k_models": best, "dirpath": self.dirpath})
 
 
 class RandomState(pl.Callback):

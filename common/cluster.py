@@ -13,7 +13,6 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from common.errors import UserError, check
-from common.files import write_error
 from common.paths import REPO, data_root, output_root
 from common.processes import is_first
 from common.run import LAST, choose_folder
@@ -88,11 +87,7 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
         check_resources(constants, "GPU", processes)
     folder = settings.get("run_folder")
     if folder is None:
-        home = output_root() / "runs" / script
-        try:
-            folder, lock = choose_folder(home, settings["resume"])
-        except OSError as error:
-            raise write_error(error, home) from error
+        folder, lock = choose_folder(output_root() / "runs" / script, settings["resume"])
         if lock:
             lock.release()  # to the first process
 

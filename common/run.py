@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
 import numpy
@@ -112,15 +112,18 @@ def numbered_folders(home: Path) -> dict[int, Path]:
 
 
 def new_folder(home: Path) -> Path:
-    """home/version_N of the next N, made."""
-    home.mkdir(parents=True, exist_ok=True)
-    number = max(numbered_folders(home), default=-1) + 1
-    while True:  # another process may take the same number at the same time
-        try:
-            (home / f"version_{number}").mkdir()
-            return home / f"version_{number}"
-        except FileExistsError:
+    """home/version_N of the next N, made. Raises: UserError where it cannot be."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        number = max(numbered_folders(home), default=-1) + 1
+        while True:
+            folder = home / f"version_{number}"
+            with suppress(FileExistsError):  # another process may take the same number at the same time
+                folder.mkdir()
+                return folder
             number += 1
+    except OSError as error:
+        raise write_error(error, home) from error
 
 
 def _lock(folder: Path) -> FileLock | None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
 
-from common.callbacks import History, RandomState, StopEarly, make_schedule
+from common.callbacks import Checkpoint, History, RandomState, StopEarly, make_schedule
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import check
 from common.figures import learning_curves
@@ -125,18 +125,6 @@ def resolve_precision(precision: str) -> str:
     processor = torch.cpu.get_capabilities()
     native = processor.get("avx512_bf16") or processor.get("amx_bf16") or processor.get("bf16")
     return "bf16-mixed" if native and not torch.mps.is_available() else "32-true"
-
-
-class Checkpoint(ModelCheckpoint):
-    """ModelCheckpoint that still knows its best one when the folder of the run was moved before it goes on."""
-
-    def load_state_dict(self, state: dict) -> None:
-        def here(path: str) -> str:
-            return path and str(Path(self.dirpath, Path(path).name))
-
-        paths = {name: here(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        best = {here(path): score for path, score in state["best_k_models"].items()}
-        super().load_state_dict(state | paths | {"best_k_models": best, "dirpath": self.dirpath})
 
 
 def _checkpoint(folder: Path, name: str, **when) -> Checkpoint:

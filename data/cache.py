@@ -44,7 +44,7 @@ def cached(
             _remove_partial(home, entry)
             if not _is_intact(entry):
                 _remove_outdated(home, entry, name)
-                _build(entry, lambda partial: _build_unchanged(partial, build, sources, state))
+                _build(entry, build, sources, state)
     except OSError as error:
         raise write_error(error, home, _size_of(sources) if needed is None else needed) from error
     return entry
@@ -54,17 +54,13 @@ def _state(sources: Sequence[Path]) -> list:
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
 
 
-def _build_unchanged(partial: Path, build: Callable[[Path], None], sources: Sequence[Path], state: list) -> None:
-    build(partial)
-    check(_state(sources) == state, f"{' or '.join(map(str, sources))} changed while it was read; start again.")
-
-
-def _build(entry: Path, build: Callable[[Path], None]) -> None:
+def _build(entry: Path, build: Callable[[Path], None], sources: Sequence[Path], state: list) -> None:
     partial = entry.with_suffix(PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         build(partial)
+        check(_state(sources) == state, f"{' or '.join(map(str, sources))} changed while it was read; start again.")
         (partial / MANIFEST).write_text(json.dumps(_files(partial)))
         os.replace(partial, entry)
     except BaseException as error:
