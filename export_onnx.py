@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError, check, run_script
-from common.module import Recommender
+from common.errors import UserError, check, one_line, run_script
+from common.model.recommender import Recommender
 from predict import load, open_input, predict_batch
 
 TOLERANCE = 1e-4
@@ -49,16 +49,22 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
         import onnxscript  # noqa: F401  used by torch.onnx
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; `pip install -r requirements-dev.txt` gets it.") from error
-    model, scoring = load(checkpoint)
-    drawn = scoring.draw(CHECKED_ROWS, np.random.default_rng(0))
-    inputs = drawn if raw is None else _first_rows(scoring, raw)
+    model, preprocessor = load(checkpoint)
+    drawn = preprocessor.random_inputs(CHECKED_ROWS, np.random.default_rng(0))
+    inputs = drawn if raw is None else _first_rows(preprocessor, raw)
     path = Path(checkpoint).with_suffix(".onnx")
     try:
         # not under another name: a model of more than 2 GiB holds the name of the file of its weights
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
             beside = Path(folder) / path.name
-            _write(model, drawn, beside)
-            beside.with_suffix(".json").write_text(json.dumps(scoring.sidecar()))
+            try:
+                _write(model, drawn, beside)
+            except Exception as error:  # of torch.onnx and onnxscript, of many kinds
+                if isinstance(error, OSError):
+                    raise
+                first = one_line(str(error).strip().partition("\n")[0])
+                raise UserError(f"{checkpoint} cannot be converted: {type(error).__name__}: {first}") from error
+            beside.with_suffix(".json").write_text(json.dumps(preprocessor.metadata()))
             difference = _difference(model, inputs, beside)
             check(
                 np.isfinite(difference),
@@ -116,9 +122,9 @@ def _difference(model: Recommender, inputs: list[Tensor], path: Path) -> float:
     return difference
 
 
-def _first_rows(scoring, raw: str | Path) -> list[Tensor]:
+def _first_rows(preprocessor, raw: str | Path) -> list[Tensor]:
     with open_input(raw) as (stream, _):
-        first = next(scoring.batches(stream, str(raw)), None)
+        first = next(preprocessor.batches(stream, str(raw)), None)
     check(first is not None and len(first[0][0]) > 0, f"{raw} has no rows.")
     return [column[:CHECKED_ROWS] for column in first[0]]
 

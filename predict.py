@@ -4,6 +4,8 @@ It needs the checkpoint alone (runs/<model>/version_N/checkpoints/best.ckpt), no
 format of the training set, plain or gzipped; - is standard input:
     DeepFM, DLRM   Criteo rows, with the label (train.txt) or without it (test.txt)
     MMoE           Census-Income or Adult rows, with the income or without it, ? for what is not known
+    all three      rows of your own table, with labels or without them, the columns in any order if line 1 names them;
+                   columns of the role "kept" are copied to the output
     BST            user::movie[::rating[::timestamp]], with the separator of the training set (TAB in 100K, comma in
                    the CSV releases). The history is what the checkpoint knows of the user: of a rating that it knows,
                    what came before; else up to the timestamp; without one, all.
@@ -11,7 +13,9 @@ OUT.csv (standard output, if not given) gets a header and one row per input row,
 predictions are scored against them; this, unseen categories and progress go to standard error.
 """
 
+import csv
 import gzip
+import io
 import os
 import signal
 import sys
@@ -28,15 +32,14 @@ from tqdm import tqdm
 
 from bst.bst import BST
 from common.checkpoint import check_same_sizes, load_checkpoint
-from common.errors import UserError, check, run_script
-from common.files import whole_file
-from common.module import Recommender
+from common.data.parallel import ordered_map
+from common.data.raw_files import gzip_errors
+from common.errors import UserError, check, one_line, run_script, shown
+from common.files import atomic_write
+from common.model.recommender import Recommender
 from common.settings import check_settings
-from data.census_scoring import CensusScoring
-from data.criteo_scoring import CriteoScoring
-from data.movie_scoring import MovieScoring
-from data.parallel import ordered_map
-from data.raw_text import whole_gzip
+from data.movie_preprocessor import MoviePreprocessor
+from data.table_preprocessor import TablePreprocessor
 from deepfm.deepfm import DeepFM
 from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
@@ -44,39 +47,42 @@ from multitask.mmoe import MMoE
 BF16 = False  # True is faster where the processor multiplies bf16; probabilities then differ by up to 1e-3
 BATCH_ROWS = 1024  # scored at a time; more do not fit into the cache of a processor
 
-Scoring = CriteoScoring | CensusScoring | MovieScoring
+Preprocessor = TablePreprocessor | MoviePreprocessor
 # class of the model, by the name in the checkpoint; key of the data's state in it; what reads raw rows with that state
 MODELS = {
-    "DeepFM": (DeepFM, "CriteoDataModule", CriteoScoring),
-    "DLRM": (DLRM, "CriteoDataModule", CriteoScoring),
-    "MMoE": (MMoE, "CensusIncomeDataModule", CensusScoring),
-    "BST": (BST, "MovieRatingDataModule", MovieScoring),
+    "DeepFM": (DeepFM, "CriteoDataModule", TablePreprocessor),
+    "DLRM": (DLRM, "CriteoDataModule", TablePreprocessor),
+    "MMoE": (MMoE, "CensusIncomeDataModule", TablePreprocessor),
+    "BST": (BST, "MovieRatingDataModule", MoviePreprocessor),
 }
 
 
-def load(checkpoint: str | Path) -> tuple[Recommender, Scoring]:
+def load(checkpoint: str | Path) -> tuple[Recommender, Preprocessor]:
     """The model of a checkpoint, ready to predict, and what makes its inputs of raw rows.
 
     Raises: UserError if it is no checkpoint of one of the four models.
     """
     content = load_checkpoint(checkpoint)
     name = content.get("model")
-    check(name in list(MODELS), f"{checkpoint}: found the model {name!r}, expected one of {', '.join(MODELS)}.")
-    model_class, data, scoring = MODELS[name]
+    check(name in list(MODELS), f"{checkpoint}: found the model {shown(name)}, expected one of {', '.join(MODELS)}.")
+    model_class, data, preprocessor = MODELS[name]
     try:
-        for part in (content["hyper_parameters"], content[data]):
+        settings = content["hyper_parameters"]
+        for part in (settings | settings["optimizer"], content[data]):
             check_settings(part)
         with torch.device("meta"):  # takes no memory, whatever the sizes
             check_same_sizes(content["state_dict"], model_class(**content["hyper_parameters"]))
         model = model_class(**content["hyper_parameters"])
         model.load_state_dict(content["state_dict"], assign=True)  # the table stays mapped from the file
-        model, ready = model.eval(), scoring(content[data])
-        found = predict_batch(model, ready.draw(256, np.random.default_rng(0))).shape[1]
+        model, ready = model.eval(), preprocessor(content[data])
+        found = predict_batch(model, ready.random_inputs(256, np.random.default_rng(0))).shape[1]
         if found != len(ready.columns):
             raise ValueError(f"{found} predictions of a row for {len(ready.columns)} columns")
         return model, ready
     except Exception as error:  # of many kinds for a checkpoint with other content
-        raise UserError(f"{checkpoint} does not fit this version of {name}; train again. ({error})") from error
+        raise UserError(
+            f"{checkpoint} does not fit this version of {name}; train again. ({one_line(error)})"
+        ) from error
 
 
 def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None = None, bf16: bool = BF16) -> dict:
@@ -84,18 +90,21 @@ def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None =
 
     Returns rows, seconds, unseen {field: rows} and metrics {column: {metric: value}}, empty where no label is known.
     """
-    model, scoring = load(checkpoint)
-    line = ",".join(["%.9g"] * len(scoring.columns)) + "\n"
-    running = [RunningErrors() if name == "rating" else RunningClicks() for name in scoring.columns]
+    model, preprocessor = load(checkpoint)
+    line = ",".join(["%.9g"] * len(preprocessor.columns)) + "\n"
+    running = [
+        StreamingRatingMetrics() if name == "rating" else StreamingClickMetrics() for name in preprocessor.columns
+    ]
     rows, begin = 0, time.perf_counter()
     with (
         open_input(raw) as (stream, file),
         _open_output(output, {checkpoint: os.stat(checkpoint), _name(raw): os.fstat(file.fileno())}) as out,
         _progress_bar(file) as bar,
     ):
-        out.write(",".join(scoring.columns) + "\n")
-        score = lambda batch: (predict_batch(model, batch[0], bf16), batch[1])  # noqa: E731
-        for predicted, target in ordered_map(score, _batches(scoring, stream, raw)):
+        kept_names = getattr(preprocessor, "kept", ())
+        out.write(_csv_rows([[name] for name in (*kept_names, *preprocessor.columns)])[0] + "\n")
+        score = lambda batch: (predict_batch(model, batch[0], bf16), *batch[1:])  # noqa: E731
+        for predicted, target, *kept in ordered_map(score, _batches(preprocessor, stream, raw)):
             check(
                 bool(predicted.isfinite().all()),
                 f"{checkpoint} gives no finite prediction for a row of {_name(raw)} after row {rows}: its weights are "
@@ -104,13 +113,37 @@ def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None =
             for metrics, values, truth in zip(running, predicted.numpy().T, target.numpy().T, strict=True):
                 known = ~np.isnan(truth)
                 metrics.update(values[known], truth[known])
-            out.write("".join([line % tuple(values) for values in predicted.tolist()]))
+            lines = [line % tuple(values) for values in predicted.tolist()]
+            if kept_names:
+                lines = [f"{texts},{values}" for texts, values in zip(_csv_rows(kept[0]), lines, strict=True)]
+            out.write("".join(lines))
             rows += len(predicted)
             bar.set_postfix_str(f"{rows / (time.perf_counter() - begin):,.0f} rows/s", refresh=False)
             bar.update(file.tell() - bar.n if file.seekable() else 0)
-    found = {name: metrics.compute() for name, metrics in zip(scoring.columns, running, strict=True) if metrics.count}
-    unseen = {name: count for name, count in scoring.unseen.items() if count}
+    found = {
+        name: metrics.compute() for name, metrics in zip(preprocessor.columns, running, strict=True) if metrics.count
+    }
+    unseen = {name: count for name, count in preprocessor.unseen.items() if count}
+    _warn_of_another_set(preprocessor, _name(raw))
     return {"rows": rows, "seconds": time.perf_counter() - begin, "unseen": unseen, "metrics": found}
+
+
+def _csv_rows(columns: list[list[str]]) -> list[str]:
+    """Columns of texts as lines of CSV, without their ends."""
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\0").writerows(zip(*columns, strict=True))
+    return lines.getvalue().split("\0")[:-1]
+
+
+def _warn_of_another_set(preprocessor: Preprocessor, raw: str) -> None:
+    """Say which columns hold next to nothing that the training rows had."""
+    if isinstance(preprocessor, TablePreprocessor) and (names := preprocessor.nearly_unseen()):
+        most = 2 * len(names) > len(preprocessor.encoder.fields)
+        print(
+            f"Warning: more than nine in ten values of {', '.join(map(one_line, names))} in {raw} are unseen or rare "
+            f"in training{'; is it rows of another dataset?' if most else ''}",
+            file=sys.stderr,
+        )
 
 
 @torch.inference_mode()
@@ -122,8 +155,8 @@ def predict_batch(model: Recommender, inputs: list[Tensor], bf16: bool = False) 
     return predicted.unsqueeze(1) if predicted.dim() == 1 else predicted
 
 
-class RunningClicks:
-    """common.metrics.click_metrics in constant memory: the AUC from counts of equal probabilities (to 13 bits)."""
+class StreamingClickMetrics:
+    """click_metrics in constant memory: the AUC from counts of equal probabilities (to 13 bits)."""
 
     SHIFT = 10  # bits of the 24 that do not count; positive floats are in the order of their bits
 
@@ -150,8 +183,8 @@ class RunningClicks:
         return metrics | {"calibration": self.probability / self.clicks if rate else float("nan")}
 
 
-class RunningErrors:
-    """common.metrics.rating_metrics in constant memory."""
+class StreamingRatingMetrics:
+    """rating_metrics in constant memory."""
 
     def __init__(self):
         self.count, self.squares, self.absolute = 0, 0.0, 0.0
@@ -178,15 +211,15 @@ def open_input(raw: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         yield (gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file), file
 
 
-def _batches(scoring: Scoring, stream: BinaryIO, raw: str | Path) -> Iterator[tuple[list[Tensor], Tensor]]:
+def _batches(preprocessor: Preprocessor, stream: BinaryIO, raw: str | Path) -> Iterator[tuple[list[Tensor], Tensor]]:
     with _reading(raw):  # here, where no error can be one of writing
-        yield from scoring.batches(stream, _name(raw))
+        yield from preprocessor.batches(stream, _name(raw))
 
 
 @contextmanager
 def _reading(raw: str | Path) -> Iterator[None]:
     try:
-        with whole_gzip(_name(raw)):
+        with gzip_errors(_name(raw)):
             yield
     except OSError as error:
         raise UserError(f"cannot read {_name(raw)}: {error.strerror or error}.") from error
@@ -194,7 +227,7 @@ def _reading(raw: str | Path) -> Iterator[None]:
 
 def _progress_bar(file: BinaryIO) -> tqdm:
     size = os.fstat(file.fileno()).st_size if file.seekable() else None
-    return tqdm(total=size, desc="Scoring", unit="B", unit_scale=True)
+    return tqdm(total=size, desc="Preprocessor", unit="B", unit_scale=True)
 
 
 @contextmanager
@@ -212,7 +245,7 @@ def _open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_resul
             for name, stat in inputs.items():
                 same = os.path.exists(path) and os.path.samestat(os.stat(path), stat)
                 check(not same, f"{path} is {name}, which would be lost; give the output another name.")
-            with whole_file(os.path.realpath(path), "w") as file:  # a link stays, and what it points to is written
+            with atomic_write(os.path.realpath(path), "w") as file:  # a link stays, and what it points to is written
                 yield file
     except OSError as error:
         if path is None:  # else Python writes again when it ends, and complains again
@@ -228,7 +261,7 @@ def main() -> None:
     result = predict(*sys.argv[1:])
     print(f"{result['rows']:,} rows in {result['seconds']:.1f} s", file=sys.stderr)
     if result["unseen"]:
-        counts = ", ".join(f"{name} {count:,}" for name, count in result["unseen"].items())
+        counts = ", ".join(f"{one_line(name)} {count:,}" for name, count in result["unseen"].items())
         print(f"Rows with an unseen or rare category: {counts}", file=sys.stderr)
     for column, metrics in result["metrics"].items():
         print(f"{column}: {', '.join(f'{name} {value:.6f}' for name, value in metrics.items())}", file=sys.stderr)

@@ -1,225 +1,184 @@
 """Search DLRM's settings on Criteo with Ray Tune: `python tune_dlrm.py`.
 
-Optuna's TPE proposes, ASHA stops what is behind at equal progress, and the best trial is tested once. Killed at any
-moment, the same command goes on. Everything is below runs/tune_dlrm/version_N (Ray's sockets are in /tmp/ray).
-With one trial at a time the same seed gives the same trials and results; with more, what TPE and ASHA know when they
-decide depends on which trial is faster. More machines: see RAY_ADDRESS; they must share the folders of data and runs.
+Optuna's TPE proposes settings, ASHA stops trials that are behind at equal progress, and the best trial is tested once.
+If it is killed, the same command continues it. Everything is written to runs/tune_dlrm/version_N (Ray's sockets are in
+a temporary folder). With concurrent_trials=1 a seed reproduces the search; otherwise TPE and ASHA depend on which trial
+is faster.
 """
 
-import inspect
 import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import ray
 import torch
-from filelock import FileLock
 from ray import tune
 
-from common.cluster import check_resources, start_ray
+import dlrm.train as dlrm
+from common.cluster.search import DISK, ENDED, TuneReporter, distributions, lists_to_tuples, run_search
+from common.cluster.search_plots import plot_search, write_table
+from common.cluster.search_record import CAUSE_FILE, SearchRecord, best_trial, log
 from common.errors import UserError, check, run_script
-from common.files import write_json
+from common.files import atomic_write, read_json, write_json
 from common.paths import data_root, output_root
-from common.run import NOT_COMPARED, claim_folder, new_folder, numbered_folders
-from common.search import (
-    CAUSE,
-    Progress,
-    RecordedSearch,
-    Reporter,
-    SearchRecord,
-    as_choices,
-    best_trial,
-    distributions,
-    make_scheduler,
-    say,
-)
-from common.search_figures import draw_search, write_table
-from common.settings import check_settings
+from common.settings import Settings, check_names, check_settings
+from common.training.run_folder import NOT_COMPARED, claim_run_folder, new_version_folder, version_folders
 from data.criteo_data import CriteoDataModule
-from dlrm.train import train
 
-TRIALS = 16
-SEARCH_SPACE = {  # keywords of dlrm/train.py, whose constants serve for all others and, if they lie in it, first
-    "learning_rate": tune.loguniform(3e-4, 5e-3),
-    "embedding_dim": tune.choice([8, 16, 32]),
-    "bottom": tune.choice([(64,), (128, 64), (256, 64), (512, 256, 64)]),
-    "top": tune.choice([(128, 64), (256, 128), (512, 256)]),
-    "batch_size": tune.choice([128, 256, 512, 1024]),
-    "dropout": tune.choice([0.0, 0.2]),
-}
-MAX_EPOCHS = 1
-VALIDATIONS_PER_EPOCH = 10  # about, of fewer than 100 batches; the more, the earlier a bad trial can be stopped
-GRACE_VALIDATIONS = 3  # none is stopped before; while the rate is high, results say little of those at the end
-REDUCTION_FACTOR = 2  # at 1, 2, 4, ... times GRACE_VALIDATIONS a trial goes on if it is in the best 1/REDUCTION_FACTOR
-CONCURRENT_TRIALS = None  # None: as many as there are CPUs and GPUs for
-CPUS_PER_TRIAL = 1  # also its threads
-GPUS_PER_TRIAL = 0  # may be a fraction
-WORKERS_PER_TRIAL = 1  # processes that train a trial together, each with CPUS_PER_TRIAL and a GPU where there is one
-RAY_ADDRESS = None  # of a running cluster ("auto", "host:6379"); None: $RAY_ADDRESS, else Ray is started here
-STORAGE = None  # absolute folder for all that is written, seen by all nodes; None: runs/tune_dlrm
-DATASET = "criteo"  # folder below DATA_ROOT
-SEED = 1
+# Settings of dlrm/train.py: SPACE is searched (from its own values on, if they lie in it), FIXED is the same for all
+# trials, and all others keep the values of dlrm/train.py.
+SPACE = dict(
+    learning_rate=tune.loguniform(3e-4, 5e-3),
+    embedding_dim=tune.choice([8, 16, 32]),
+    bottom_mlp_units=tune.choice([(64,), (128, 64), (256, 64), (512, 256, 64)]),
+    top_mlp_units=tune.choice([(128, 64), (256, 128), (512, 256)]),
+    batch_size=tune.choice([128, 256, 512, 1024]),
+    dropout=tune.choice([0.0, 0.2]),
+)
+FIXED = dict(
+    dataset="criteo",
+    max_epochs=1,
+    validations_per_epoch=10,  # the more, the earlier a bad trial can be stopped
+    seed=1,
+)
+SEARCH = dict(
+    trials=16,  # raise it, and the same command continues the search
+    grace_validations=3,  # before which no trial is stopped: while the rate is high, results say little of the end
+    reduction_factor=2,  # at 1, 2, 4, ... times grace_validations the best 1/reduction_factor of the trials continue
+    concurrent_trials=None,  # None: as many as there are CPUs and GPUs for
+    cpus_per_trial=1,  # and threads
+    gpus_per_trial=0,  # may be a fraction
+    workers_per_trial=1,  # processes that train a trial together, each with cpus_per_trial (and a GPU)
+    ray_address=None,  # of a running cluster ("auto", "host:6379"); None: $RAY_ADDRESS, otherwise Ray is started here
+    storage=None,  # absolute folder for all that is written, visible to all nodes; None: runs/tune_dlrm
+)
 
-DATA_SETTINGS = ("split", "numbers_as", "min_count")  # of dlrm/train.py, which decide on the cache
-os.environ |= {  # Ray Tune: Ctrl-C ends a search at once, as it can go on; results are kept by its record alone
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+os.environ |= {  # of Ray Tune
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a search at once, as it can be continued
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are kept by the record alone
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",  # a stopped trial of several processes gives its CPUs back so soon
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",  # so soon a stopped trial of several processes gives its CPUs back
 }
 
 
-def search(
-    trials=TRIALS,
-    space=SEARCH_SPACE,
-    max_epochs=MAX_EPOCHS,
-    validations_per_epoch=VALIDATIONS_PER_EPOCH,
-    grace_validations=GRACE_VALIDATIONS,
-    reduction_factor=REDUCTION_FACTOR,
-    concurrent_trials=CONCURRENT_TRIALS,
-    cpus_per_trial=CPUS_PER_TRIAL,
-    gpus_per_trial=GPUS_PER_TRIAL,
-    workers_per_trial=WORKERS_PER_TRIAL,
-    ray_address=RAY_ADDRESS,
-    storage=STORAGE,
-    dataset=DATASET,
-    seed=SEED,
-) -> dict:
-    """Run a search, or go on with the newest unfinished one of the same constants; test its best trial once.
+def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **changes: Any) -> dict[str, Any]:
+    """Run a search, or continue the newest unfinished one with the same settings; test its best trial once.
 
-    Returns the content of best.json. Raises: UserError if all trials failed, Ray has too little for one, or a file
-    cannot be written.
+    changes: other values for SEARCH. Returns the contents of best.json.
+
+    Raises: UserError if all trials failed, Ray has too few CPUs or GPUs for one, or a file cannot be written.
     """
-    check_settings(locals())
-    begin = time.perf_counter()
-    validations = max_epochs * validations_per_epoch
-    check(grace_validations <= validations, f"GRACE_VALIDATIONS is {grace_validations} of {validations} validations.")
-    hand_set = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    for name in ("run_folder", "callbacks", "test"):
-        del hand_set[name]  # no settings: a search decides on them
-    check(space.keys() <= hand_set.keys(), f"SEARCH_SPACE has {sorted(space)}; dlrm/train.py has {sorted(hand_set)}.")
-    constants = {
-        "dataset": dataset,
-        "data_root": str(data_root()),  # absolute, as a trial has another working directory
-        "max_epochs": max_epochs,
-        "validations_per_epoch": validations_per_epoch,
-        "patience": 2 * validations,  # never reached, as there are at most so many: the scheduler stops trials
-        "seed": seed,
-    }
+    start = time.perf_counter()
+    check_names(changes, list(SEARCH))
+    options = SEARCH | changes
+    check_settings({"space": space, "fixed": fixed} | options)
+    both = ", ".join(sorted(space.keys() & fixed.keys()))
+    check(not both, f"{both} must be in SPACE or in FIXED, not in both.")
+    # ASHA stops trials, not patience; a trial has another working directory, so paths must be absolute
+    settings = Settings(dlrm.DATA, dlrm.MODEL, dlrm.OPTIMIZER, dlrm.TRAINING).changed(fixed)
+    validations = settings.training["max_epochs"] * settings.training["validations_per_epoch"]
+    root = settings.data["data_root"]
+    fixed = fixed | {"patience": 2 * validations, "data_root": str(Path(root).resolve() if root else data_root())}
+    settings = settings.changed(fixed)
+    check_names(space, list(settings.flat()))
     check(
-        not space.keys() & constants.keys(),
-        f"SEARCH_SPACE has {sorted(space)}; {sorted(constants)} are for all trials.",
+        options["grace_validations"] <= validations,
+        f"grace_validations is {options['grace_validations']}; a trial has {validations} validations.",
     )
-    fixed = {name: value for name, value in hand_set.items() if name not in {*space, *NOT_COMPARED}}
-    compared = fixed | constants | {"space": {name: str(values) for name, values in distributions(space).items()}}
-    compared |= {"trials": trials, "grace_validations": grace_validations, "reduction_factor": reduction_factor}
-    home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
-    with claim_folder("tune_dlrm", compared, find_folder(home, compared)) as folder:
+    first = {name: settings.flat()[name] for name in space}
+    identity = {name: value for name, value in settings.flat().items() if name not in {*space, *NOT_COMPARED}}
+    identity |= {"space": {name: str(values) for name, values in distributions(space).items()}}
+    identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
+    home = Path(storage).resolve() if (storage := options.pop("storage")) else output_root() / "runs" / "tune_dlrm"
+    with claim_run_folder("tune_dlrm", identity, find_folder(home, identity, options["trials"])) as folder:
         record = SearchRecord(folder)
-        print(f"{'Going on with' if record.trials else 'Writing to'} {folder}", flush=True)
-        settings = hand_set | constants
-        data = CriteoDataModule(dataset, constants["data_root"], *(settings[name] for name in DATA_SETTINGS))
-        data.setup()  # once, before the trials: they map what it wrote
-        start_ray(ray_address, cpus_per_trial, show_output=False)  # the record has what happens to trials
-        gpus = gpus_per_trial if workers_per_trial == 1 else 0  # several ask for theirs themselves
-        cpus = workers_per_trial * cpus_per_trial
-        check_resources("CPUS_PER_TRIAL times WORKERS_PER_TRIAL", "CPU", cpus, on_one_machine=True)
-        check_resources("GPUS_PER_TRIAL", "GPU", gpus, on_one_machine=True)
-        trial = tune.with_parameters(
-            run_trial, constants=constants, record=record, threads=cpus_per_trial, workers=workers_per_trial
+        print(f"{'Continuing' if record.trials else 'Writing to'} {folder}", flush=True)
+        CriteoDataModule(
+            **settings.data, seed=settings.training["seed"]
+        ).setup()  # builds the cache before the trials map it
+        run_search(
+            tune.with_parameters(run_trial, record=record, fixed=fixed, workers=options["workers_per_trial"]),
+            space,
+            first,
+            record,
+            epochs=settings.training["max_epochs"],
+            validations=validations,
+            seed=settings.training["seed"],
+            **options,
         )
-        trial = tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
-        first = {name: hand_set[name] for name in space}
-        while missing := trials - len(record.of("finished", "stopped", "failed")):
-            await_death(record)
-            tuner = tune.Tuner(
-                trial,
-                tune_config=tune.TuneConfig(
-                    search_alg=RecordedSearch(space, first, seed, record),
-                    scheduler=make_scheduler(record, grace_validations, validations, reduction_factor),
-                    num_samples=missing,
-                    max_concurrent_trials=concurrent_trials,
-                    reuse_actors=workers_per_trial == 1,  # a process imports once
-                ),
-                run_config=tune.RunConfig(
-                    storage_path=str(folder / "ray"), verbose=0, callbacks=[Progress(record, max_epochs)]
-                ),
-            )
-            try:
-                tuner.fit()
-            except tune.TuneError as error:  # made by Ray of what Progress raises
-                if isinstance(error.__context__, UserError | OSError):
-                    raise error.__context__ from error
-                raise
-        ray.shutdown()
-        return conclude(record, constants, begin)
+        return conclude(record, fixed, start)
 
 
-def run_trial(config: dict, constants: dict, record: SearchRecord, threads: int, workers: int) -> None:
-    """One training run in a process of Ray, or in several; goes on from its own checkpoint if it has one."""
-    torch.set_num_threads(threads)
+def run_trial(config: dict[str, Any], record: SearchRecord, fixed: dict[str, Any], workers: int) -> None:
+    """One training run in a process of Ray, or in several; continues from its own checkpoint if there is one."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = dict(config)
     folder = record.folder(config.pop("number"))
-    constants = constants | ({"devices": workers, "strategy": "ray"} if workers > 1 else {})
+    launch = {"devices": workers, "strategy": "ray"} if workers > 1 else {}
     try:
-        train(**constants, **config, resume=True, run_folder=str(folder), callbacks=[Reporter()], test=False)
+        changes = fixed | config | launch
+        dlrm.train(run_folder=str(folder), callbacks=[TuneReporter()], test=False, resume=True, **changes)
     except KeyboardInterrupt:  # what becomes of Ray's SystemExit(0) in a trial that it stops
         sys.exit(0)
     except Exception as error:
-        if isinstance(error.__cause__, OSError):
-            raise OSError(str(error)) from error  # by which Progress tells it from a fault of the trial
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CAUSE).write_text(f"{type(error).__name__}: {error}")
+        kind = DISK if isinstance(error.__cause__, OSError) else f"{type(error).__name__}: "
+        with atomic_write(folder / CAUSE_FILE, "w") as file:
+            file.write(f"{kind}{error}")
         raise
 
 
-def find_folder(home: Path, settings: dict) -> Path:
-    """The newest unfinished search with these settings, else a new version_N."""
-    settings = json.loads(json.dumps(settings))  # as they are kept: tuples are lists
-    for _, folder in sorted(numbered_folders(home).items(), reverse=True):
+def find_folder(home: Path, identity: dict[str, Any], trials: int) -> Path:
+    """The newest search with this identity that is unfinished or has fewer trials, otherwise a new version_N.
+
+    Says which ones are damaged.
+    """
+    identity = json.loads(json.dumps(identity))  # as in the file: tuples are lists
+    for _, folder in sorted(version_folders(home).items(), reverse=True):
         kept = folder / "settings.json"
-        if not (folder / "best.json").exists() and kept.exists() and json.loads(kept.read_text()) == settings:
-            return folder
-    return new_folder(home)
+        try:
+            if kept.exists() and read_json(kept) == identity and not is_complete(folder, trials):
+                return folder
+        except UserError as error:
+            print(f"Not continuing {folder}: {error}", flush=True)
+    return new_version_folder(home)
 
 
-def await_death(record: SearchRecord) -> None:
-    """Wait until no process of an earlier, killed search holds a trial that is to go on."""
-    for trial in record.of("started"):
-        if (folder := record.folder(trial["number"])).exists():
-            FileLock(folder / "run.lock").acquire(timeout=60).lock.release()
+def is_complete(folder: Path, trials: int) -> bool:
+    """Whether the search in the folder was concluded, with so many trials or more."""
+    return (folder / "best.json").exists() and len(SearchRecord(folder).in_state(*ENDED)) >= trials
 
 
-def conclude(record: SearchRecord, constants: dict, begin: float) -> dict:
-    """Test the best trial; best.json, trials.csv, figures and the table of the best trials."""
+def conclude(record: SearchRecord, fixed: dict[str, Any], start: float) -> dict[str, Any]:
+    """Test the best trial; write best.json, trials.csv and figures; print the best trials."""
     best = best_trial(record.trials)
-    draw_search(record)
+    plot_search(record)
     if best is None:
         raise UserError(
             f"all {len(record.trials)} trials failed; the first one: {record.trials[0]['cause']}\n"
-            f"When that is mended, remove {record.path.parent} to search anew."
+            f"When that is mended, remove {record.path.parent} to search again."
         )
-    config = as_choices(best["config"])
-    results = train(**constants, **config, run_folder=str(record.folder(best["number"])))
-    say(record, "\n" + write_table(record))
-    content = {
+    config, folder = lists_to_tuples(best["config"]), record.folder(best["number"])
+    results = dlrm.train(run_folder=str(folder), **fixed, **config)
+    log(record, "\n" + write_table(record))
+    contents = {
         "trial": best["number"],
-        "constants": {name.upper(): value for name, value in config.items()},
+        "settings": config,
         "validation": results["validation"],
         "test": results["test"],
-        "checkpoint": str(record.folder(best["number"]) / "checkpoints" / "best.ckpt"),
-        "trials": {state: len(record.of(state)) for state in ("finished", "stopped", "failed")},
-        "wall_seconds": time.perf_counter() - begin,
+        "checkpoint": str(folder / "checkpoints" / "best.ckpt"),
+        "trials": {state: len(record.in_state(state)) for state in ("finished", "stopped", "failed")},
+        "wall_seconds": time.perf_counter() - start,
     }
-    write_json(record.path.with_name("best.json"), content)
-    pasted = "\n".join(f"{name} = {value!r}" for name, value in content["constants"].items())
-    say(
+    write_json(record.path.with_name("best.json"), contents)
+    lines = "\n".join(f"    {name}={value!r}," for name, value in config.items())
+    log(
         record,
-        f"\nFor dlrm/train.py (trial {best['number']}):\n{pasted}\nEverything of the search: {record.path.parent}",
+        f"\nFor dlrm/train.py (trial {best['number']}):\n{lines}\nEverything of the search: {record.path.parent}",
     )
-    return content
+    return contents
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What the speed-ups do to the metrics, on the real rows below DATA_ROOT: `python benchmarks/accuracy.py [MODEL ...]`.
 
-Trains each model with its constants, once for each of SEEDS, in float32 and then with one thing changed. Packed table
-and int32 ids change nothing but the order of sums (tests/test_embedding.py), and are not among the variants. Writes
-accuracy.csv, with every run, and accuracy.md to OUTPUT.
+Trains each model with the settings of its script, once for each of SEEDS, in float32 and then with one thing changed.
+The packed table and int32 ids change only the order of sums (tests/test_embedding.py), so they are not among the
+variants. Writes accuracy.csv, with every run, and accuracy.md to OUTPUT.
 """
 
 import importlib
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.embedding import PackedEmbedding
 from common.errors import check, run_script
 from common.files import markdown_table
+from common.model.embedding import PackedEmbedding
 from common.paths import output_root
 
 MODELS = {"deepfm": "auc", "dlrm": "auc", "multitask": "auc_mean", "bst": "rmse"}  # folder: metric of its table
@@ -32,20 +32,20 @@ OUTPUT = output_root() / "runs" / "accuracy"
 
 @contextmanager
 def dense_updates() -> Iterator[None]:
-    """Each step reads and writes all rows of a table, as nn.Embedding with torch.optim.Adam does."""
+    """Every step reads and writes all rows of a table, as nn.Embedding with torch.optim.Adam does."""
 
     def forward(table: PackedEmbedding, ids: Tensor) -> Tensor:
         return functional.embedding(ids + table.offsets, table.weight)
 
     with (
         patch.object(PackedEmbedding, "forward", forward),
-        patch("common.optimizer.TouchedRowsAdam", torch.optim.Adam),
+        patch("common.model.optimizer.LazyAdam", torch.optim.Adam),
     ):
         yield
 
 
-# Name: (how it trains, keywords of train). Adam scales every gradient to the size of its step, so that an L2 on rows
-# without another gradient pulls them to 0 however small it is: dense updates have several, of which validation chooses.
+# Name: (how it trains, changes for train). Adam scales every gradient to the size of its step, so L2, however small,
+# pulls rows without another gradient to 0: dense updates are tried with several values, and validation chooses.
 VARIANTS: dict[str, tuple[Callable[[], AbstractContextManager], dict]] = {
     "touched rows, float32": (nullcontext, {"precision": "32-true"}),
     "touched rows, bf16": (nullcontext, {"precision": "bf16-mixed"}),
@@ -60,14 +60,16 @@ def main() -> None:
     models = sys.argv[1:] or list(MODELS)
     check(set(models) <= set(MODELS), f"there is no model {' '.join(models)}; there are {', '.join(MODELS)}.")
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    os.environ["OUTPUT_ROOT"] = str(OUTPUT)  # apart from a user's runs, of which results.py makes the README's table
+    os.environ["OUTPUT_ROOT"] = str(
+        OUTPUT
+    )  # apart from the user's runs, from which results.py makes the README's table
     rows = []
     for model in models:
         train, metric = importlib.import_module(f"{model}.train").train, MODELS[model]
-        for variant, (how, keywords) in VARIANTS.items():
+        for variant, (how, changes) in VARIANTS.items():
             for seed in SEEDS:
                 with how():
-                    results = train(seed=seed, **keywords)
+                    results = train(seed=seed, **changes)
                 check(not results["is_sample"], "there are no real rows; set DATA_ROOT (README, Use).")
                 rows.append(
                     {

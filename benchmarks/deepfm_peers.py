@@ -1,4 +1,4 @@
-"""DeepFM of other packages, and the floor: samples per second of training, on encoded arrays in memory.
+"""DeepFM of other packages, and a lower bound: samples per second of training on encoded arrays in memory.
 
 Each takes the data of criteo_shaped.py; packages are imported where they are used.
 """
@@ -13,10 +13,12 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.criteo_shaped import RawRows
-from benchmarks.ours import EMBEDDING_DIM, HIDDEN, LEARNING_RATE
+from benchmarks.ours import ADAM, DEEPFM, EMBEDDING_DIM, HIDDEN_UNITS
 from benchmarks.turns import timed
-from common.embedding import PackedEmbedding
+from common.model.embedding import PackedEmbedding
 from deepfm.deepfm import DeepFM, pairwise_interactions
+
+LEARNING_RATE = ADAM["learning_rate"]
 
 
 def deepctr(data: RawRows) -> float:
@@ -24,9 +26,9 @@ def deepctr(data: RawRows) -> float:
     from deepctr_torch.models import DeepFM as Peer
 
     features, label = data.columns()
-    columns = [SparseFeat(f"C{i}", size, EMBEDDING_DIM) for i, size in enumerate(data.field_sizes)]
-    columns += [DenseFeat(f"I{i}", 1) for i in range(data.num_numbers)]
-    model = Peer(columns, columns, dnn_hidden_units=HIDDEN)
+    columns = [SparseFeat(f"C{i}", size, EMBEDDING_DIM) for i, size in enumerate(data.cardinalities)]
+    columns += [DenseFeat(f"I{i}", 1) for i in range(data.num_dense)]
+    model = Peer(columns, columns, dnn_hidden_units=HIDDEN_UNITS)
     model.compile("adam", "binary_crossentropy")
     return timed(lambda: model.fit(features, label, batch_size=data.batch_size, epochs=1, verbose=0), len(label))
 
@@ -38,9 +40,9 @@ def rechub(data: RawRows) -> float:
     from torch_rechub.utils.data import DataGenerator
 
     features, label = data.columns()
-    sparse = [SparseFeature(f"C{i}", size, EMBEDDING_DIM) for i, size in enumerate(data.field_sizes)]
-    dense = [DenseFeature(f"I{i}") for i in range(data.num_numbers)]
-    model = Peer(dense + sparse, sparse, {"dims": list(HIDDEN), "activation": "relu"})
+    sparse = [SparseFeature(f"C{i}", size, EMBEDDING_DIM) for i, size in enumerate(data.cardinalities)]
+    dense = [DenseFeature(f"I{i}") for i in range(data.num_dense)]
+    model = Peer(dense + sparse, sparse, {"dims": list(HIDDEN_UNITS), "activation": "relu"})
     generator = DataGenerator(features, label)
     loader, _, _ = generator.generate_dataloader(split_ratio=[0.99, 0.005], batch_size=data.batch_size)
     trainer = CTRTrainer(model, optimizer_params={"lr": LEARNING_RATE}, n_epoch=1)
@@ -48,7 +50,7 @@ def rechub(data: RawRows) -> float:
 
 
 def fuxictr(data: RawRows) -> float:
-    """Its layers, loader and fit(); the package leaves putting a model together to its user."""
+    """Its layers, loader and fit(); assembling a model is left to the user of the package."""
     from fuxictr.features import FeatureMap
     from fuxictr.pytorch.dataloaders import RankDataLoader
     from fuxictr.pytorch.layers import FactorizationMachine, FeatureEmbedding, MLP_Block
@@ -59,7 +61,7 @@ def fuxictr(data: RawRows) -> float:
             super().__init__(features, **settings)
             self.embedding = FeatureEmbedding(features, EMBEDDING_DIM)
             self.fm = FactorizationMachine(features)
-            self.deep = MLP_Block(features.sum_emb_out_dim(), list(HIDDEN), output_dim=1)
+            self.deep = MLP_Block(features.sum_emb_out_dim(), list(HIDDEN_UNITS), output_dim=1)
             self.compile("adam", "binary_crossentropy", LEARNING_RATE)
             self.reset_parameters()
 
@@ -69,17 +71,17 @@ def fuxictr(data: RawRows) -> float:
             return {"y_pred": self.output_activation(self.fm(inputs, v) + self.deep(v.flatten(1)))}
 
         def eval_step(self) -> None:
-            """Validation is left out of the time, and so is the checkpoint that it would write,"""
+            """No validation, which would be timed, and so no checkpoint of it,"""
 
         def load_weights(self, checkpoint: str) -> None:
-            """which fit() would load at its end."""
+            """which fit() would load at the end."""
 
     columns, label = data.columns()
     features = FeatureMap("criteo", "")
     features.labels, features.default_emb_dim = ["label"], EMBEDDING_DIM
-    for i in range(data.num_numbers):
+    for i in range(data.num_dense):
         features.features[f"I{i}"] = {"source": "", "type": "numeric"}
-    for i, size in enumerate(data.field_sizes):
+    for i, size in enumerate(data.cardinalities):
         features.features[f"C{i}"] = {"source": "", "type": "categorical", "vocab_size": size}
     features.num_fields = features.get_num_fields()
     features.set_column_index()
@@ -102,26 +104,28 @@ def fbgemm(data: RawRows, precision: str) -> float:
 
     width = 4 * -(-(EMBEDDING_DIM + 1) // 4)  # its rows are multiples of 4 wide
     tables = SplitTableBatchedEmbeddingBagsCodegen(
-        [(size, width, EmbeddingLocation.HOST, ComputeDevice.CPU) for size in data.field_sizes],
+        [(size, width, EmbeddingLocation.HOST, ComputeDevice.CPU) for size in data.cardinalities],
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         learning_rate=LEARNING_RATE,
         pooling_mode=PoolingMode.SUM,
     )
-    fields = len(data.field_sizes)
+    fields = len(data.cardinalities)
 
     def look_up(ids: torch.Tensor) -> torch.Tensor:
         offsets = torch.arange(ids.numel() + 1)
         return tables(ids.T.flatten().long(), offsets).unflatten(1, (fields, width))
 
-    model = DeepFM(data.num_numbers, [1] * fields, EMBEDDING_DIM, HIDDEN, 0.0, False, LEARNING_RATE, LEARNING_RATE, 0.0)
-    head = nn.ParameterList(p for name, p in model.named_parameters() if not name.startswith("categories"))
+    model = DeepFM(data.num_dense, [1] * fields, **DEEPFM)  # for its head
+    head = nn.ParameterList(p for name, p in model.named_parameters() if not name.startswith("embedding."))
     optimizer = torch.optim.Adam(head, LEARNING_RATE, fused=True)
     batches = data.batches()
 
     def epoch() -> None:
-        for numbers, ids, label in batches:
+        for dense, ids, label in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-                rows = torch.cat([numbers.unsqueeze(2) * model.numbers, look_up(ids)[..., : EMBEDDING_DIM + 1]], 1)
+                rows = torch.cat(
+                    [dense.unsqueeze(2) * model.dense_embedding, look_up(ids)[..., : EMBEDDING_DIM + 1]], 1
+                )
                 v = rows[..., :-1]
                 deep = model.deep_output(model.deep(v.flatten(1))).squeeze(1)
                 logits = model.bias + rows[..., -1].sum(1) + pairwise_interactions(v) + deep
@@ -135,11 +139,11 @@ def fbgemm(data: RawRows, precision: str) -> float:
 
 def floor(data: RawRows, precision: str) -> float:
     """The matrix products of the deep part and one gather and scatter of the touched rows: no step can be faster."""
-    fields = data.num_numbers + len(data.field_sizes)
-    widths = [fields * EMBEDDING_DIM, *HIDDEN, 1]
+    fields = data.num_dense + len(data.cardinalities)
+    widths = [fields * EMBEDDING_DIM, *HIDDEN_UNITS, 1]
     deep = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
-    table = torch.randn(sum(data.field_sizes), EMBEDDING_DIM + 1)
-    offsets = PackedEmbedding(data.field_sizes, 1).offsets
+    table = torch.randn(sum(data.cardinalities), EMBEDDING_DIM + 1)
+    offsets = PackedEmbedding(data.cardinalities, 1).offsets
     steps = [(len(ids), torch.unique(ids + offsets).long()) for _, ids, _ in data.batches()]
     x = torch.randn(data.batch_size, widths[0], requires_grad=True)
 

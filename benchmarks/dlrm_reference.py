@@ -5,47 +5,47 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.criteo_shaped import RawRows
-from benchmarks.ours import BOTTOM, EMBEDDING_DIM, TOP
+from benchmarks.ours import BOTTOM_MLP_UNITS, EMBEDDING_DIM, TOP_MLP_UNITS
 from benchmarks.turns import timed
-from common.layers import mlp
+from common.model.layers import mlp
 
 LEARNING_RATE = 0.1  # of the paper's code on Kaggle
 
 
 class ReferenceDLRM(nn.Module):
-    """numbers (B, I), ids of each field (B,) -> logits (B,)."""
+    """dense (B, I), ids of each field (B,) -> logits (B,)."""
 
-    def __init__(self, num_numbers: int, field_sizes: list[int]):
+    def __init__(self, num_dense: int, cardinalities: list[int]):
         super().__init__()
         self.tables = nn.ModuleList(
-            nn.EmbeddingBag(size, EMBEDDING_DIM, mode="sum", sparse=True) for size in field_sizes
+            nn.EmbeddingBag(size, EMBEDDING_DIM, mode="sum", sparse=True) for size in cardinalities
         )
-        self.bottom = mlp([num_numbers, *BOTTOM, EMBEDDING_DIM])
-        vectors = len(field_sizes) + 1
+        self.bottom_mlp = mlp([num_dense, *BOTTOM_MLP_UNITS, EMBEDDING_DIM])
+        vectors = len(cardinalities) + 1
         rows, columns = torch.tril_indices(vectors, vectors, -1)
         self.register_buffer("rows", rows)
         self.register_buffer("columns", columns)
-        self.top = mlp([EMBEDDING_DIM + len(rows), *TOP])
-        self.output = nn.Linear(TOP[-1], 1)
+        self.top_mlp = mlp([EMBEDDING_DIM + len(rows), *TOP_MLP_UNITS])
+        self.output = nn.Linear(TOP_MLP_UNITS[-1], 1)
 
-    def forward(self, numbers: Tensor, ids: list[Tensor]) -> Tensor:
-        dense = self.bottom(numbers)
-        offsets = torch.arange(len(numbers))  # one id in each bag
+    def forward(self, dense: Tensor, ids: list[Tensor]) -> Tensor:
+        bottom = self.bottom_mlp(dense)
+        offsets = torch.arange(len(bottom))  # one id in each bag
         looked_up = [table(column, offsets) for table, column in zip(self.tables, ids, strict=True)]
-        vectors = torch.cat([dense, *looked_up], 1).view(len(numbers), -1, EMBEDDING_DIM)
+        vectors = torch.cat([bottom, *looked_up], 1).view(len(bottom), -1, EMBEDDING_DIM)
         products = torch.bmm(vectors, vectors.transpose(1, 2))[:, self.rows, self.columns]
-        return self.output(self.top(torch.cat([dense, products], 1))).squeeze(1)
+        return self.output(self.top_mlp(torch.cat([bottom, products], 1))).squeeze(1)
 
 
 def reference(data: RawRows) -> float:
     """Samples per second of training."""
-    model = ReferenceDLRM(data.num_numbers, data.field_sizes)
+    model = ReferenceDLRM(data.num_dense, data.cardinalities)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
-    batches = [(numbers, [*ids.T.long().contiguous()], label) for numbers, ids, label in data.batches()]
+    batches = [(dense, [*ids.T.long().contiguous()], label) for dense, ids, label in data.batches()]
 
     def epoch() -> None:
-        for numbers, ids, label in batches:
-            loss = functional.binary_cross_entropy_with_logits(model(numbers, ids), label)
+        for dense, ids, label in batches:
+            loss = functional.binary_cross_entropy_with_logits(model(dense, ids), label)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

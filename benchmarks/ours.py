@@ -6,31 +6,44 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from common.module import Recommender
+from common.data.data_module import RecommendationDataModule
+from common.model.recommender import Recommender
 from common.paths import output_root
-from common.training import train_and_test
+from common.settings import Settings
+from common.training.fit import fit_and_test
 from data.criteo_data import CriteoDataModule
 from deepfm.deepfm import DeepFM
+from deepfm.train import TRAINING
 from dlrm.dlrmnet import DLRM
 
 EMBEDDING_DIM = 16
-HIDDEN = (400, 400, 400)  # of DeepFM
-BOTTOM, TOP = (512, 256, 64), (512, 256)  # hidden widths of DLRM in the Kaggle run of the paper's code
-LEARNING_RATE = 1e-3  # of Adam
+HIDDEN_UNITS = (400, 400, 400)  # of DeepFM
+BOTTOM_MLP_UNITS, TOP_MLP_UNITS = (512, 256, 64), (512, 256)  # of DLRM in the Kaggle run of the paper's code
+ADAM = dict(optimizer="adam", learning_rate=1e-3, embedding_l2=0.0, schedule="linear")
+DEEPFM = dict(embedding_dim=EMBEDDING_DIM, hidden_units=HIDDEN_UNITS, dropout=0.0, batch_norm=False, optimizer=ADAM)
+ONE_EPOCH = dict(max_epochs=1, validations_per_epoch=1, patience=1, seed=1)
 
 
 def deepfm(data: CriteoDataModule) -> DeepFM:
-    sizes = data.num_numbers, data.field_sizes, EMBEDDING_DIM, HIDDEN
-    return DeepFM(*sizes, 0.0, False, LEARNING_RATE, LEARNING_RATE, 0.0)
+    return DeepFM(data.num_dense, data.cardinalities, **DEEPFM)
 
 
-def dlrm(data: CriteoDataModule, optimizer: str = "adam", learning_rate: float = LEARNING_RATE) -> DLRM:
-    sizes = data.num_numbers, data.field_sizes, EMBEDDING_DIM, BOTTOM, TOP
-    return DLRM(*sizes, False, 0.0, optimizer, learning_rate, 0.0)
+def dlrm(data: CriteoDataModule, **changes: str | float) -> DLRM:
+    """changes: of ADAM."""
+    return DLRM(
+        data.num_dense,
+        data.cardinalities,
+        embedding_dim=EMBEDDING_DIM,
+        bottom_mlp_units=BOTTOM_MLP_UNITS,
+        top_mlp_units=TOP_MLP_UNITS,
+        self_interaction=False,
+        dropout=0.0,
+        optimizer=ADAM | changes,
+    )
 
 
 def keep_rows(data: CriteoDataModule, train: int | None, validate: int) -> None:
-    """Leave `train` of the training rows, evenly spread (None: all), and the first `validate` validation rows."""
+    """Keep `train` of the training rows, evenly spread (None: all), and the first `validate` validation rows."""
     step = max(1, len(data.rows["train"]) // train) if train else 1
     data.rows["train"] = data.rows["train"][::step][:train]
     data.rows["val"] = data.rows["val"][:validate]
@@ -38,31 +51,30 @@ def keep_rows(data: CriteoDataModule, train: int | None, validate: int) -> None:
 
 def train_one_epoch(
     model: Recommender,
-    data: pl.LightningDataModule,
+    data: RecommendationDataModule,
     folder: Path,
     precision: str = "auto",
     monitor: str = "val_auc",
     callbacks: Sequence[pl.Callback] = (),
 ) -> dict:
-    """The content of results.json; nothing is tested or drawn."""
-    settings = {"max_epochs": 1, "validations_per_epoch": 1, "precision": precision, "schedule": "linear"}
-    settings |= {"patience": 1, "seed": 1, "devices": 1, "num_nodes": 1, "strategy": "auto"}
-    return train_and_test(
+    """Contents of results.json; nothing is tested or plotted."""
+    settings = Settings(
+        data={"batch_size": data.batch_size}, model={}, optimizer=model.hparams.optimizer, training=TRAINING
+    )
+    return fit_and_test(
         model,
         data,
         folder,
-        settings,
+        settings.changed(ONE_EPOCH | {"precision": precision}),
         monitor=monitor,
-        mode="min" if monitor == "val_rmse" else "max",
-        baselines=dict,
-        best_possible=dict,
-        draw=lambda *_: None,
+        baselines=lambda _: {},
+        plot=lambda *_: None,
         callbacks=callbacks,
         test=False,
     )
 
 
-def speed(model: Recommender, data: pl.LightningDataModule, precision: str, monitor: str = "val_auc") -> float:
-    """Samples per second of training through Lightning, own loader included, validation and checkpoints left out."""
+def speed(model: Recommender, data: RecommendationDataModule, precision: str, monitor: str = "val_auc") -> float:
+    """Samples per second of training through Lightning, with our loader; validation and checkpoints are not timed."""
     with tempfile.TemporaryDirectory(dir=output_root()) as folder:
         return train_one_epoch(model, data, Path(folder), precision, monitor)["train_samples_per_second"]

@@ -1,4 +1,4 @@
-"""Criteo raw text to encoded arrays on disk, in rows per second; numbers are buckets, all is as in BARS x4."""
+"""Criteo raw text to encoded arrays on disk, in rows per second; dense columns become buckets, as in BARS Criteo_x4."""
 
 import os
 import tempfile
@@ -11,7 +11,9 @@ from benchmarks.criteo_shaped import OUTPUT
 from benchmarks.generate_criteo import generate
 from benchmarks.turns import timed
 from data.criteo_data import CriteoDataModule
-from data.criteo_raw import CATEGORIES, NUMBERS
+from data.criteo_schema import CATEGORICAL as CATEGORIES
+from data.criteo_schema import DENSE as NUMBERS
+from deepfm.train import DATA
 
 ROWS = 500_000  # from the start of the generated stream
 MIN_COUNT = 10
@@ -28,12 +30,13 @@ def ours() -> float:
     raw = raw_file()
     with tempfile.TemporaryDirectory(dir=OUTPUT) as folder:
         os.environ["OUTPUT_ROOT"] = folder  # an empty cache
-        data = CriteoDataModule(data_root=str(raw.parents[1]), numbers_as="bucket", min_count=MIN_COUNT)
+        changes = dict(data_root=str(raw.parents[1]), dense_transform="bucket", min_count=MIN_COUNT)
+        data = CriteoDataModule(**DATA | changes, seed=0)
         return timed(data.setup, ROWS)
 
 
 def fuxictr() -> float:
-    """Its build_dataset, from text files with a header for training, validation and test rows, cut as ours are."""
+    """Its build_dataset, from text files with a header for training, validation and test rows, split as ours are."""
     from fuxictr.datasets.criteo import CustomizedFeatureProcessor
     from fuxictr.preprocess import build_dataset
 
@@ -45,10 +48,10 @@ def fuxictr() -> float:
                 with open(path, "w") as file:
                     file.write("\t".join(COLUMNS) + "\n")
                     file.writelines(islice(raw, count))
-        numbers = {"dtype": "float", "type": "categorical", "fill_na": 0, "preprocess": "convert_to_bucket"}
+        dense = {"dtype": "float", "type": "categorical", "fill_na": 0, "preprocess": "convert_to_bucket"}
         processor = CustomizedFeatureProcessor(
             [
-                {"name": NUMBERS, "active": True, **numbers},
+                {"name": NUMBERS, "active": True, **dense},
                 {"name": CATEGORIES, "active": True, "dtype": "str", "type": "categorical", "fill_na": ""},
             ],
             {"name": "label", "dtype": "float"},
@@ -60,7 +63,7 @@ def fuxictr() -> float:
 
 
 def pandas() -> float:
-    """Its C reader and a factorize of each category: no training rows told apart, nothing written."""
+    """Its C reader and a factorize of each categorical column: rows are not split, nothing is written."""
 
     def read() -> None:
         rows = pd.read_csv(raw_file(), sep="\t", names=COLUMNS, dtype=dict.fromkeys(CATEGORIES, str))

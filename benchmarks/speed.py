@@ -17,7 +17,7 @@ from benchmarks import bst_plain, deepfm_peers, dlrm_reference, mmoe_rechub, our
 from benchmarks.criteo_shaped import OUTPUT, FullVocabulary, RawRows
 from benchmarks.turns import TURN, Comparison, Contender, run_once, take_turns, write_tables
 from common.errors import check, run_script
-from common.training import resolve_precision
+from common.training.fit import resolve_precision
 
 BEST = resolve_precision("auto")
 PRECISIONS = list(dict.fromkeys([BEST, "32-true"]))  # where the processor has bf16, float32 is beside it
@@ -35,7 +35,7 @@ def deepfm_full() -> float:
 
 def dlrm(batch_size: int, optimizer: str, learning_rate: float, precision: str) -> float:
     data = RawRows(batch_size)
-    return ours.speed(ours.dlrm(data, optimizer, learning_rate), data, precision)
+    return ours.speed(ours.dlrm(data, optimizer=optimizer, learning_rate=learning_rate), data, precision)
 
 
 def deepfm_contenders() -> dict[str, Contender]:
@@ -56,7 +56,7 @@ def deepfm_contenders() -> dict[str, Contender]:
 
 
 def dlrm_contenders(batch_size: int, precisions: list[str], at_least: float) -> dict[str, Contender]:
-    rates = {"sgd": dlrm_reference.LEARNING_RATE, "adam": ours.LEARNING_RATE}
+    rates = {"sgd": dlrm_reference.LEARNING_RATE, "adam": ours.ADAM["learning_rate"]}
     contenders = {
         f"ours, {name}, {p}": Contender(lambda name=name, rate=rate, p=p: dlrm(batch_size, name, rate, p))
         for p in precisions

@@ -14,8 +14,8 @@ import torch
 from matplotlib.figure import Figure
 
 from common.files import markdown_table
-from common.run import peak_memory_mib, versions
-from common.training import resolve_precision
+from common.training.fit import resolve_precision
+from common.training.results import peak_memory_mib, versions
 
 GIB = 2**30
 TURN = "--turn"  # first argument of a process that makes one repeat

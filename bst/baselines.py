@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from common.metrics import auc, rating_metrics
-from data.movie_encoding import fit_biases
+from common.model.metrics import auc, rating_metrics
+from data.movie_encoder import fit_biases
 from data.movie_rating_seq import MovieRatingDataModule
 
 FACTORS = 30
@@ -28,7 +28,7 @@ def rating_baselines(data: MovieRatingDataModule) -> dict[str, dict[str, float]]
     target = data.targets("test")
 
     def measure(predicted: np.ndarray) -> dict[str, float]:
-        predicted = torch.from_numpy(predicted.clip(*data.scale).astype(np.float32))
+        predicted = torch.from_numpy(predicted.clip(*data.rating_range).astype(np.float32))
         return {"auc": auc(predicted, target)} if data.target == "click" else rating_metrics(predicted, target)
 
     def fit(rows: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,7 +63,7 @@ def factorize(
     Alternating least squares, each penalty in proportion to the number of ratings (Zhou et al. 2008), started from
     biases alone. user, movie, rating (N,).
     """
-    deviation = (rating - rating.mean(dtype=np.float64)).astype(np.float32)
+    residual = (rating - rating.mean(dtype=np.float64)).astype(np.float32)
     random = np.random.default_rng(0).normal(0, 0.1, (len(movie_bias), FACTORS))
     users = np.column_stack([np.zeros((len(user_bias), FACTORS)), user_bias, np.ones(len(user_bias))])
     movies = np.column_stack([random, np.ones(len(movie_bias)), movie_bias])
@@ -72,9 +72,9 @@ def factorize(
     penalties = np.array([penalty] * FACTORS + [BIAS_PENALTY], np.float32)
     for _ in range(SWEEPS):
         others, bias = movies[:, [*range(FACTORS), -2]], movies[:, -1]
-        _solve(users, by_user, others, bias, movie, deviation, penalties, bias_column=FACTORS)
+        _solve(users, by_user, others, bias, movie, residual, penalties, bias_column=FACTORS)
         others, bias = users[:, [*range(FACTORS), -1]], users[:, -2]
-        _solve(movies, by_movie, others, bias, user, deviation, penalties, bias_column=FACTORS + 1)
+        _solve(movies, by_movie, others, bias, user, residual, penalties, bias_column=FACTORS + 1)
     return users, movies
 
 
@@ -94,7 +94,7 @@ def _solve(
     others: np.ndarray,
     other_bias: np.ndarray,
     other: np.ndarray,
-    deviation: np.ndarray,
+    residual: np.ndarray,
     penalties: np.ndarray,
     bias_column: int,
 ) -> None:
@@ -103,5 +103,5 @@ def _solve(
         x = others[other[ratings]]  # (its ratings, K + 1), ones in the last column
         gram = x.T @ x
         gram.flat[:: FACTORS + 2] += penalties * (len(ratings) + EXTRA_RATINGS)
-        solved = np.linalg.solve(gram, x.T @ (deviation[ratings] - other_bias[other[ratings]]))
+        solved = np.linalg.solve(gram, x.T @ (residual[ratings] - other_bias[other[ratings]]))
         own[row, :FACTORS], own[row, bias_column] = solved[:-1], solved[-1]

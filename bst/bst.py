@@ -1,159 +1,160 @@
 """Behavior Sequence Transformer for E-commerce Recommendation in Alibaba (Chen et al. 2019, arXiv:1905.06874).
 
-B: batch, L: length of the history, D: embedding size, H: heads, K: factors, M: movie ids, G: genres, C: features of a
-user.
+B: rows of a batch, L: length of the history, D: embedding size, H: attention heads, Q: queries of a block, Z: latent
+factors, M: movie ids, G: genres, C: feature columns of a user.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.embedding import PackedEmbedding
 from common.errors import check
-from common.layers import mlp
-from common.metrics import ClickMetrics, RatingMetrics
-from common.module import Recommender
+from common.model.embedding import PackedEmbedding
+from common.model.layers import mlp
+from common.model.metrics import ClickMetrics, RatingMetrics
+from common.model.recommender import Recommender
+from data.movie_history import PADDING, TIME_GAP_BUCKETS
 
-PADDING = 1  # id that fills up a history
-DISTANCE_BUCKETS = 64  # of the time between a past rating and the target
 USER_FEATURE_DIM = 8
-NUM_NUMBERS = 3  # expected rating, user's level, log of the number of past ratings
+NUM_DENSE = 3  # expected rating, user's bias, log of 1 + the number of past ratings
 INIT_STD = 0.05  # of embeddings
-PLACE_STD = 0.5  # of places: equal ones attend to all alike, and that is slow to unlearn
+POSITION_STD = 0.5  # of position embeddings; if they start alike, attention starts uniform and is slow to sharpen
 
 
 class Block(nn.Module):
-    """One transformer block, post-norm (section 2.2), for some queries Q of a sequence S.
+    """One transformer block, post-norm (section 2.2), for some queries of a sequence S.
 
     S' = LN(Q + Dropout(MultiHead(Q, S, S))); F = LN(S' + Dropout(LeakyReLU(S' W1 + b1) W2 + b2))
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float):
+    def __init__(self, dim: int, num_heads: int, dropout: float):
         super().__init__()
-        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
         self.feed_forward = nn.Sequential(nn.Linear(dim, 4 * dim), nn.LeakyReLU(), nn.Linear(4 * dim, dim))
         self.norm_attention, self.norm_output = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, sequence: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, Q, D), sequence (B, S, D), padding (B, S) True where nothing is -> (B, Q, D), weights."""
+        """Queries (B, Q, D), sequence (B, L + 1, D), padding (B, L + 1), True where it is -> (B, Q, D), weights."""
         attended, weights = self.attend(queries, sequence, padding)
         out = self.norm_attention(queries + self.dropout(attended))
         return self.norm_output(out + self.dropout(self.feed_forward(out))), weights
 
     def attend(self, queries: Tensor, sequence: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """What self.attention computes, and its weights (B, H, Q, S).
+        """What self.attention computes, and its weights (B, H, Q, L + 1).
 
-        With few queries it is cheaper to carry them into the space of the sequence than to project each element of it:
-        (Q Wq)(S Wk)^T = (Q Wq Wk^T) S^T and A (S Wv) = (A S) Wv. A key's bias adds the same to every score.
+        With few queries it is cheaper to fold the key projection into the queries than to project the whole sequence:
+        (Q Wq)(S Wk)^T = (Q Wq Wk^T) S^T and A (S Wv) = (A S) Wv. The bias of the keys adds the same to every score.
         """
         dim, heads = queries.shape[2], self.attention.num_heads
         w_query, w_key, w_value = self.attention.in_proj_weight.view(3, heads, dim // heads, dim)
         b_query, _, b_value = self.attention.in_proj_bias.view(3, heads, 1, dim // heads)
         projected = torch.einsum("bqd,hed->bhqe", queries, w_query) + b_query
-        carried = torch.einsum("bhqe,hed->bhqd", projected, w_key) / (dim // heads) ** 0.5
-        scores = carried.flatten(1, 2) @ sequence.mT  # (B, H Q, S)
+        folded_queries = torch.einsum("bhqe,hed->bhqd", projected, w_key) / (dim // heads) ** 0.5
+        scores = folded_queries.flatten(1, 2) @ sequence.mT  # (B, H Q, L + 1)
         weights = scores.masked_fill(padding.unsqueeze(1), float("-inf")).softmax(2)
-        mixed = (weights @ sequence).unflatten(1, (heads, -1))  # (B, H, Q, D)
-        values = torch.einsum("bhqd,hed->bhqe", mixed, w_value) + b_value
+        attended = (weights @ sequence).unflatten(1, (heads, -1))  # (B, H, Q, D)
+        values = torch.einsum("bhqd,hed->bhqe", attended, w_value) + b_value
         return self.attention.out_proj(values.transpose(1, 2).flatten(2)), weights.unflatten(1, (heads, -1))
 
 
 class BST(Recommender):
     """A user's rating of a movie, or the logit of a click, from the user's past ratings.
 
-    num_movies: M; num_genres: G; user_sizes: ids of the user itself and of each feature; history: L; factors: K;
-    hidden: widths of the MLP; dropout: of blocks and MLP; target: "rating" or "click"; scale: least and greatest
-    rating; uses_sequence: False leaves out the transformer and keeps all else; embedding_learning_rate,
-    embedding_l2: of the factors, the latter on those of a batch.
+    num_movies: M; num_genres: G; user_cardinalities: ids of the user itself and of each feature; history_length: L;
+    num_factors: Z; hidden_units: widths of the MLP; dropout: of blocks and MLP; target: "rating" or "click";
+    rating_range: least and greatest rating; use_sequence: False leaves out the transformer and keeps all else;
+    optimizer: arguments of build_optimizer, where the embedding's are those of the factors.
     """
 
     def __init__(
         self,
         num_movies: int,
         num_genres: int,
-        user_sizes: Sequence[int],
-        history: int,
-        embedding_dim: int,
-        heads: int,
-        blocks: int,
-        factors: int,
-        hidden: Sequence[int],
-        dropout: float,
+        user_cardinalities: Sequence[int],
+        *,
+        history_length: int,
         target: str,
-        scale: Sequence[float],
-        uses_sequence: bool,
-        learning_rate: float,
-        embedding_learning_rate: float,
-        embedding_l2: float,
-        optimizer: str = "adam",
+        rating_range: Sequence[float],
+        embedding_dim: int,
+        num_heads: int,
+        num_blocks: int,
+        num_factors: int,
+        hidden_units: Sequence[int],
+        dropout: float,
+        use_sequence: bool,
+        optimizer: dict[str, Any],
     ):
         super().__init__()
-        check(embedding_dim % heads == 0, f"HEADS is {heads}; it must divide EMBEDDING_DIM, {embedding_dim}.")
+        check(
+            embedding_dim % num_heads == 0,
+            f"num_heads is {num_heads}; it must divide embedding_dim, which is {embedding_dim}.",
+        )
         self.save_hyperparameters()
         self.metrics = RatingMetrics() if target == "rating" else ClickMetrics()
-        # A movie is its id, its genres and its factors. Each has a vector for the movie, and one that a rating above or
-        # below expectation adds to it. Differs from the paper, whose behaviors have no strength
+        # A movie's vector is the sum of an id, a genre and a factor part. Each part has a second vector, added in
+        # proportion to the rating's residual. Differs from the paper, whose behaviors carry no rating
         self.movies = nn.Embedding(num_movies, 2 * embedding_dim)  # dense: a batch of histories touches most movies
         self.genres = nn.Linear(num_genres, 2 * embedding_dim)
-        self.movie_factors = nn.Linear(factors, 2 * embedding_dim, bias=False)
+        self.movie_factors = nn.Linear(num_factors, 2 * embedding_dim, bias=False)
         self.register_buffer("genre_shares", torch.zeros(num_movies, num_genres))
-        self.user_features = nn.ModuleList(nn.Embedding(size, USER_FEATURE_DIM) for size in user_sizes[1:])
+        self.user_features = nn.ModuleList(nn.Embedding(size, USER_FEATURE_DIM) for size in user_cardinalities[1:])
         # Differs from the paper: a factorization beside the MLP; a row is a vector and a bias
-        self.factors = PackedEmbedding([user_sizes[0], num_movies], factors + 1)
+        self.factors = PackedEmbedding([user_cardinalities[0], num_movies], num_factors + 1)
         nn.init.normal_(self.movies.weight, std=INIT_STD)
         nn.init.normal_(self.factors.weight, std=INIT_STD)
-        if uses_sequence:
-            self.distances = nn.Embedding(DISTANCE_BUCKETS, embedding_dim)
-            # Differs from the paper: the place in the sequence beside the time distance (many ratings share a second)
-            self.places = nn.Parameter(torch.empty(history + 1, embedding_dim))
-            self.blocks = nn.ModuleList(Block(embedding_dim, heads, dropout) for _ in range(blocks))
-            self.history_factors = nn.Linear(embedding_dim, factors)
-            nn.init.normal_(self.distances.weight, std=INIT_STD)
-            nn.init.normal_(self.places, std=PLACE_STD)
-        features = USER_FEATURE_DIM * len(self.user_features) + NUM_NUMBERS
-        widths = [embedding_dim * (1 + uses_sequence) + features, *hidden]
+        if use_sequence:
+            self.time_gaps = nn.Embedding(TIME_GAP_BUCKETS, embedding_dim)
+            # Differs from the paper: positions in the sequence beside the time gap (many ratings share a second)
+            self.positions = nn.Parameter(torch.empty(history_length + 1, embedding_dim))
+            self.blocks = nn.ModuleList(Block(embedding_dim, num_heads, dropout) for _ in range(num_blocks))
+            self.history_factors = nn.Linear(embedding_dim, num_factors)
+            nn.init.normal_(self.time_gaps.weight, std=INIT_STD)
+            nn.init.normal_(self.positions, std=POSITION_STD)
+        features = USER_FEATURE_DIM * len(self.user_features) + NUM_DENSE
+        widths = [embedding_dim * (1 + use_sequence) + features, *hidden_units]
         self.mlp = mlp(widths, dropout, activation=nn.LeakyReLU)
         self.output = nn.Linear(widths[-1], 1)
 
     @property
-    def title(self) -> str:
-        return "BST" if self.hparams.uses_sequence else "BST without its sequence"
+    def display_name(self) -> str:
+        return "BST" if self.hparams.use_sequence else "BST without its sequence"
 
     def forward(
-        self, movie: Tensor, history: Tensor, deviation: Tensor, distance: Tensor, user: Tensor, numbers: Tensor
+        self, movie_id: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor, user_ids: Tensor, dense: Tensor
     ) -> Tensor:
-        """movie (B,), history (B, L) past movies, deviation (B, L) of their ratings, distance (B, L) to the target in
-        buckets, user (B, 1 + C), numbers (B, 3); ids int32 -> ratings or logits (B,)."""
+        """movie_id (B,), history (B, L) past movies, residual (B, L) of their ratings, time_gap (B, L) to the target in
+        buckets, user_ids (B, 1 + C), dense (B, 3); ids int32 -> ratings or logits (B,)."""
         movies = self.movie_vectors()
-        target = functional.embedding(movie, movies).chunk(2, 1)[0]  # (B, D)
-        features = [table(ids) for table, ids in zip(self.user_features, user.T[1:], strict=True)]
-        user_factors, movie_factors = self.factors(torch.stack([user[:, 0], movie], 1)).unbind(1)  # (B, K + 1)
+        target = functional.embedding(movie_id, movies).chunk(2, 1)[0]  # (B, D)
+        features = [table(ids) for table, ids in zip(self.user_features, user_ids.T[1:], strict=True)]
+        user_factors, movie_factors = self.factors(torch.stack([user_ids[:, 0], movie_id], 1)).unbind(1)  # (B, Z + 1)
         vector = user_factors[:, :-1]
-        if self.hparams.uses_sequence:
-            read, _ = self.read(target, movies, history, deviation, distance)
-            features.append(read)
-            vector = vector + self.history_factors(read)
+        if self.hparams.use_sequence:
+            encoded, _ = self.encode_sequence(target, movies, history, residual, time_gap)
+            features.append(encoded)
+            vector = vector + self.history_factors(encoded)
         factorization = (vector * movie_factors[:, :-1]).sum(1) + user_factors[:, -1] + movie_factors[:, -1]
-        deep = self.output(self.mlp(torch.cat([target, numbers, *features], 1))).squeeze(1)
-        # Differs from the paper: starts from the expected rating, mean + movie bias + the user's level
-        return numbers[:, 0] + factorization + deep
+        deep = self.output(self.mlp(torch.cat([target, dense, *features], 1))).squeeze(1)
+        # Differs from the paper: starts from the expected rating, mean + movie bias + user bias
+        return dense[:, 0] + factorization + deep
 
     def movie_vectors(self) -> Tensor:
-        """(M, 2 D): of each movie, and what a deviation of 1 from the expected rating adds."""
-        factors = self.factors.weight[self.hparams.user_sizes[0] :, :-1].detach()  # learned by the factorization alone
-        return self.movies.weight + self.genres(self.genre_shares) + self.movie_factors(factors)
+        """(M, 2 D): the vector of each movie, and what a residual of 1 adds to it."""
+        factors = self.factors.weight[self.hparams.user_cardinalities[0] :, :-1]
+        # detached: the factors are learned by the factorization alone
+        return self.movies.weight + self.genres(self.genre_shares) + self.movie_factors(factors.detach())
 
-    def read(
-        self, target: Tensor, movies: Tensor, history: Tensor, deviation: Tensor, distance: Tensor
+    def encode_sequence(
+        self, target: Tensor, movies: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The transformer's output at the target (B, D) and the last block's weights (B, H, 1, L + 1)."""
-        strength = torch.stack([torch.ones_like(deviation), deviation], 2).unsqueeze(3)  # (B, L, 2, 1)
-        behaviors = (functional.embedding(history, movies).unflatten(2, (2, -1)) * strength).sum(2)
-        behaviors = behaviors + self.distances(distance)
-        sequence = torch.cat([behaviors, target.unsqueeze(1)], 1) + self.places  # (B, L + 1, D)
+        vector, strength = functional.embedding(history, movies).chunk(2, 2)  # (B, L, D) each
+        behaviors = vector + strength * residual.unsqueeze(2) + self.time_gaps(time_gap)
+        sequence = torch.cat([behaviors, target.unsqueeze(1)], 1) + self.positions  # (B, L + 1, D)
         padding = functional.pad(history == PADDING, (0, 1), value=False)
         for block in self.blocks[:-1]:
             sequence, _ = block(sequence, sequence, padding)
@@ -162,11 +163,11 @@ class BST(Recommender):
         return out.squeeze(1), weights
 
     @torch.no_grad()
-    def attention(self, movie: Tensor, history: Tensor, deviation: Tensor, distance: Tensor) -> Tensor:
+    def attention(self, movie_id: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor) -> Tensor:
         """Weights of the last block at the target, over history and target, mean of the heads (B, L + 1)."""
         movies = self.movie_vectors()
-        target = functional.embedding(movie, movies).chunk(2, 1)[0]
-        return self.read(target, movies, history, deviation, distance)[1].mean(1).squeeze(1)
+        target = functional.embedding(movie_id, movies).chunk(2, 1)[0]
+        return self.encode_sequence(target, movies, history, residual, time_gap)[1].mean(1).squeeze(1)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.hparams.target == "rating":
@@ -174,4 +175,9 @@ class BST(Recommender):
         return functional.binary_cross_entropy_with_logits(logits, target)
 
     def predict(self, logits: Tensor) -> Tensor:
-        return logits.clamp(*self.hparams.scale) if self.hparams.target == "rating" else logits.sigmoid()
+        # floats: ONNX clips to two values of one type
+        return (
+            logits.clamp(*map(float, self.hparams.rating_range))
+            if self.hparams.target == "rating"
+            else logits.sigmoid()
+        )

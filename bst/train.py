@@ -1,7 +1,7 @@
 """Train BST on MovieLens: `python bst/train.py`.
 
-With the real ratings below DATA_ROOT (python data/movie_rating_seq.py) it trains on them, else on the built-in sample.
-Expected on ml-1m: test RMSE 0.900 (0.906 without the sequence), mean of 3 seeds.
+Trains on the real ratings if DATA_ROOT has them (`python data/movie_rating_seq.py` downloads them), otherwise on the
+built-in sample. On ml-1m the test RMSE should reach 0.900 (0.906 without the sequence; mean of 3 seeds).
 """
 
 import sys
@@ -9,140 +9,113 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytorch_lightning as pl
 
 from bst.baselines import rating_baselines
 from bst.bst import BST
-from bst.figures import draw
+from bst.plots import plot_history_length_and_attention
+from common.cluster.launch import on_ray
 from common.errors import run_script
-from common.processes import on_ray
-from common.run import claim_folder
-from common.training import train_and_test
+from common.settings import Settings
+from common.training.fit import fit_and_test
+from common.training.run_folder import claim_run_folder
 from data.movie_rating_seq import MovieRatingDataModule
 
-DATASET = "ml-1m"  # folder below DATA_ROOT; 1M, 100K and the CSV releases are recognised from their files
-SPLIT = "leave_last"  # "leave_last", "time" (a cut through all users), or "random" (leaks; as in published figures)
-TARGET = "rating"  # "rating" (RMSE, MAE), or "click": a rating of at least 4 (AUC)
-HISTORY = 40  # past ratings that the model sees (the paper: 20)
-HISTORY_RATINGS = True  # whether it sees their values
-START_FROM_BIASES = True  # whether predictions and histories start from movie biases and the user's past mean
-USES_SEQUENCE = True  # False leaves out the transformer
-EMBEDDING_DIM = 32
-HEADS = 4  # the paper: 8
-BLOCKS = 1  # best in the paper
-FACTORS = 32  # of the factorization beside the MLP
-HIDDEN = (128, 64)  # widths of the MLP (the paper: 1024, 512, 256)
-DROPOUT = 0.1  # of blocks and MLP
-EMBEDDING_L2 = 1.6e-4  # on the factors of a batch
-LEARNING_RATE = 3e-3  # of Adam
-EMBEDDING_LEARNING_RATE = 6e-3  # of the factors: a row of theirs is in few batches
-SCHEDULE = "linear"  # of the learning rate: "linear" to 0 at the last epoch's end, or "plateau": x 0.1 at each stall
-BATCH_SIZE = 1024  # ratings
-MAX_EPOCHS = 4
-VALIDATIONS_PER_EPOCH = 1
-PATIENCE = 2  # validations without a better result before the run ends
-SEED = 1
-PRECISION = "auto"  # "auto" (bf16 where the processor has it), "32-true", "bf16-mixed"
-NUM_WORKERS = 0  # loader processes; windows into mapped arrays need none
-DEVICES = 1  # processes on this machine that train together, one per GPU or CPU; BATCH_SIZE is that of all
-NUM_NODES = 1  # machines; the script is started on each (README, More than one process)
-STRATEGY = "auto"  # "auto" is "ddp" for several processes; "ray": processes of a Ray cluster
-RESUME = False  # True continues the newest unfinished run
+DATA = dict(
+    dataset="ml-1m",  # folder in data_root; 1M, 100K and the CSV releases are recognised by their files
+    data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
+    split="leave_last",  # or "time" (a cut through all users), or "random" (leaks; as in published figures)
+    target="rating",  # RMSE, MAE; or "click": a rating of at least 4 (AUC)
+    history_length=40,  # past ratings that the model sees; paper: 20
+    history_ratings=True,  # whether it sees their values
+    start_from_biases=True,  # whether predictions and histories start from movie biases and the user's past mean
+    batch_size=1024,  # ratings, over all processes
+    num_workers=0,  # loader processes; windows into memory-mapped arrays need none
+)
+MODEL = dict(
+    embedding_dim=32,
+    num_heads=4,  # paper: 8
+    num_blocks=1,  # best in the paper
+    num_factors=32,  # of the factorization beside the MLP
+    hidden_units=(128, 64),  # of the MLP; paper: (1024, 512, 256)
+    dropout=0.1,  # of blocks and MLP
+    use_sequence=True,  # False: without the transformer
+)
+OPTIMIZER = dict(
+    optimizer="adam",
+    learning_rate=3e-3,
+    embedding_learning_rate=6e-3,  # of the factors, each row of which is in few batches
+    embedding_l2=1.6e-4,  # on the factors in a batch
+    schedule="linear",  # to 0 at the end of max_epochs; or "plateau": x 0.1 after a validation without improvement
+)
+TRAINING = dict(
+    max_epochs=4,
+    validations_per_epoch=1,
+    patience=2,  # validations without a better result before the run stops
+    seed=1,  # of initial weights, dropout and the order of rows
+    precision="auto",  # bf16 where the processor has it; or "32-true", "bf16-mixed"
+    devices=1,  # processes on this machine, one per GPU or CPU
+    num_nodes=1,  # machines; start the script on each (docs/processes.md)
+    strategy="auto",  # DDP for several processes; or "ray": processes of a Ray cluster
+    resume=False,  # True: continue the newest unfinished run
+)
 
 
-@on_ray
+@on_ray("bst", TRAINING)
 def train(
-    dataset=DATASET,
-    data_root=None,
-    split=SPLIT,
-    target=TARGET,
-    history=HISTORY,
-    history_ratings=HISTORY_RATINGS,
-    start_from_biases=START_FROM_BIASES,
-    uses_sequence=USES_SEQUENCE,
-    embedding_dim=EMBEDDING_DIM,
-    heads=HEADS,
-    blocks=BLOCKS,
-    factors=FACTORS,
-    hidden=HIDDEN,
-    dropout=DROPOUT,
-    embedding_l2=EMBEDDING_L2,
-    learning_rate=LEARNING_RATE,
-    embedding_learning_rate=EMBEDDING_LEARNING_RATE,
-    schedule=SCHEDULE,
-    batch_size=BATCH_SIZE,
-    max_epochs=MAX_EPOCHS,
-    validations_per_epoch=VALIDATIONS_PER_EPOCH,
-    patience=PATIENCE,
-    seed=SEED,
-    precision=PRECISION,
-    num_workers=NUM_WORKERS,
-    devices=DEVICES,
-    num_nodes=NUM_NODES,
-    strategy=STRATEGY,
-    resume=RESUME,
-) -> dict:
-    """Fit, test the best checkpoint, return the content of results.json.
+    *, run_folder: str | Path | None = None, callbacks: Sequence[pl.Callback] = (), **changes: Any
+) -> dict[str, Any]:
+    """Train BST, test its best checkpoint and return the contents of results.json.
 
-    The baselines hold the same model without its sequence, trained in the same way in a folder within this run's.
+    changes: other values for the settings above, by name: train(seed=2, dropout=0.2). One of the baselines is the same
+    model without its sequence, trained in the same way in without_sequence/ of the run's folder.
     """
-    settings = dict(locals())
-    with claim_folder("bst", settings) as folder:
-        data = MovieRatingDataModule(
-            dataset,
-            data_root,
-            split,
-            target,
-            history,
-            history_ratings,
-            start_from_biases,
-            batch_size,
-            seed,
-            num_workers,
-        )
+    settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
+    with claim_run_folder("bst", settings.flat(), run_folder) as folder:
+        data = MovieRatingDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
+        return fit(settings, data, folder, callbacks)
 
-        def fit(folder: Path, uses_sequence: bool, baselines) -> dict:
-            pl.seed_everything(seed, verbose=False)
-            model = BST(
-                data.encoder.num_movies,
-                len(data.encoder.genres),
-                data.encoder.user_sizes,
-                history,
-                embedding_dim,
-                heads,
-                blocks,
-                factors,
-                hidden,
-                dropout,
-                target,
-                data.scale,
-                uses_sequence,
-                learning_rate,
-                embedding_learning_rate,
-                embedding_l2,
-            )
-            model.genre_shares.copy_(data.encoder.genre_shares(data.movies))
-            return train_and_test(
-                model,
-                data,
-                folder,
-                settings | {"uses_sequence": uses_sequence},
-                monitor="val_auc" if target == "click" else "val_rmse",
-                mode="max" if target == "click" else "min",
-                baselines=baselines,
-                best_possible=data.best_possible,
-                draw=lambda model, folder: draw(model, data, folder),
-            )
 
-        def baselines() -> dict[str, dict[str, float]]:
-            if not uses_sequence:
-                return rating_baselines(data)
-            with claim_folder("bst", settings, folder / "without_sequence") as inner:
-                without = fit(inner, False, dict)
-            return {without["model"]: without["test"]} | rating_baselines(data)
+def fit(
+    settings: Settings, data: MovieRatingDataModule, folder: Path, callbacks: Sequence[pl.Callback] = ()
+) -> dict[str, Any]:
+    """Fit and test one model, and its baselines."""
+    pl.seed_everything(settings.training["seed"], verbose=False)
+    model = BST(
+        data.num_movies,
+        data.num_genres,
+        data.user_cardinalities,
+        history_length=data.history_length,
+        target=data.target,
+        rating_range=data.rating_range,
+        **settings.model,
+        optimizer=settings.optimizer,
+    )
+    model.genre_shares.copy_(data.genre_shares())
 
-        return fit(folder, uses_sequence, baselines)
+    def baselines(data: MovieRatingDataModule) -> dict[str, dict[str, float]]:
+        if not settings.model["use_sequence"]:
+            return rating_baselines(data)
+        print("\nOne of the baselines: the same model without its sequence", flush=True)
+        without = settings.changed({"use_sequence": False})
+        with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:
+            ablation = fit(without, data, inner)
+        return {ablation["model"]: ablation["test"]} | ablation["baselines"]
+
+    return fit_and_test(
+        model,
+        data,
+        folder,
+        settings,
+        monitor="val_auc" if data.target == "click" else "val_rmse",
+        baselines=baselines,
+        plot=plot_history_length_and_attention,
+        callbacks=callbacks,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Checkpoints of large tables without a second copy in memory, complete or not there at all."""
 
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,11 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
-from common.errors import UserError, check
+from common.errors import UserError, check, one_line
 from common.files import write_tensors
+
+# a checkpoint may hold a list in several places, but few of them: at most so many times its entries are walked
+SHARING, NESTED_ENTRIES = 10, 10_000
 
 
 class MappedCheckpointIO(CheckpointIO):
@@ -38,10 +40,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_members(archive, path)
             damaged = archive.testzip()  # torch checks no sums: a weight with a flipped bit would go unnoticed
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        tensors = _tensors(content)
+        check(tensors is not None, f"{path} is damaged: a list in it holds itself. Take another, or train again.")
         # one number repeated to any size: a file of a few KB would fill the memory where the tensor is copied
-        repeated = any(tensor.untyped_storage().nbytes() < tensor.nbytes for tensor in _tensors(content))
+        repeated = any(tensor.untyped_storage().nbytes() < tensor.nbytes for tensor in tensors)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}.") from error
     except (IsADirectoryError, PermissionError) as error:
@@ -58,22 +65,40 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _tensors(content: object) -> Iterator[Tensor]:
-    """All tensors in nested containers; each container once, as a forged file may hold itself."""
-    left, seen = [content], set()
+def _check_members(archive: zipfile.ZipFile, path: str | Path) -> None:
+    """UserError unless all members are stored, not compressed, and none overlap: reading them takes bounded time."""
+    members = archive.infolist()
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    room = sum(max(member.file_size, member.compress_size) for member in members) <= Path(path).stat().st_size
+    check(
+        stored and room,
+        f"{path} is no readable checkpoint: its parts are larger than the file. Take another, or train again.",
+    )
+
+
+def _tensors(content: object) -> list[Tensor] | None:
+    """All tensors in nested containers; None where a container is in so many places that printing or copying it would
+    not end (a forged file may hold a list in itself)."""
+    tensors, left, seen, walked, entries = [], [content], set(), 0, NESTED_ENTRIES
     while left:
         value = left.pop()
         if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
-            seen.add(id(value))
+            tensors.append(value)
+        elif isinstance(value, dict | list | tuple | set):
+            walked += len(value)
+            if id(value) not in seen:
+                seen.add(id(value))
+                entries += len(value)
+            if walked > SHARING * entries:
+                return None
             left.extend(value.values() if isinstance(value, dict) else value)
+    return tensors
 
 
 def check_can_resume(content: dict[str, Any], module: LightningModule, path: str | Path | None) -> None:
     """UserError unless `content`, read from `path`, is a state of the same model with the same sizes."""
-    name, anew = type(module).__name__, "Start anew with RESUME = False."
-    check(content.get("model") == name, f"{path} is of {content.get('model')}, not of {name}. {anew}")
+    name, anew = type(module).__name__, "Start anew with resume=False."
+    check(content.get("model") == name, f"{path} is of {one_line(content.get('model'))}, not of {name}. {anew}")
     check("optimizer_states" in content, f"{path} holds weights only, not the state of a training run. {anew}")
     try:
         check_same_sizes(content["state_dict"], module)
@@ -89,5 +114,5 @@ def check_same_sizes(weights: dict[str, Tensor], module: nn.Module) -> None:
     for key in sorted(found.keys() | expected.keys()):
         check(
             found.get(key) == expected.get(key),
-            f"{key} has the size {found.get(key)}, expected {expected.get(key)}",
+            f"{one_line(key)} has the size {found.get(key)}, expected {expected.get(key)}",
         )

@@ -1,7 +1,17 @@
 """The one error that users are meant to see, and how a script shows it."""
 
+import os
+import reprlib
 import sys
 from collections.abc import Callable
+
+SHOWN = reprlib.Repr()  # a value from a file may be of any size
+SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 100, 100
+LINE_CHARACTERS = 500
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM instead of Ctrl-C."""
 
 
 class UserError(Exception):
@@ -9,21 +19,56 @@ class UserError(Exception):
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Call `main` as a script: a UserError or Ctrl-C ends it with one line on stderr and exit code 1 or 130.
+    """Call `main` as a script: what ends it is one line on stderr.
 
-    A KeyboardInterrupt may say how to go on.
+    The exit code is 1 after a UserError or without memory, 130 after Ctrl-C, 143 after SIGTERM; the last two may say
+    how to go on.
     """
+    _open_standard_streams()
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as error:
         print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(error, Terminated) else 130)
+    except MemoryError as error:
+        print(f"error: not enough memory. {one_line(error)}".strip(), file=sys.stderr)
+        sys.exit(1)
+
+
+def _open_standard_streams() -> None:
+    """Replace closed streams (`2>&-`) by ones that lead nowhere.
+
+    Otherwise libraries write to None, or into a file of ours that was given the number of the closed stream. sys.stdin
+    and sys.stdout stay None, so that a script can tell.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
 
 
 def check(condition: bool, message: str) -> None:
     """Raise UserError(message) unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def shown(value: object) -> str:
+    """`repr` of a value that comes from a file: short, whatever the value."""
+    return SHOWN.repr(value)
+
+
+def one_line(value: object) -> str:
+    """A text that comes from a file, to be shown without quotes: short, no line ends, no codes for the terminal."""
+    text = str(value)
+    text = text if len(text) <= LINE_CHARACTERS else f"{text[:LINE_CHARACTERS]}..."
+    return printable(text).replace("\n", "\\n")
+
+
+def printable(text: str) -> str:
+    """The text with its control characters, except line ends, as escapes: a terminal must not obey them."""
+    return "".join(char if char == "\n" or char.isprintable() else ascii(char)[1:-1] for char in text)

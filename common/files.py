@@ -1,32 +1,38 @@
-"""Files that are complete or not there at all, what to tell a user where one cannot be written, and tables."""
+"""Atomic writes, and clear errors for files that cannot be written."""
 
+import errno
+import glob
 import json
 import math
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from common.errors import UserError
+from common.errors import UserError, check, one_line
 
 MIB = 2**20
+TEMPORARY, LEFTOVER_SECONDS = ".tmp", 24 * 3600  # nobody writes to a temporary file as old as this
 
 
 @contextmanager
-def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """A file open beside `path` that takes its name when the block ends, and is removed where it fails.
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """A new file beside `path` that takes its name when the block ends, and is removed if it fails.
 
-    Raises: OSError with the name of the file.
+    Several processes may write the same path at once: the last one to end wins, whole. Raises: OSError with the path.
     """
     path = Path(path)
-    beside = path.with_name(f"{path.name}.tmp")
+    remove_leftovers(path.parent, glob.escape(path.name), LEFTOVER_SECONDS)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        with open(beside, mode) as file:
+        with open(beside, mode.replace("w", "x")) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # a machine that dies after the rename must not find an empty file
@@ -38,30 +44,58 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
+def remove_leftovers(folder: Path, pattern: str = "*", seconds: float = 0.0) -> None:
+    """Remove what killed writers left of files in a folder, unless it was written to within so many seconds."""
+    for leftover in folder.glob(f"{pattern}.{'[0-9a-f]' * 8}{TEMPORARY}"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime >= seconds:
+                leftover.unlink()
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *rows))
 
 
-def write_json(path: Path, content: dict | list) -> None:
-    with whole_file(path, "w") as file:
-        json.dump(content, file, indent=2)
+def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
+    """Numbers that are not finite, which JSON does not have, become null."""
+    with atomic_write(path, "w") as file:
+        json.dump(_finite(content), file, indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a file of ours. Raises: UserError if it is damaged: no JSON, or none of this kind."""
+    anew = f"Restore it, or remove {path.parent} to start again."
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}). {anew}") from error
+    check(isinstance(content, kind), f"{path} is damaged (no {kind.__name__}). {anew}")
+    return content
 
 
 def write_tensors(path: str | Path, content: dict[str, Any]) -> None:
-    """What torch.load reads. Raises: UserError that says how much room is missing."""
+    """Write what torch.load reads. Raises: UserError that says how much room is missing."""
     try:
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             try:
                 torch.save(content, file)
             except RuntimeError as error:  # torch's own, raised while it closes a file that could not be written
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     except OSError as error:
         tensors = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
-        raise write_error(error, Path(path).parent, tensors) from error
+        raise as_user_error(error, Path(path).parent, tensors) from error
 
 
-def write_error(error: OSError, folder: Path, needed: float = 0, variable: str = "OUTPUT_ROOT") -> UserError:
+def as_user_error(error: OSError, folder: Path, needed: float = 0, variable: str = "OUTPUT_ROOT") -> UserError:
     """What to tell a user after an error in work that writes to `folder`.
 
     needed: bytes, about; variable: of the environment, which moves the folder.
@@ -70,12 +104,15 @@ def write_error(error: OSError, folder: Path, needed: float = 0, variable: str =
         return UserError(f"{error}.")
     if error.filename and not _on_one_path(Path(error.filename), folder):
         return UserError(f"cannot read {error.filename}: {error.strerror}.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return UserError(f"cannot open {error.filename}: {error.strerror}. Raise the limit, as by `ulimit -n 4096`.")
+    reason = error.strerror or next(iter(error.args), "")  # NumPy's has no number, and says what was written
     there = next(path for path in [folder, *folder.parents] if path.exists())
     name = error.filename or max(filter(Path.is_file, folder.glob("*")), key=_modified, default=folder)
     free = shutil.disk_usage(there).free
     missing = f", about {math.ceil((needed - free) / MIB):,} MiB more are needed" if needed > free else ""
     return UserError(
-        f"cannot write {name}: {error.strerror or error} ({free / MIB:,.1f} MiB are free{missing}). "
+        f"cannot write {name}: {reason} ({free / MIB:,.1f} MiB are free{missing}). "
         f"Make room, or set the environment variable {variable} to a folder that can be written."
     )
 

@@ -1,8 +1,11 @@
-"""Which values the constants of the scripts may have; refused before anything is made."""
+"""The settings of a run: which values each may have, and how a script groups them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
 
-from common.errors import check
+from common.errors import check, shown
 
 Rule = tuple[Callable[[object], bool], str]
 
@@ -12,11 +15,15 @@ def _integer(least: int, greatest: int) -> Rule:
     return lambda value: type(value) is int and least <= value <= greatest, f"an integer from {least} to {greatest}"
 
 
-def _tuple_of(rule: Rule, least: int = 0) -> Rule:
+def _tuple_of(rule: Rule, example: str, least: int = 0) -> Rule:
     return (
         lambda value: type(value) in (tuple, list) and len(value) >= least and all(map(rule[0], value)),
-        f"a tuple of at least {least}, each of them {rule[1]}",
+        f"a tuple such as {example}, of {f'at least {least}' if least else 'any'} length; each element {rule[1]}",
     )
+
+
+def _one_of(*choices: str) -> Rule:
+    return choices.__contains__, f"one of {', '.join(map(repr, choices))}"
 
 
 def _or_none(rule: Rule) -> Rule:
@@ -27,7 +34,7 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
-# the greatest values are far beyond use: a typing error, or a forged checkpoint, must not fill the memory
+# upper bounds far above any real use, so that a typo or a forged checkpoint cannot exhaust memory
 COUNT, SIZE = _integer(1, 2**31 - 1), _integer(1, 2**16)
 RATE: Rule = (lambda value: _is_number(value) and 0 < value <= 1000, "a number above 0, at most 1000")
 WEIGHT: Rule = (lambda value: _is_number(value) and 0 <= value <= 1000, "a number from 0 to 1000")
@@ -36,37 +43,82 @@ FLAG: Rule = (lambda value: type(value) is bool, "True or False")
 TEXT: Rule = (lambda value: type(value) is str, "a text")
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("batch_size", "max_epochs", "validations_per_epoch", "patience", "min_count"), COUNT),
-    **dict.fromkeys(("embedding_dim", "num_experts", "heads", "factors", "history", "num_bins"), SIZE),
-    **dict.fromkeys(("hidden", "bottom", "top", "tower_units"), _tuple_of(SIZE)),
-    "expert_units": _tuple_of(SIZE, 1),
-    "blocks": _integer(1, 100),
+    # DATA
+    **dict.fromkeys(("dataset", "split"), TEXT),
+    "data_root": _or_none(TEXT),
+    "dense_transform": _one_of("log", "log+missing", "signed_log", "signed_log+missing", "bucket", "quantile"),
+    "target": _one_of("rating", "click"),
+    "tasks": _tuple_of(TEXT, "('income', 'education')", 1),
+    **dict.fromkeys(("min_count", "batch_size"), COUNT),
+    **dict.fromkeys(("history_length", "num_bins"), SIZE),
+    **dict.fromkeys(("history_ratings", "start_from_biases"), FLAG),
+    "num_workers": _integer(0, 128),
+    # MODEL
+    **dict.fromkeys(("embedding_dim", "num_experts", "num_heads", "num_factors"), SIZE),
+    **dict.fromkeys(("hidden_units", "bottom_mlp_units", "top_mlp_units", "tower_units"), _tuple_of(SIZE, "(128, 64)")),
+    "expert_units": _tuple_of(SIZE, "(128, 64)", 1),
+    "num_blocks": _integer(1, 100),
+    "dropout": SHARE,
+    **dict.fromkeys(("batch_norm", "self_interaction", "use_sequence"), FLAG),
+    "variant": _one_of("mmoe", "omoe", "shared_bottom", "single_task"),
+    "task_weights": _tuple_of(WEIGHT, "(1.0, 0.5)"),
+    # OPTIMIZER
+    "optimizer": _one_of("adam", "adagrad", "sgd"),
     **dict.fromkeys(("learning_rate", "embedding_learning_rate"), RATE),
     "embedding_l2": WEIGHT,
-    "task_weights": _tuple_of(WEIGHT),
-    "dropout": SHARE,
+    "schedule": _one_of("linear", "plateau"),
+    # TRAINING
+    **dict.fromkeys(("max_epochs", "validations_per_epoch", "patience"), COUNT),
     "seed": _integer(0, 2**32 - 1),
-    "num_workers": _integer(0, 128),
-    **dict.fromkeys(("devices", "num_nodes", "workers_per_trial"), _integer(1, 128)),
-    **dict.fromkeys(("batch_norm", "self_interaction", "history_ratings", "start_from_biases", "resume"), FLAG),
-    **dict.fromkeys(("uses_sequence", "shard_table"), FLAG),
-    **dict.fromkeys(("dataset", "split", "numbers_as", "target", "model", "optimizer", "schedule", "precision"), TEXT),
-    "strategy": (("auto", "ddp", "ray").__contains__, '"auto", "ddp" or "ray"'),
-    "tasks": _tuple_of(TEXT, 1),
-    "data_root": _or_none(TEXT),
-    # of a search
+    "precision": _one_of("auto", "32-true", "bf16-mixed"),
+    **dict.fromkeys(("devices", "num_nodes"), _integer(1, 128)),
+    "strategy": _one_of("auto", "ddp", "ray"),
+    **dict.fromkeys(("shard_table", "resume"), FLAG),
+    # SEARCH of tune_dlrm.py
     "space": (lambda value: type(value) is dict and len(value) > 0, "a dict of settings"),
+    "fixed": (lambda value: type(value) is dict, "a dict of settings"),
     **dict.fromkeys(("trials", "grace_validations", "cpus_per_trial"), COUNT),
     "concurrent_trials": _or_none(COUNT),
     "reduction_factor": _integer(2, 1000),
     "gpus_per_trial": WEIGHT,
+    "workers_per_trial": _integer(1, 128),
     **dict.fromkeys(("ray_address", "storage"), _or_none(TEXT)),
 }
 
 
-def check_settings(settings: dict) -> None:
-    """Raise UserError for the first constant that is out of range; names that are not known here pass."""
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for the first setting that is out of range; names without a rule pass."""
     for name, value in settings.items():
         if name in RULES:
             holds, expected = RULES[name]
-            check(holds(value), f"{name.upper()} is {value!r}; it must be {expected}.")
+            check(holds(value), f"{name} is {shown(value)}; it must be {expected}.")
+
+
+def check_names(changes: Iterable[str], known: Sequence[str]) -> None:
+    """Raise UserError for a name that is none of `known`, with the nearest of those."""
+    for name in changes:
+        close = get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}."
+        check(name in known, f"there is no setting {name!r}; {hint}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run, grouped as at the top of a train.py by what takes them."""
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    training: dict[str, Any]
+
+    def changed(self, changes: Mapping[str, Any]) -> "Settings":
+        """A copy with other values for some settings. Raises: UserError for an unknown name or a value out of range."""
+        known = self.flat()
+        check_names(changes, list(known))
+        check_settings(known | dict(changes))
+        groups = (self.data, self.model, self.optimizer, self.training)
+        return Settings(*({name: changes.get(name, value) for name, value in group.items()} for group in groups))
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by name."""
+        return self.data | self.model | self.optimizer | self.training

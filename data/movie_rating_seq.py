@@ -1,7 +1,7 @@
 """MovieLens: raw ratings -> time-ordered arrays -> a user's past ratings before each target -> batches.
 
-`python data/movie_rating_seq.py` downloads the raw files, builds the cache and prints what it found.
-B: batch, L: length of the history, C: features of a user.
+`python data/movie_rating_seq.py` downloads the raw files and prints what is in them.
+M: movie ids, G: genres.
 """
 
 import json
@@ -11,91 +11,114 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 import numpy as np
-import pandas as pd
-import pytorch_lightning as pl
 import torch
 
+from common.data.cache import build_once
+from common.data.data_module import SPLITS, RecommendationDataModule
+from common.data.download import Archive, ensure_dataset
+from common.data.raw_files import Source, find_dataset, raw_file
 from common.errors import check, run_script
-from common.metrics import click_metrics, rating_metrics
+from common.model.metrics import click_metrics, rating_metrics
 from common.settings import check_settings
-from data.cache import cached
-from data.download import ensure_dataset
-from data.loader import BatchLoader, EpochOrder
-from data.locate import find_dataset, raw_file
-from data.movie_encoding import (
-    CLICK_RATING,
-    CONSTANTS,
-    FIRST_ID,
-    ORDERED,
-    SPLIT_METHODS,
-    MovieEncoder,
-    Windows,
-    in_time_order,
-    split_rows,
-    time_order,
-)
-from data.movie_formats import Release, read_movies, read_ratings, read_users, recognise
-from data.sample_movies import movie_sample
+from data import movie_encoder, movie_raw
+from data.movie_encoder import SPLIT_METHODS, MovieEncoder, in_time_order, split_rows, time_order
+from data.movie_history import CLICK_RATING, FIRST_ID, ORDERED, HistoryDataset
+from data.movie_raw import Release, detect_release, read_movies, read_ratings, read_users
+from data.movie_sample import movie_sample
 
-DATASET = "ml-1m"  # folder below DATA_ROOT; the release is recognised from its files
-SPLIT = "leave_last"  # "leave_last", "time" (a cut through all users), or "random" (leaks; as in published figures)
-START_FROM_BIASES = True  # whether predictions and histories start from movie biases and the user's past mean
+DATASET = "ml-1m"  # what this script downloads: "ml-1m" or "ml-100k"
+ARCHIVES = {  # by folder below DATA_ROOT
+    "ml-1m": Archive(
+        urls=("https://files.grouplens.org/datasets/movielens/ml-1m.zip",),
+        name="ml-1m.zip",
+        files=dict.fromkeys(["ratings.dat", "movies.dat", "users.dat"]),
+        size=5_917_549,
+        checksum="md5:c4d9eecfca2ab87c1945afe126590906",
+    ),
+    "ml-100k": Archive(
+        urls=("https://files.grouplens.org/datasets/movielens/ml-100k.zip",),
+        name="ml-100k.zip",
+        files=dict.fromkeys(["u.data", "u.item", "u.user"]),
+        size=4_924_029,
+        checksum="md5:0e33842e24a9c977be4e0107933c0723",
+    ),
+}
+SOURCE = Source("python data/movie_rating_seq.py", ARCHIVES)
 
-GET_COMMAND = "python data/movie_rating_seq.py"
 
+class MovieRatingDataModule(RecommendationDataModule):
+    """Batches of HistoryDataset for the three splits: movie_id, history, residual, time_gap, user_ids, dense, target.
 
-class MovieRatingDataModule(pl.LightningDataModule):
-    """Batches of Windows for the three splits: movie, history, deviation, distance, user, numbers, target.
-
-    split, target, history, history_ratings, biases: as the constants of bst/train.py. An example sees what its user
-    rated before it in the order of time (ties: order of the file), also ratings of an earlier split: a test rating sees
-    the validation rating. Only "time" hides from training what other users rate later than a test rating.
+    The arguments are the DATA settings of bst/train.py. An example sees what its user rated before it in the order of
+    time (ties: order of the file), also ratings of an earlier split: a test rating sees the validation rating. Only
+    "time" hides from training what other users rate later than a test rating.
     """
 
     def __init__(
         self,
-        dataset: str = DATASET,
-        data_root: str | None = None,
-        split: str = SPLIT,
-        target: str = "rating",
-        history: int = 40,
-        history_ratings: bool = True,
-        biases: bool = START_FROM_BIASES,
-        batch_size: int = 2048,
-        seed: int = 0,
-        num_workers: int = 0,
+        *,
+        dataset: str,
+        data_root: str | None,
+        split: str,
+        target: str,
+        history_length: int,
+        history_ratings: bool,
+        start_from_biases: bool,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
     ):
-        super().__init__()
-        check(split in SPLIT_METHODS, f"SPLIT is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
-        check(target in ("rating", "click"), f'TARGET is {target!r}; it must be "rating" or "click".')
-        check_settings({"history": history, "batch_size": batch_size})
-        self.dataset, self.data_root, self.target = dataset, data_root, target
-        self.history, self.history_ratings = history, history_ratings
-        self.settings = {"split": split, "biases": biases}
-        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        super().__init__(
+            dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
+        )
+        check_settings({"target": target, "history_length": history_length})
+        check(split in SPLIT_METHODS, f"split is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
+        self.target, self.history_length, self.history_ratings = target, history_length, history_ratings
+        self.settings = {"split": split, "start_from_biases": start_from_biases}
         self.encoder: MovieEncoder | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; build it first where there is none."""
         if self.encoder is not None:
             return
-        self.raw, self.is_sample = find_dataset(self.dataset, self.data_root, GET_COMMAND, movie_sample)
-        self.release = recognise(self.raw, GET_COMMAND)
-        files = [raw_file(self.raw, name, GET_COMMAND) for name in self.release.files]
-        self.ordered = cached("movies-ordered", files, {}, lambda target: write_ordered(files, self.release, target))
-        self.folder = cached(
+        self.raw_folder, self.is_sample = find_dataset(self.dataset, self.data_root, SOURCE, movie_sample)
+        self.release = detect_release(self.raw_folder, SOURCE)
+        files = [raw_file(self.raw_folder, name, SOURCE) for name in self.release.files]
+        self.ordered = build_once(
+            "movies-ordered",
+            files,
+            {},
+            lambda target: write_ordered(files, self.release, target),
+            code=(movie_raw, movie_encoder),
+        )
+        self.folder = build_once(
             "movies",
             files,
-            self.settings | CONSTANTS | {"ordered": self.ordered.name},
+            self.settings | {"ordered": self.ordered.name},
             lambda target: write_encoded(files, self.release, self.ordered, self.settings, target),
+            code=(movie_raw, movie_encoder),
         )
         self.movies = read_movies(files[1], self.release)
         self.users = read_users(files[2], self.release) if self.release.users_file else {}
         self.summary = json.loads((self.ordered / "summary.json").read_text())
         self.encoder = MovieEncoder.from_state(json.loads((self.folder / "encoder.json").read_text()))
-        self.rows = {
-            name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in ("train", "val", "test")
-        }
+        self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
+
+    @property
+    def num_movies(self) -> int:
+        return self.encoder.num_movies
+
+    @property
+    def num_genres(self) -> int:
+        return len(self.encoder.genres)
+
+    @property
+    def user_cardinalities(self) -> list[int]:
+        return self.encoder.user_cardinalities
+
+    def genre_shares(self) -> torch.Tensor:
+        """(M, G): 1 / number of its genres for each genre of a movie."""
+        return self.encoder.genre_shares(self.movies)
 
     @property
     def protocol(self) -> str:
@@ -103,9 +126,9 @@ class MovieRatingDataModule(pl.LightningDataModule):
         return "random split (LEAKS: users' later ratings are in training)" if split == "random" else f"{split} split"
 
     @property
-    def scale(self) -> tuple[float, float]:
+    def rating_range(self) -> tuple[float, float]:
         """Least and greatest rating."""
-        return self.release.scale
+        return self.release.rating_range
 
     def user_movie_rating(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Number of the user, id of the movie and rating of all rows, in time order."""
@@ -128,32 +151,29 @@ class MovieRatingDataModule(pl.LightningDataModule):
     def best_possible(self) -> dict[str, float]:
         """Test metrics of the sample's planted expectations."""
         rows = self.rows["test"]
-        order = time_order(read_ratings(raw_file(self.raw, self.release.ratings_file, GET_COMMAND), self.release))
-        expected, click_probability = torch.from_numpy(np.load(self.raw / "truth.npy")[order[rows]]).T
+        order = time_order(read_ratings(raw_file(self.raw_folder, self.release.ratings_file, SOURCE), self.release))
+        expected, click_probability = torch.from_numpy(np.load(self.raw_folder / "truth.npy")[order[rows]]).T
         if self.target == "click":
             return click_metrics(click_probability, self.targets("test"))
         return rating_metrics(expected, self.targets("test"))
 
-    def train_dataloader(self) -> BatchLoader:
-        return self._loader("train", self.seed, self.batch_size)
-
-    def val_dataloader(self) -> BatchLoader:
-        return self._loader("val", None, 4 * self.batch_size)
-
-    def test_dataloader(self) -> BatchLoader:
-        return self._loader("test", None, 4 * self.batch_size)
-
-    def examples(self) -> Windows:
-        return Windows(self.ordered, self.folder, self.history, self.target == "click", self.history_ratings)
+    def examples(self) -> HistoryDataset:
+        return HistoryDataset(
+            self.ordered,
+            self.folder,
+            history_length=self.history_length,
+            click=self.target == "click",
+            use_ratings=self.history_ratings,
+        )
 
     def state_dict(self) -> dict:
         """Travels in every checkpoint, so that new rows can be scored with it alone."""
         return {
             "encoder": self.encoder.state_dict(),
             "release": self.release.ratings_file,
-            "history": self.history,
+            "history_length": self.history_length,
             "history_ratings": self.history_ratings,
-            "biases": self.settings["biases"],
+            "start_from_biases": self.settings["start_from_biases"],
             "target": self.target,
             "ratings": self._ratings(),
         }
@@ -165,9 +185,6 @@ class MovieRatingDataModule(pl.LightningDataModule):
         columns = {name: raw[name] for name in ("movie", "rating", "time")}
         columns |= {"user": raw["user"][first], "start": first, "user_ids": np.load(self.folder / "user_ids.npy")}
         return {name: torch.from_numpy(column) for name, column in columns.items()}
-
-    def _loader(self, split: str, seed: int | None, batch_size: int) -> BatchLoader:
-        return BatchLoader(self.examples(), EpochOrder(self.rows[split], seed), batch_size, self.num_workers)
 
 
 def write_ordered(files: list[Path], release: Release, target: Path) -> None:
@@ -205,27 +222,24 @@ def write_encoded(files: list[Path], release: Release, ordered_folder: Path, set
     )
     for name, part in rows.items():
         np.save(target / f"rows_{name}.npy", part)
-    encoder = MovieEncoder.fit(ordered, rows["train"], movies, users, settings["biases"])
-    for name, column in encoder.encode(ordered, users, settings["biases"]):
+    encoder = MovieEncoder.fit(ordered, rows["train"], movies, users, settings["start_from_biases"])
+    for name, column in encoder.encode(ordered, users, settings["start_from_biases"]):
         np.save(target / f"{name}.npy", column)
     (target / "encoder.json").write_text(json.dumps(encoder.state_dict()))
 
 
 def main() -> None:
-    """Download the raw files where there is no folder, build the cache and print what was found."""
-    ensure_dataset(DATASET)
-    data = MovieRatingDataModule()
-    data.setup()
-    ratings = np.load(data.ordered / "rating.npy", mmap_mode="r")
-    table = {name: {"rows": len(rows), "mean rating": float(ratings[rows].mean())} for name, rows in data.rows.items()}
-    print(pd.DataFrame(table).T.astype({"rows": int}).to_string(float_format="{:.4f}".format))
-    lengths = np.bincount(np.load(data.ordered / "user_row.npy"))
+    """Download the raw files where there is no folder, and print what is in them."""
+    ensure_dataset(DATASET, ARCHIVES)
+    folder, _ = find_dataset(DATASET, None, SOURCE, movie_sample)
+    release = detect_release(folder, SOURCE)
+    ratings = in_time_order(read_ratings(raw_file(folder, release.ratings_file, SOURCE), release))
+    lengths = np.bincount(ratings["user_row"])
     print(
-        f"{len(lengths):,} users with {lengths.min():,} to {lengths.max():,} ratings "
-        f"(median {np.median(lengths):,.0f}), {len(data.encoder.movie_ids):,} movies in training, "
-        f"{len(data.encoder.genres)} genres"
+        f"{folder}: {len(ratings['rating']):,} ratings, mean {ratings['rating'].mean(dtype=np.float64):.4f}, of "
+        f"{len(np.unique(ratings['movie'])):,} movies by {len(lengths):,} users, who gave {lengths.min():,} to "
+        f"{lengths.max():,} ratings (median {np.median(lengths):,.0f})"
     )
-    print(f"Left out: {data.summary['dropped']}; cache: {data.folder}")
 
 
 if __name__ == "__main__":

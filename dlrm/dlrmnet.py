@@ -1,78 +1,80 @@
 """DLRM: Deep Learning Recommendation Model for Personalization and Recommendation Systems (Naumov et al. 2019,
 arXiv:1906.00091; its code is facebookresearch/dlrm). The paper numbers no equations; its sections are cited.
 
-B: batch, I: numeric fields, C: categorical fields, D: embedding size, P: pairs of the C + 1 vectors.
+B: rows of a batch, I: dense columns, F: categorical fields, D: embedding size, P: feature pairs.
 """
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.embedding import PackedEmbedding
-from common.errors import check
-from common.layers import mlp
-from common.module import ClickModel
+from common.model.embedding import PackedEmbedding
+from common.model.layers import mlp
+from common.model.recommender import CTRModel
 
 
-class DLRM(ClickModel):
+class DLRM(CTRModel):
     """logit = top MLP of the bottom MLP's vector and all dot products between it and the embedding vectors (sec. 2.2).
 
-    num_numbers: I; field_sizes: ids of each categorical field; bottom: hidden widths of the bottom MLP, whose output
-    has width D; top: hidden widths of the top MLP; self_interaction: whether a vector's product with itself counts.
-    Forward: numbers (B, I), ids (B, C) -> logits (B,).
+    num_dense: I; cardinalities: ids of each categorical field; bottom_mlp_units: hidden widths of the bottom MLP, whose
+    output has D units; top_mlp_units: hidden widths of the top MLP; self_interaction: whether a vector's product with
+    itself counts; optimizer: arguments of build_optimizer. Forward: dense (B, I), ids (B, F) -> logits (B,).
     """
 
     table_class = PackedEmbedding
 
     def __init__(
         self,
-        num_numbers: int,
-        field_sizes: Sequence[int],
+        num_dense: int,
+        cardinalities: Sequence[int],
+        *,
         embedding_dim: int,
-        bottom: Sequence[int],
-        top: Sequence[int],
+        bottom_mlp_units: Sequence[int],
+        top_mlp_units: Sequence[int],
         self_interaction: bool,
         dropout: float,
-        optimizer: str,
-        learning_rate: float,
-        embedding_l2: float,
+        optimizer: dict[str, Any],
     ):
         super().__init__()
-        check(num_numbers > 0, 'DLRM has no numbers to feed its bottom MLP; NUMBERS_AS must be "log" or "log+missing".')
         self.save_hyperparameters()
-        self.categories = self.table_class(field_sizes, embedding_dim)
+        self.embedding = self.table_class(cardinalities, embedding_dim)
         # Differs from the paper: dropout is possible; it has none
-        self.bottom = mlp([num_numbers, *bottom, embedding_dim], dropout)
-        vectors = len(field_sizes) + 1
-        pairs = torch.tril_indices(vectors, vectors, 0 if self_interaction else -1)  # (2, P)
-        self.register_buffer("pairs", pairs[0] * vectors + pairs[1], persistent=False)
-        widths = [embedding_dim + pairs.shape[1], *top]
-        self.top = mlp(widths, dropout)
+        self.bottom_mlp = mlp([num_dense, *bottom_mlp_units, embedding_dim], dropout) if num_dense else None
+        # Differs from the paper: without dense columns there is no bottom MLP and no vector of it
+        num_vectors = len(cardinalities) + (num_dense > 0)
+        pairs = torch.tril_indices(num_vectors, num_vectors, 0 if self_interaction else -1)  # (2, P)
+        self.register_buffer("pairs", pairs[0] * num_vectors + pairs[1], persistent=False)
+        widths = [embedding_dim * (num_dense > 0) + pairs.shape[1], *top_mlp_units]
+        self.top_mlp = mlp(widths, dropout)
         self.output = nn.Linear(widths[-1], 1)
         self.reset_parameters()
 
-    def forward(self, numbers: Tensor, ids: Tensor) -> Tensor:
-        dense = self.bottom(numbers)  # (B, D)
-        vectors = torch.cat([dense.unsqueeze(1), self.categories(ids)], 1)  # (B, C + 1, D)
-        top_input = torch.cat([dense, dot_products(vectors, self.pairs)], 1)  # (B, D + P)
-        return self.output(self.top(top_input)).squeeze(1)  # the sigmoid is in the loss
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        vectors = self.embedding(ids)  # (B, F, D)
+        if self.bottom_mlp is None:
+            return self.output(self.top_mlp(dot_products(vectors, self.pairs))).squeeze(1)
+        bottom = self.bottom_mlp(dense)  # (B, D)
+        vectors = torch.cat([bottom.unsqueeze(1), vectors], 1)  # (B, 1 + F, D)
+        top_input = torch.cat([bottom, dot_products(vectors, self.pairs)], 1)  # (B, D + P)
+        return self.output(self.top_mlp(top_input)).squeeze(1)  # the sigmoid is in the loss
 
     def reset_parameters(self) -> None:
-        """The initial values of the paper's code."""
+        """Set the initial values that the paper's code has."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=sqrt(2 / (layer.in_features + layer.out_features)))
                 nn.init.normal_(layer.bias, std=sqrt(1 / layer.out_features))
-        self.reset_table(self.categories.weight.split(list(self.hparams.field_sizes)))
+        self.reset_table(self.embedding.weight.split(list(self.hparams.cardinalities)))
 
     def reset_table(self, parts: Sequence[Tensor]) -> None:
-        """parts: rows of each field, some or all."""
-        for size, part in zip(self.hparams.field_sizes, parts, strict=True):
+        """Fill rows of each field, some or all, with U(-1/sqrt(n), 1/sqrt(n)); n: number of all rows of the field."""
+        for size, part in zip(self.hparams.cardinalities, parts, strict=True):
             nn.init.uniform_(part, -sqrt(1 / size), sqrt(1 / size))
 
 
 def dot_products(vectors: Tensor, pairs: Tensor) -> Tensor:
-    """Vectors (B, C + 1, D) -> the products of the chosen pairs (B, P); pair (i, j) is i * (C + 1) + j in `pairs`."""
+    """Dot products of the chosen pairs: vectors (B, V, D) -> (B, P); pair (i, j) is i V + j in `pairs`."""
     return (vectors @ vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)

@@ -1,15 +1,15 @@
 """The paper's table with ours beside it: all models x both task groups x seeds: `python multitask/compare.py`.
 
-Stopped at any point, the same command goes on: finished runs are kept. Every model has MMoE's number of parameters
-(Single-Task: over all its models) and is tuned on the validation rows with the same tries, on the first seed.
+If it is stopped, the same command continues: finished runs are kept. Every model has MMoE's number of parameters
+(Single-Task: over all its models) and is tuned on the validation rows with the same candidates, on the first seed.
 """
 
 import hashlib
-import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
@@ -17,16 +17,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common.errors import run_script
-from common.files import markdown_table, write_json
+from common.files import markdown_table, read_json, write_json
 from common.paths import output_root
+from common.settings import Settings
 from data.census_income import CensusIncomeDataModule
 from multitask.baselines import logistic_regression
-from multitask.mmoe import TITLES, MMoE
-from multitask.train import train
+from multitask.mmoe import DISPLAY_NAMES, MMoE
+from multitask.train import DATA, MODEL, OPTIMIZER, TRAINING, train
 
 GROUPS = {"group 1": ("income", "never_married"), "group 2": ("education", "never_married")}  # main task first
 SEEDS = (1, 2, 3, 4, 5)
-TRIES = ({"dropout": 0.1}, {"dropout": 0.3})  # settings that differ from train.py's
+CANDIDATES = ({"dropout": 0.1}, {"dropout": 0.3})  # changes to the settings of train.py
 # AUC of each task (in the run that is best on the main task, mean over runs), Ma et al. 2018
 PAPER = {
     "group 1": {
@@ -44,34 +45,38 @@ PAPER = {
 }
 
 
-def compare(settings: dict, groups=GROUPS, seeds: Sequence[int] = SEEDS, tries: Sequence[dict] = TRIES) -> pd.DataFrame:
+def compare(
+    *,
+    groups: dict[str, tuple[str, str]] = GROUPS,
+    seeds: Sequence[int] = SEEDS,
+    candidates: Sequence[dict[str, Any]] = CANDIDATES,
+    **changes: Any,
+) -> pd.DataFrame:
     """One row per group, model and task, also written as compare.csv, compare.md and compare.png.
 
-    settings: of train.py, where they differ from its constants.
+    changes: other values for settings of multitask/train.py, by name.
     """
-    constants = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    settings = {name: value for name, value in constants.items() if name not in ("run_folder", "baselines")} | settings
+    settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     runs = []  # one dict per group, model, seed and task
     for seed in seeds:
         for group, tasks in groups.items():
-            data = CensusIncomeDataModule(
-                settings["dataset"], settings["data_root"], tasks, settings["min_count"], settings["num_bins"]
-            )
+            data = CensusIncomeDataModule(**settings.data | {"tasks": tasks}, seed=seed)
             data.setup()
             folder = output_root() / "runs" / "multitask_compare" / ("sample" if data.is_sample else data.dataset)
             tested = {}
             if seed == seeds[0]:  # it has no randomness
                 linear = folder / f"linear-{'-'.join(tasks)}.json"
-                tested["logistic regression"] = kept(linear, logistic_regression, data)
-            for model in TITLES:
-                tested[TITLES[model]] = {}
-                for part in [(task,) for task in tasks] if model == "single_task" else [tasks]:
-                    units = fair_units(model, part, len(tasks), data, settings)
-                    cell = {"model": model, "tasks": part, "task_weights": [1.0] * len(part), "expert_units": units}
-                    tried = [run(folder, settings | cell | one | {"seed": seeds[0]}) for one in tries]
-                    best = max(tried, key=lambda results: results["validation"]["auc_mean"])
-                    results = run(folder, best["settings"] | {"seed": seed})
-                    tested[TITLES[model]] |= results["test"]
+                tested["logistic regression"] = cached_metrics(linear, logistic_regression, data)
+            for variant, name in DISPLAY_NAMES.items():
+                tested[name] = {}
+                for group_tasks in [(task,) for task in tasks] if variant == "single_task" else [tasks]:
+                    units = parameter_matched_units(variant, group_tasks, len(tasks), data, settings)
+                    overrides = {"variant": variant, "tasks": group_tasks, "task_weights": (1.0,) * len(group_tasks)}
+                    overrides |= {"expert_units": units}
+                    tried = [run(folder, changes | overrides | one | {"seed": seeds[0]}) for one in candidates]
+                    best = max(range(len(tried)), key=lambda i: tried[i]["validation"]["auc_mean"])
+                    results = run(folder, changes | overrides | candidates[best] | {"seed": seed})
+                    tested[name] |= results["test"]
             runs += [
                 {"group": group, "model": model, "task": task, "seed": seed, "auc": metrics[f"auc_{task}"]}
                 for model, metrics in tested.items()
@@ -84,37 +89,44 @@ def compare(settings: dict, groups=GROUPS, seeds: Sequence[int] = SEEDS, tries: 
     return table
 
 
-def run(folder: Path, settings: dict) -> dict:
+def run(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """The results of a training run; trained now if it is not finished."""
+    settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes).flat()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    home = folder / f"{settings['model']}-{'-'.join(settings['tasks'])}-seed{settings['seed']}-{digest}"
+    home = folder / f"{settings['variant']}-{'-'.join(settings['tasks'])}-seed{settings['seed']}-{digest}"
     if not (home / "results.json").exists():
-        train(**settings, run_folder=home, baselines=lambda data: {})
-    return json.loads((home / "results.json").read_text())
+        train(run_folder=home, baselines=no_baselines, **changes)
+    return read_json(home / "results.json")
 
 
-def kept(path: Path, measure: Callable[[CensusIncomeDataModule], dict], data: CensusIncomeDataModule) -> dict:
+def no_baselines(data: CensusIncomeDataModule) -> dict[str, dict[str, float]]:
+    return {}
+
+
+def cached_metrics(path: Path, measure: Callable[[CensusIncomeDataModule], dict], data: CensusIncomeDataModule) -> dict:
     """Test metrics of the one baseline that `measure(data)` returns; measured now if they are not in the file."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         (metrics,) = measure(data).values()
         write_json(path, metrics)
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
-def fair_units(model: str, tasks: Sequence[str], group_size: int, data: CensusIncomeDataModule, settings: dict) -> list:
-    """Widths of an expert with which `model` has as many parameters as MMoE: the first one makes up the difference."""
+def parameter_matched_units(
+    variant: str, tasks: Sequence[str], group_size: int, data: CensusIncomeDataModule, settings: Settings
+) -> tuple[int, ...]:
+    """Widths of an expert with which a variant has as many parameters as MMoE: the first one is adapted."""
+    first, *others = settings.model["expert_units"]
 
-    def parameters(model: str, tasks: Sequence[str], first: int) -> int:
-        sizes = data.encoder.bin_edges, data.encoder.field_sizes, tasks, [1.0] * len(tasks), settings["num_experts"]
-        units = [first, *settings["expert_units"][1:]]
-        network = MMoE(model, *sizes, units, settings["tower_units"], settings["embedding_dim"], 0.0, 1e-3, 0.0)
-        return sum(parameter.numel() for parameter in network.parameters())
+    def parameters(variant: str, tasks: Sequence[str], first: int) -> int:
+        weights = {"task_weights": (1.0,) * len(tasks)}
+        sizes = settings.model | {"variant": variant, "expert_units": (first, *others)} | weights
+        return MMoE(data.bin_edges, data.cardinalities, tasks, **sizes, optimizer=settings.optimizer).count_parameters()
 
     # Single-Task: the models of all tasks share the budget
-    budget = parameters("mmoe", data.tasks, settings["expert_units"][0]) * len(tasks) / group_size
-    one, two = parameters(model, tasks, 1), parameters(model, tasks, 2)  # linear in the first width
-    return [round(1 + (budget - one) / (two - one)), *settings["expert_units"][1:]]
+    budget = parameters("mmoe", data.tasks, first) * len(tasks) / group_size
+    one, two = parameters(variant, tasks, 1), parameters(variant, tasks, 2)  # linear in the first width
+    return round(1 + (budget - one) / (two - one)), *others
 
 
 def summarise(runs: pd.DataFrame, groups: dict) -> pd.DataFrame:
@@ -149,4 +161,4 @@ def write_table(table: pd.DataFrame, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: compare({}))
+    run_script(compare)

@@ -1,63 +1,61 @@
-"""Multi-gate Mixture-of-Experts (Ma et al., KDD 2018, doi:10.1145/3219819.3220007) and what it generalises.
+"""Multi-gate Mixture-of-Experts (Ma et al., KDD 2018, doi:10.1145/3219819.3220007) and the models that it generalises.
 
-B: batch, N: numeric columns, C: categorical columns, I: width of the input x, K: tasks, G: gates, E: experts,
-U: width of an expert's output. Equation numbers are the paper's.
+B: rows of a batch, I: dense columns, F: categorical fields, X: width of the input x, K: tasks, E: experts, O: width of
+an expert's output, Q: parallel layers. Equation numbers are the paper's.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.embedding import PackedEmbedding
 from common.errors import check
-from common.metrics import TaskMetrics
-from common.module import Recommender
+from common.model.embedding import PackedEmbedding
+from common.model.metrics import TaskMetrics
+from common.model.recommender import Recommender
 
-TITLES = {"mmoe": "MMoE", "omoe": "OMoE", "shared_bottom": "Shared-Bottom", "single_task": "Single-Task"}
+DISPLAY_NAMES = {"mmoe": "MMoE", "omoe": "OMoE", "shared_bottom": "Shared-Bottom", "single_task": "Single-Task"}
 
 
 class MMoE(Recommender):
     """y_k = h^k(f^k(x)) with f^k(x) = sum_i g^k(x)_i f_i(x): towers h, gates g, experts f (eq. 6 and 7).
 
-    variant: "mmoe" has a gate per task, "omoe" one for all tasks (eq. 5), "shared_bottom" none: its one expert is the
-    bottom (eq. 1); so is that of "single_task", which learns one task. bin_edges: of each numeric column; field_sizes:
-    ids of each categorical column; dropout: of experts and towers; task_weights: of the losses; embedding_l2: on the
-    rows of the batch.
-    Forward: numbers (B, N), ids (B, C) -> logits (B, K).
+    variant: "mmoe" has a gate per task, "omoe" one gate for all tasks (eq. 5), "shared_bottom" none: its only expert is
+    the shared bottom (eq. 1). "single_task" is the same with one task. bin_edges: of each dense column; cardinalities:
+    ids of each categorical field; dropout: of experts and towers; task_weights: of the losses; optimizer: arguments of
+    build_optimizer. Forward: dense (B, I), ids (B, F) -> logits (B, K).
     """
 
     def __init__(
         self,
-        variant: str,
         bin_edges: Sequence[Sequence[float]],
-        field_sizes: Sequence[int],
+        cardinalities: Sequence[int],
         tasks: Sequence[str],
+        *,
+        variant: str,
         task_weights: Sequence[float],
         num_experts: int,
         expert_units: Sequence[int],
         tower_units: Sequence[int],
         embedding_dim: int,
         dropout: float,
-        learning_rate: float,
-        embedding_l2: float,
-        optimizer: str = "adam",
+        optimizer: dict[str, Any],
     ):
         super().__init__()
-        check(variant in TITLES, f"MODEL is {variant!r}; it must be one of {', '.join(TITLES)}.")
-        check(variant != "single_task" or len(tasks) == 1, f"MODEL 'single_task' learns one task; TASKS is {tasks}.")
-        check(len(task_weights) == len(tasks), f"TASK_WEIGHTS is {task_weights}; it must hold one for each of {tasks}.")
+        check(variant != "single_task" or len(tasks) == 1, f"variant 'single_task' learns one task; tasks is {tasks}.")
+        check(len(task_weights) == len(tasks), f"task_weights is {task_weights}; it must hold one for each of {tasks}.")
         self.save_hyperparameters()
         self.metrics = TaskMetrics(tasks)
         self.register_buffer("task_weights", torch.tensor(task_weights, dtype=torch.float32), persistent=False)
         num_gates = {"mmoe": len(tasks), "omoe": 1}.get(variant, 0)
         num_experts = num_experts if num_gates else 1
-        self.numbers = PiecewiseLinear(bin_edges)
-        self.categories = PackedEmbedding(field_sizes, embedding_dim)
-        nn.init.normal_(self.categories.weight, std=0.05)
-        width = self.numbers.width + len(field_sizes) * embedding_dim
+        self.dense_encoding = PiecewiseLinear(bin_edges)
+        self.embedding = PackedEmbedding(cardinalities, embedding_dim)
+        nn.init.normal_(self.embedding.weight, std=0.05)
+        width = self.dense_encoding.width + len(cardinalities) * embedding_dim
         self.experts = parallel_mlps(num_experts, [width, *expert_units], dropout)
         self.gates = ParallelLinear(num_gates, width, num_experts) if num_gates else None
         widths = [expert_units[-1], *tower_units]
@@ -65,20 +63,20 @@ class MMoE(Recommender):
         self.outputs = ParallelLinear(len(tasks), widths[-1], 1)
 
     @property
-    def title(self) -> str:
-        return TITLES[self.hparams.variant]
+    def display_name(self) -> str:
+        return DISPLAY_NAMES[self.hparams.variant]
 
-    def forward(self, numbers: Tensor, ids: Tensor) -> Tensor:
-        x = self.inputs(numbers, ids)
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        x = self.inputs(dense, ids)
         mixed = mix(self.gate_weights(x), self.experts(x))
         return self.outputs(self.towers(mixed)).squeeze(2).T  # (B, K), eq. 6
 
-    def inputs(self, numbers: Tensor, ids: Tensor) -> Tensor:
-        """x: (B, N), (B, C) -> (B, I)."""
-        return torch.cat([self.numbers(numbers), self.categories(ids).flatten(1)], 1)
+    def inputs(self, dense: Tensor, ids: Tensor) -> Tensor:
+        """x: dense (B, I), ids (B, F) -> (B, X)."""
+        return torch.cat([self.dense_encoding(dense), self.embedding(ids).flatten(1)], 1)
 
     def gate_weights(self, x: Tensor) -> Tensor:
-        """g^k(x)_i of eq. 8: (B, I) -> (K, B, E); tasks that share a gate, or have none, have equal weights."""
+        """g^k(x)_i of eq. 8: (B, X) -> (K, B, E); tasks that share a gate, or have none, have equal weights."""
         num_tasks = len(self.hparams.tasks)
         if self.gates is None:
             return x.new_ones(num_tasks, len(x), 1)
@@ -94,7 +92,7 @@ class MMoE(Recommender):
 
 
 def mix(weights: Tensor, experts: Tensor) -> Tensor:
-    """sum_i g^k(x)_i f_i(x) of eq. 7: (K, B, E), (E, B, U) -> (K, B, U)."""
+    """sum_i g^k(x)_i f_i(x) of eq. 7: (K, B, E), (E, B, O) -> (K, B, O)."""
     # several times faster than a product of a tiny matrix per row
     return (weights.mT.unsqueeze(3) * experts).sum(1)
 
@@ -102,10 +100,10 @@ def mix(weights: Tensor, experts: Tensor) -> Tensor:
 class PiecewiseLinear(nn.Module):
     """How far a number reaches into each bin of its column, 0 to 1 (Gorishniy et al. 2022, arXiv:2203.05556).
 
-    bin_edges: two or more, ascending, for each column. (B, N) -> (B, all bins); a missing number (nan) gives zeros.
+    bin_edges: two or more, ascending, for each column. (B, I) -> (B, all bins); a missing number (nan) gives zeros.
     """
 
-    # Differs from MMoE's paper, which says nothing of numbers: a scaled number alone offers no thresholds, trees do.
+    # Differs from MMoE's paper, which says nothing of dense inputs: a scaled number alone offers no thresholds.
     # Differs from Gorishniy et al.: beyond the first and the last edge the encoding stays at 0 and 1.
     def __init__(self, bin_edges: Sequence[Sequence[float]]):
         super().__init__()
@@ -116,28 +114,28 @@ class PiecewiseLinear(nn.Module):
         self.register_buffer("left", left, persistent=False)
         self.register_buffer("size", right - left, persistent=False)
 
-    def forward(self, numbers: Tensor) -> Tensor:
-        return ((numbers[:, self.column] - self.left) / self.size).clamp(0, 1).nan_to_num(0)
+    def forward(self, dense: Tensor) -> Tensor:
+        return ((dense[:, self.column] - self.left) / self.size).clamp(0, 1).nan_to_num(0)
 
 
 class ParallelLinear(nn.Module):
-    """P linear layers side by side as one matrix product: (B, in), the same for all, or (P, B, in) -> (P, B, out)."""
+    """Q linear layers side by side as one matrix product: (B, in), the same for all, or (Q, B, in) -> (Q, B, out)."""
 
-    def __init__(self, parallel: int, fan_in: int, fan_out: int):
+    def __init__(self, num_layers: int, fan_in: int, fan_out: int):
         super().__init__()
         bound = fan_in**-0.5  # as nn.Linear
-        self.weight = nn.Parameter(torch.empty(parallel, fan_in, fan_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(parallel, 1, fan_out).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(num_layers, fan_in, fan_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_layers, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 2:
-            return torch.einsum("bi,pio->pbo", x, self.weight) + self.bias
+            return torch.einsum("bi,qio->qbo", x, self.weight) + self.bias
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-def parallel_mlps(parallel: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
-    """P separate MLPs: (B, widths[0]), the same for all, or (P, B, widths[0]) -> (P, B, widths[-1])."""
+def parallel_mlps(num_mlps: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
+    """Q separate MLPs: (B, widths[0]), the same for all, or (Q, B, widths[0]) -> (Q, B, widths[-1])."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
-        layers += [ParallelLinear(parallel, fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [ParallelLinear(num_mlps, fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)

@@ -1,7 +1,8 @@
-"""Train MMoE, or one of the models it generalises, on Census Income: `python multitask/train.py`.
+"""Train MMoE, or a model that it generalises, on Census Income: `python multitask/train.py`.
 
-With the real rows below DATA_ROOT (python data/census_income.py) it trains on them, else on the built-in sample.
-Expected on Census-Income (KDD): test AUC 0.952 of income and 0.994 of never married (0.936 and 0.993 in the paper).
+Trains on the real rows if DATA_ROOT has them (`python data/census_income.py` downloads them), otherwise on the built-in
+sample. On Census-Income (KDD) the test AUC should reach 0.952 for income and 0.994 for never married (paper: 0.936 and
+0.993).
 """
 
 import sys
@@ -9,109 +10,86 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytorch_lightning as pl
 
+from common.cluster.launch import on_ray
 from common.errors import run_script
-from common.processes import on_ray
-from common.run import claim_folder
-from common.training import train_and_test
+from common.settings import Settings
+from common.training.fit import fit_and_test
+from common.training.run_folder import claim_run_folder
 from data.census_income import CensusIncomeDataModule
 from multitask.baselines import logistic_regression
-from multitask.gates import GateUse, draw_gates
+from multitask.expert_usage import ExpertUsage, plot_gates
 from multitask.mmoe import MMoE
 
-MODEL = "mmoe"  # "mmoe", "omoe", "shared_bottom" or "single_task"
-DATASET = "census-income-kdd"  # folder below DATA_ROOT: "census-income-kdd" or "adult"
-TASKS = ("income", "never_married")  # the paper's group 1; group 2: ("education", "never_married")
-TASK_WEIGHTS = (1.0, 1.0)  # of the losses
-NUM_EXPERTS = 8
-EXPERT_UNITS = (32, 32)  # widths of an expert's layers
-TOWER_UNITS = (16,)  # widths of a tower's hidden layers
-EMBEDDING_DIM = 4
-MIN_COUNT = 5  # training rows that a value needs for an id of its own
-NUM_BINS = 16  # of each numeric column
-DROPOUT = 0.3  # of experts and towers
-EMBEDDING_L2 = 0.0  # on the embedding rows of a batch
-LEARNING_RATE = 2e-3  # of Adam
-SCHEDULE = "linear"  # of the learning rate: "linear" to 0 at the last epoch's end, or "plateau": x 0.1 at each stall
-BATCH_SIZE = 512  # rows
-MAX_EPOCHS = 6
-VALIDATIONS_PER_EPOCH = 1
-PATIENCE = 2  # validations without a better mean AUC before the run ends
-SEED = 1
-PRECISION = "auto"  # "auto" (bf16 where the processor has it), "32-true", "bf16-mixed"
-NUM_WORKERS = 0  # loader processes; slices of mapped arrays need none
-DEVICES = 1  # processes on this machine that train together, one per GPU or CPU; BATCH_SIZE is that of all
-NUM_NODES = 1  # machines; the script is started on each (README, More than one process)
-STRATEGY = "auto"  # "auto" is "ddp" for several processes; "ray": processes of a Ray cluster
-RESUME = False  # True continues the newest unfinished run
+DATA = dict(
+    dataset="census-income-kdd",  # folder in data_root; or "adult"
+    data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
+    tasks=("income", "never_married"),  # the paper's group 1; group 2: ("education", "never_married")
+    min_count=5,  # training rows in which a value must occur to get an id of its own
+    num_bins=16,  # of each numeric column, by quantiles
+    batch_size=512,  # rows, over all processes
+    num_workers=0,  # loader processes; slices of memory-mapped arrays need none
+)
+MODEL = dict(
+    variant="mmoe",  # or "omoe", "shared_bottom", "single_task"
+    task_weights=(1.0, 1.0),  # of the losses
+    num_experts=8,
+    expert_units=(32, 32),  # of an expert's layers
+    tower_units=(16,),  # of a tower's hidden layers
+    embedding_dim=4,
+    dropout=0.3,  # of experts and towers
+)
+OPTIMIZER = dict(
+    optimizer="adam",
+    learning_rate=2e-3,
+    embedding_l2=0.0,  # on the table rows in a batch
+    schedule="linear",  # to 0 at the end of max_epochs; or "plateau": x 0.1 after a validation without improvement
+)
+TRAINING = dict(
+    max_epochs=6,
+    validations_per_epoch=1,
+    patience=2,  # validations without a better mean AUC before the run stops
+    seed=1,  # of initial weights, dropout and the order of rows
+    precision="auto",  # bf16 where the processor has it; or "32-true", "bf16-mixed"
+    devices=1,  # processes on this machine, one per GPU or CPU
+    num_nodes=1,  # machines; start the script on each (docs/processes.md)
+    strategy="auto",  # DDP for several processes; or "ray": processes of a Ray cluster
+    resume=False,  # True: continue the newest unfinished run
+)
 
 
-@on_ray
+@on_ray("multitask", TRAINING)
 def train(
-    model=MODEL,
-    dataset=DATASET,
-    data_root=None,
-    tasks=TASKS,
-    task_weights=TASK_WEIGHTS,
-    num_experts=NUM_EXPERTS,
-    expert_units=EXPERT_UNITS,
-    tower_units=TOWER_UNITS,
-    embedding_dim=EMBEDDING_DIM,
-    min_count=MIN_COUNT,
-    num_bins=NUM_BINS,
-    dropout=DROPOUT,
-    embedding_l2=EMBEDDING_L2,
-    learning_rate=LEARNING_RATE,
-    schedule=SCHEDULE,
-    batch_size=BATCH_SIZE,
-    max_epochs=MAX_EPOCHS,
-    validations_per_epoch=VALIDATIONS_PER_EPOCH,
-    patience=PATIENCE,
-    seed=SEED,
-    precision=PRECISION,
-    num_workers=NUM_WORKERS,
-    devices=DEVICES,
-    num_nodes=NUM_NODES,
-    strategy=STRATEGY,
-    resume=RESUME,
-    run_folder=None,
-    baselines=logistic_regression,
-) -> dict:
-    """Fit, test the best checkpoint, return the content of results.json.
+    *,
+    run_folder: str | Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    baselines: Callable[..., dict[str, Any]] = logistic_regression,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Train MMoE, test its best checkpoint and return the contents of results.json.
 
-    run_folder: in place of a new one below runs/multitask; baselines: data module -> test metrics by name.
+    changes: other values for the settings above, by name: train(seed=2, variant="omoe").
     """
-    settings = {name: value for name, value in locals().items() if name not in ("run_folder", "baselines")}
-    with claim_folder("multitask", settings, run_folder) as folder:
-        data = CensusIncomeDataModule(dataset, data_root, tasks, min_count, num_bins, batch_size, seed, num_workers)
+    settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
+    with claim_run_folder("multitask", settings.flat(), run_folder) as folder:
+        data = CensusIncomeDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
-        pl.seed_everything(seed, verbose=False)
-        network = MMoE(
+        pl.seed_everything(settings.training["seed"], verbose=False)
+        inputs = data.bin_edges, data.cardinalities, data.tasks
+        model = MMoE(*inputs, **settings.model, optimizer=settings.optimizer)
+        return fit_and_test(
             model,
-            data.encoder.bin_edges,
-            data.encoder.field_sizes,
-            list(tasks),
-            list(task_weights),
-            num_experts,
-            expert_units,
-            tower_units,
-            embedding_dim,
-            dropout,
-            learning_rate,
-            embedding_l2,
-        )
-        return train_and_test(
-            network,
             data,
             folder,
             settings,
             monitor="val_auc_mean",
-            mode="max",
-            baselines=lambda: baselines(data),
-            best_possible=data.best_possible,
-            draw=lambda network, folder: draw_gates(network, *data.read("test"), folder / "gates.png"),
-            callbacks=[GateUse(folder)],
+            baselines=baselines,
+            plot=plot_gates,
+            callbacks=[ExpertUsage(folder), *callbacks],
         )
 
 

@@ -6,7 +6,17 @@ from pathlib import Path
 import torch
 
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
-from common.module import Recommender
+from common.model.recommender import Recommender
+
+OPTIMIZER = {"optimizer": "adam", "learning_rate": 0.02, "embedding_l2": 0.0, "schedule": "plateau"}
+
+
+def build(model_class: type[Recommender], settings: dict, changes: dict) -> Recommender:
+    """A model from its arguments; changes may be of OPTIMIZER too."""
+    names = {*OPTIMIZER, "embedding_learning_rate"}
+    optimizer = OPTIMIZER | {name: value for name, value in changes.items() if name in names}
+    others = {name: value for name, value in changes.items() if name not in names}
+    return model_class(**settings | others, optimizer=optimizer)
 
 
 def check_rows_do_not_mix(model: Recommender, batch: list[torch.Tensor]) -> None:
@@ -26,7 +36,7 @@ def check_batch_of_one(model: Recommender, batch: list[torch.Tensor]) -> None:
 def check_learns_one_batch(model: Recommender, batch: list[torch.Tensor], steps: int = 200) -> None:
     """The loss of one batch falls to a fifth: gradients reach what they should."""
     model.train()
-    optimizer = model.configure_optimizers()
+    optimizer = model.configure_optimizers()["optimizer"]
     first = None
     for _ in range(steps):
         loss = model.training_step(batch, 0)

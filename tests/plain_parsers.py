@@ -4,6 +4,7 @@ A plain parser takes the bytes of a file and gives its rows; it raises ValueErro
 """
 
 import csv
+import gzip
 import io
 import math
 import re
@@ -13,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data.census_format import ADULT, CENSUS_INCOME_KDD, Layout, read_file
-from data.criteo_raw import blocks, open_raw, parse
-from data.movie_formats import GENRES_100K, ML_1M, ML_100K, ML_CSV, read_movies, read_ratings, read_users
-from tests.criteo_rows import as_lists, make_lines, parse_plainly
+from data.census_schema import ADULT, CENSUS_INCOME_KDD, Release
+from data.criteo_schema import CRITEO
+from data.movie_raw import GENRES_100K, ML_1M, ML_100K, ML_CSV, read_movies, read_ratings, read_users
+from data.table_reader import Rows, read_stream
+from data.table_schema import Schema
+from data.table_values import read_labels, read_numbers
+from tests.criteo_rows import make_lines
 
 CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
-BLOCK_BYTES = 700  # of Criteo: some two lines
+BOM = b"\xef\xbb\xbf"
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -51,83 +55,85 @@ def split_lines(content: bytes) -> list[bytes]:
     return [line.removesuffix(b"\r") for line in content.removesuffix(b"\n").split(b"\n")]
 
 
-def criteo(labelled: bool) -> Form:
-    def read(path: Path) -> list:
-        stream, file = open_raw(path)
-        rows = []
-        with file:
-            for line, block in blocks(stream, path, BLOCK_BYTES):
-                rows += columns_to_rows(as_lists(parse(block, labelled, path, line)))
-        return rows
+def table(schema: Schema, path: Path, labelled: bool = True) -> list[tuple]:
+    """Rows as the reader of tables gives them: texts and numbers of the inputs, labels."""
 
+    def rows_of(rows: Rows) -> list[tuple]:
+        columns = [as_optional(read_numbers(rows, column).tolist()) for column in schema.of_role("dense")]
+        columns += [rows.columns[column.name].to_pylist() for column in schema.of_role("categorical")]
+        if labelled:
+            columns += read_labels(rows, schema, list(schema.tasks)).T.tolist()
+        return list(zip(*columns, strict=True))
+
+    with open(path, "rb") as file:
+        stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        return [row for part in read_stream(stream, str(path), schema, rows_of, not labelled) for row in part]
+
+
+def as_optional(numbers: list[float]) -> list:
+    return [None if math.isnan(value) else value for value in numbers]
+
+
+def criteo(labelled: bool) -> Form:
     def plain(content: bytes) -> list:
-        lines = [line.decode("latin-1") for line in split_lines(content)]
+        lines = [line.decode("utf-8") for line in split_lines(content.removeprefix(BOM))]
+        rows = []
         for line in lines:
+            require(not CONTROL.search(line.encode()))
             fields = line.split("\t")
             require(len(fields) == 39 + labelled)
-            require(not labelled or fields.pop(0) in ("0", "1"))
-            require(all(re.fullmatch("(-?[0-9]{1,10})?", field) for field in fields[:13]))
-            require(all(abs(int(field or 0)) < 2**31 for field in fields[:13]))
-            require(all(re.fullmatch("([0-9a-f]{8})?", field) for field in fields[13:]))
-        return columns_to_rows(parse_plainly(lines, labelled))
-
-    def columns_to_rows(columns: dict) -> list:
-        label = columns["label"] or [None] * len(columns["numbers"])
-        return list(zip(label, columns["numbers"], columns["categories"], columns["missing"], strict=True))
+            label = [float(fields.pop(0) == "1")] if labelled and fields[0] in ("0", "1") else []
+            require(len(label) == labelled)
+            require(all(re.fullmatch("(-?[0-9]+)?", field, re.ASCII) for field in fields[:13]))
+            numbers = [int(field) if field else None for field in fields[:13]]
+            require(all(number is None or -(2**31) <= number < 2**31 for number in numbers))
+            rows.append((*numbers, *(field or None for field in fields[13:]), *label))
+        return rows
 
     lines = make_lines(np.random.default_rng(0), 6, labelled)
-    return Form("criteo-train" if labelled else "criteo-test", encoded(lines, "ascii"), b"\t", read, plain)
+    name = "criteo-train" if labelled else "criteo-test"
+    return Form(name, encoded(lines, "ascii"), b"\t", lambda path: table(CRITEO, path, labelled), plain)
 
 
-def census(layout: Layout) -> Form:
-    def read(path: Path) -> list:
-        rows = []
-        for chunk in read_file(path, layout):
-            numbers = [as_optional(chunk.number(name).tolist()) for name in layout.number_inputs]
-            labels = [chunk.label(task).tolist() for task in layout.tasks.values()]
-            rows += zip(*chunk.columns.values(), *numbers, *labels, strict=True)
-        return rows
+def census(release: Release) -> Form:
+    schema = release.schema
 
     def plain(content: bytes) -> list:
         rows = []
-        for line in split_lines(content):
-            text = line.decode("ascii").strip()  # UnicodeDecodeError is a ValueError
-            require(not CONTROL.search(line))
-            if text and not (text.startswith("|") and not rows):
-                (fields,) = csv.reader([text], skipinitialspace=True, quoting=csv.QUOTE_NONE)
-                rows.append(row([field.strip() for field in fields]))
+        for line in split_lines(content.removeprefix(BOM)):
+            if line.strip() and not (line.strip().startswith(b"|") and not rows):
+                require(not CONTROL.search(line))
+                rows.append(row([field.strip(" \t") for field in line.decode("utf-8").split(",")]))
         require(rows)
         return rows
 
     def row(fields: list[str]) -> tuple:
-        require(len(fields) == len(layout.columns))
-        by_name = dict(zip(layout.columns, fields, strict=True))
-        numbers = [number(by_name[name]) for name in layout.number_inputs]
+        require(len(fields) == len(schema.names))
+        by_name = dict(zip(schema.names, fields, strict=True))
+        numbers = [number(by_name[column.name]) for column in schema.of_role("dense")]
+        texts = [by_name[column.name] for column in schema.of_role("categorical")]
         labels = []
-        for task in layout.tasks.values():
+        for task in schema.tasks.values():
             text = by_name[task.column].rstrip(".")
             require((text in task.positive) != (text in task.negative))
             labels.append(float(text in task.positive))
-        return *fields, *numbers, *labels
+        return *numbers, *(None if text == "?" else text for text in texts), *labels
 
     def number(text: str) -> float | None:
         if text == "?":
             return None
         require(re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text))
         require(abs(float(text)) <= FLOAT32_MAX)
-        return float(np.float32(text))
-
-    def as_optional(numbers: list[float]) -> list:
-        return [None if math.isnan(value) else value for value in numbers]
+        return float(text)
 
     rng, lines = np.random.default_rng(0), []
-    label_texts = {task.column: sorted(task.positive | task.negative) for task in layout.tasks.values()}
+    label_texts = {task.column: sorted(task.positive + task.negative) for task in schema.tasks.values()}
     for _ in range(5):
-        fields = {name: rng.choice(["Not in universe", "?", "Yes", "94"]) for name in layout.columns}
-        fields |= {name: str(rng.integers(100)) for name in layout.numbers}
+        fields = {name: rng.choice(["Not in universe", "?", "Yes", "94"]) for name in schema.names}
+        fields |= {column.name: str(rng.integers(100)) for column in schema.of_role("dense", "weight", "excluded")}
         fields |= {name: rng.choice(texts) for name, texts in label_texts.items()}
-        lines.append(", ".join(fields.values()) + "." * (layout is CENSUS_INCOME_KDD))
-    return Form(layout.name, encoded(lines, "ascii"), b",", read, plain)
+        lines.append(", ".join(fields.values()) + "." * (release is CENSUS_INCOME_KDD))
+    return Form(release.name, encoded(lines, "ascii"), b",", lambda path: table(schema, path), plain)
 
 
 def ratings(release, separator: str) -> Form:
@@ -159,7 +165,7 @@ def movies(release, separator: str, lines: list[str]) -> Form:
         return [(number, *rest) for number, rest in read_movies(path, release).items()]
 
     def plain(content: bytes) -> list:
-        rows = table(content, release.encoding, separator)
+        rows = text_table(content, release.encoding, separator)
         if release is ML_CSV:
             require(rows.pop(0) == ["movieId", "title", "genres"])
         if release is ML_100K:
@@ -180,7 +186,7 @@ def users(release, separator: str, lines: list[str]) -> Form:
         return [(number, *features) for number, features in read_users(path, release).items()]
 
     def plain(content: bytes) -> list:
-        rows = table(content, release.encoding, separator)
+        rows = text_table(content, release.encoding, separator)
         require(all(len(row) == 5 for row in rows))
         if release is ML_1M:
             return distinct([(whole(row[0]), row[1], str(whole(row[2])), row[3]) for row in rows])
@@ -191,7 +197,7 @@ def users(release, separator: str, lines: list[str]) -> Form:
     return Form(release.users_file, encoded(lines, release.encoding), separator.encode(), read, plain)
 
 
-def table(content: bytes, encoding: str, separator: str) -> list[list[str]]:
+def text_table(content: bytes, encoding: str, separator: str) -> list[list[str]]:
     """Fields of a file of texts."""
     require(not any(CONTROL.search(line) for line in split_lines(content)))
     text = content.decode(encoding)

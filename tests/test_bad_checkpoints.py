@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -40,7 +41,7 @@ def good(root, tmp_path_factory) -> Path:
     """A checkpoint of DeepFM."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OUTPUT_ROOT", str(tmp_path_factory.mktemp("output")))
-        train(data_root=str(root), hidden=(8,), **SMALL)
+        train(data_root=str(root), hidden_units=(8,), **SMALL)
         return next(Path(os.environ["OUTPUT_ROOT"]).glob("runs/deepfm/version_0/checkpoints/best.ckpt"))
 
 
@@ -109,7 +110,7 @@ def test_flipped_bytes_are_noticed_or_change_nothing(tmp_path, good, root, rng):
     whole, path = good.read_bytes(), tmp_path / "flipped.ckpt"
     raw, right, refused = root / "criteo" / "train.txt", tmp_path / "right.csv", 0
     predict(good, raw, right)
-    places = [[whole.index(load_checkpoint(good)["state_dict"]["categories.weight"].numpy().tobytes())]]  # stays finite
+    places = [[whole.index(load_checkpoint(good)["state_dict"]["embedding.weight"].numpy().tobytes())]]  # stays finite
     for _ in range(int(os.environ.get("FUZZ_EXAMPLES", "10")) * 3):
         # half of them near the end, where the directory of the archive is
         least = len(whole) * rng.integers(2) * 19 // 20
@@ -128,27 +129,30 @@ def test_flipped_bytes_are_noticed_or_change_nothing(tmp_path, good, root, rng):
     assert refused > len(places) / 3
 
 
-CLICKS = {"num_numbers": 2, "field_sizes": [5, 6], "embedding_dim": 4, "dropout": 0.0, "learning_rate": 1e-3}
+OPTIMIZER = {"optimizer": "adam", "learning_rate": 1e-3, "embedding_l2": 0.0, "schedule": "linear"}
+SMALL_MODELS = {
+    DeepFM: {"num_dense": 2, "cardinalities": [5, 6], "embedding_dim": 4, "hidden_units": [8]}
+    | {"dropout": 0.0, "batch_norm": False, "optimizer": OPTIMIZER},
+    BST: {"num_movies": 6, "num_genres": 2, "user_cardinalities": [4, 3], "history_length": 3, "embedding_dim": 4}
+    | {"num_heads": 2, "num_blocks": 1, "num_factors": 2, "hidden_units": [8], "dropout": 0.0, "target": "rating"}
+    | {"rating_range": [1.0, 5.0], "use_sequence": True, "optimizer": OPTIMIZER},
+}
 ABSURD = [
-    (DeepFM, {"hidden": [10**9]}, "HIDDEN is"),
-    (DeepFM, {"hidden": [30_000, 30_000]}, "size"),
-    (DeepFM, {"field_sizes": [10**12, 6]}, r"categories.weight has the size \(11, 5\)"),
-    (DeepFM, {"num_numbers": 10**12}, "size"),
-    (BST, {"blocks": 10**12}, "BLOCKS is"),
-    (BST, {"blocks": 100}, "size None"),
-    (BST, {"history": 10**12}, "HISTORY is"),
+    (DeepFM, {"hidden_units": [10**9]}, "hidden_units is"),
+    (DeepFM, {"hidden_units": [30_000, 30_000]}, "size"),
+    (DeepFM, {"cardinalities": [10**12, 6]}, r"embedding.weight has the size \(11, 5\)"),
+    (DeepFM, {"num_dense": 10**12}, "size"),
+    (DeepFM, {"optimizer": OPTIMIZER | {"learning_rate": 10**12}}, "learning_rate is"),
+    (BST, {"num_blocks": 10**12}, "num_blocks is"),
+    (BST, {"num_blocks": 100}, "size None"),
+    (BST, {"history_length": 10**12}, "history_length is"),
     (BST, {"num_movies": 10**12}, "size"),
 ]
 
 
 @pytest.mark.parametrize(("model", "sizes", "message"), ABSURD)
 def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path, model, sizes, message):
-    small = {
-        DeepFM: CLICKS | {"hidden": [8], "batch_norm": False, "embedding_learning_rate": 1e-3, "embedding_l2": 0.0},
-        BST: {"num_movies": 6, "num_genres": 2, "user_sizes": [4, 3], "history": 3, "embedding_dim": 4, "heads": 2}
-        | {"blocks": 1, "factors": 2, "hidden": [8], "dropout": 0.0, "target": "rating", "scale": [1.0, 5.0]}
-        | {"uses_sequence": True, "learning_rate": 1e-3, "embedding_learning_rate": 1e-3, "embedding_l2": 0.0},
-    }[model]
+    small = SMALL_MODELS[model]
     content = {"model": model.__name__, "state_dict": model(**small).state_dict(), "hyper_parameters": small | sizes}
     content |= {"CriteoDataModule": {}, "MovieRatingDataModule": {}}
     MappedCheckpointIO().save_checkpoint(content, tmp_path / "absurd.ckpt")
@@ -158,18 +162,74 @@ def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path, model, sizes
 
 def test_a_tensor_larger_than_its_data_is_refused_before_it_is_copied(tmp_path, good):
     content, path = load_checkpoint(good), tmp_path / "forged.ckpt"
-    sizes = [*content["hyper_parameters"]["field_sizes"][:-1], 10**12]
-    width = content["state_dict"]["categories.weight"].shape[1]
+    sizes = [*content["hyper_parameters"]["cardinalities"][:-1], 10**12]
+    width = content["state_dict"]["embedding.weight"].shape[1]
     table = torch.zeros(1, 1).expand(sum(sizes), width)
-    weights = content["state_dict"] | {"categories.weight": table}
-    forged = content | {"hyper_parameters": content["hyper_parameters"] | {"field_sizes": sizes}, "state_dict": weights}
-    itself = [table]
-    itself.append(itself)
-    for change in (forged, content | {"state_dict": Counter(weights)}, content | {"CriteoDataModule": itself}):
+    weights = content["state_dict"] | {"embedding.weight": table}
+    forged = content | {
+        "hyper_parameters": content["hyper_parameters"] | {"cardinalities": sizes},
+        "state_dict": weights,
+    }
+    for change in (forged, content | {"state_dict": Counter(weights)}, content | {"CriteoDataModule": [table]}):
         MappedCheckpointIO().save_checkpoint(change, path)
         assert path.stat().st_size < 10**6
         with pytest.raises(UserError, match=r"forged.ckpt is damaged: a tensor in it is larger than its data"):
             load(path)
+
+
+def nested(depth: int) -> list:
+    """A list in itself twice, and so on: its repr has 2^depth parts, its pickle a few bytes for each level."""
+    value = [0.5]
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs a clock that ends a test which hangs")
+@pytest.mark.parametrize(
+    "place", [("model",), *(("hyper_parameters", name) for name in ("hidden_units", "dropout", "x"))]
+)
+def test_a_list_nested_in_itself_is_refused_at_once(tmp_path, good, place):
+    content, path = load_checkpoint(good), tmp_path / "nested.ckpt"
+    itself = []
+    itself.append(itself)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("hangs"))
+    signal.alarm(20)
+    try:
+        for value in (nested(60), itself):
+            torch.save(replaced(content, place, value), path)
+            with pytest.raises(UserError, match=r"nested.ckpt is damaged: a list in it holds itself"):
+                load(path)
+    finally:
+        signal.alarm(0)
+
+
+def test_what_a_checkpoint_holds_is_shown_in_one_short_line(tmp_path, good):
+    content, path = load_checkpoint(good), tmp_path / "long.ckpt"
+    code = "\x1b[2J\n" + "x" * 10**5
+    for place in (("model",), ("hyper_parameters", "hidden_units"), ("hyper_parameters", code), ("state_dict", code)):
+        for value in (code, nested(12), [code] * 1000):
+            torch.save(replaced(content, place, value), path)
+            with pytest.raises(UserError) as raised:
+                load(path)
+            text = str(raised.value)
+            assert len(text) < 1500 and text.isprintable(), (place, text)
+
+
+def test_an_archive_of_which_parts_overlap_or_unpack_is_refused(tmp_path, good):
+    path, plain = tmp_path / "archive.ckpt", tmp_path / "plain.zip"
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name))
+    with pytest.raises(UserError, match=r"archive.ckpt is no readable checkpoint: its parts are larger than the file"):
+        load(path)
+    # entries of the directory that name the same bytes again and again: it takes hours to read them all
+    with zipfile.ZipFile(plain, "w") as archive:
+        archive.writestr("a/data.pkl", b"\0" * 10**5)
+        archive.filelist *= 50
+    path.write_bytes(plain.read_bytes())
+    with pytest.raises(UserError, match=r"archive.ckpt is no readable checkpoint: its parts are larger than the file"):
+        load(path)
 
 
 def places(content: dict, *above: str) -> list[tuple[str, ...]]:
@@ -204,23 +264,23 @@ def test_wrong_values_anywhere_in_a_checkpoint(tmp_path, good, root):
 
 def test_a_run_is_not_resumed_from_a_checkpoint_that_does_not_fit(tmp_path, good, root, outputs):
     settings = {"data_root": str(root), **SMALL}
-    train(hidden=(8,), **settings)
+    train(hidden_units=(8,), **settings)
     last = outputs / "runs" / "deepfm" / "version_0" / "checkpoints" / "last.ckpt"
     (last.parents[1] / "results.json").unlink()  # as if it had not come to its end
     whole = last.read_bytes()
-    train_dlrm(bottom=(8,), top=(8,), **settings)
-    train(hidden=(6,), **settings)
+    train_dlrm(bottom_mlp_units=(8,), top_mlp_units=(8,), **settings)
+    train(hidden_units=(6,), **settings)
     other = outputs / "runs" / "dlrm" / "version_0" / "checkpoints" / "last.ckpt"
     wider = outputs / "runs" / "deepfm" / "version_1" / "checkpoints" / "last.ckpt"
     for bad, message in (
         (whole[:-100], r"last.ckpt is no readable checkpoint"),
         (other.read_bytes(), r"last.ckpt is of DLRM, not of DeepFM"),
-        (wider.read_bytes(), r"last.ckpt does not fit .*RESUME = False"),
+        (wider.read_bytes(), r"last.ckpt does not fit .*resume=False"),
         (good.read_bytes(), r"last.ckpt holds weights only"),
     ):
         last.write_bytes(bad)
         with pytest.raises(UserError, match=message):
-            train(hidden=(8,), resume=True, **settings)
+            train(hidden_units=(8,), resume=True, **settings)
     last.write_bytes(whole)
-    train(hidden=(8,), resume=True, **settings)
+    train(hidden_units=(8,), resume=True, **settings)
     shutil.rmtree(outputs / "runs")

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks import criteo_shaped, ours
+from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours
 from benchmarks.accuracy import dense_updates
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
-from benchmarks.step_profile import kind
+from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
+from data.census_sample import census_sample
+from tests.movie_rows import make_ratings, write_1m
 
 
 @pytest.fixture
@@ -37,23 +39,43 @@ def test_ratios_are_medians_within_a_turn():
 
 
 def test_the_papers_step_is_the_same_model(data):
-    model, peer = ours.dlrm(data), ReferenceDLRM(data.num_numbers, data.field_sizes)
-    for table, rows in zip(peer.tables, model.categories.weight.split(data.field_sizes), strict=True):
+    model, peer = ours.dlrm(data), ReferenceDLRM(data.num_dense, data.cardinalities)
+    for table, rows in zip(peer.tables, model.embedding.weight.split(data.cardinalities), strict=True):
         table.weight.data = rows.detach()
-    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("categories")}
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("embedding")}
     peer.load_state_dict(weights, strict=False)
-    numbers, ids, _ = data.batches()[0]
-    assert_close(peer(numbers, [*ids.T.long()]), model(numbers, ids))
+    dense, ids, _ = data.batches()[0]
+    assert_close(peer(dense, [*ids.T.long()]), model(dense, ids))
     assert reference(data) > 0
 
 
 def test_contenders_get_the_same_rows(data):
     columns, label = data.columns()
-    numbers, ids, labels = (torch.cat(parts) for parts in zip(*data.batches(), strict=True))
+    dense, ids, labels = (torch.cat(parts) for parts in zip(*data.batches(), strict=True))
     assert len(label) == 256 and np.array_equal(label, labels)
     assert all(np.array_equal(columns[f"C{i}"], ids[:, i]) for i in range(26))
-    assert all(np.array_equal(columns[f"I{i}"], numbers[:, i]) for i in range(13))
+    assert all(np.array_equal(columns[f"I{i}"], dense[:, i]) for i in range(13))
     assert ours.speed(ours.deepfm(data), data, "32-true") > 0
+
+
+def test_the_plain_port_gets_the_same_inputs(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    write_1m(tmp_path / "ml-1m", make_ratings(np.random.default_rng(0)))
+    data = bst_plain.rows(50)
+    assert len(data.rows["train"]) == 50
+    plain_rows = zip(*map(bst_plain.PlainRows(data).__getitem__, data.rows["train"]), strict=True)
+    for column, expected in zip(plain_rows, data.read(data.rows["train"]), strict=True):
+        np.testing.assert_allclose(np.stack(column), expected, rtol=1e-5, atol=1e-6)
+    assert bst_plain.plain(data) > 0 and bst_plain.ours(data, "32-true") > 0
+
+
+def test_mmoe_has_the_sizes_of_the_comparison(monkeypatch):
+    monkeypatch.setattr("data.census_income.census_sample", lambda: census_sample(1500, 600))
+    data = mmoe_rechub.sample()
+    model = mmoe_rechub.model(data)
+    dense, ids, label = map(torch.from_numpy, data.read(data.rows["train"][:8]))
+    assert data.is_sample and model(dense, ids).shape == label.shape == (8, 2)
+    assert ours.speed(model, data, "32-true", "val_auc_mean") > 0
 
 
 def test_full_vocabulary(monkeypatch, tmp_path):
@@ -62,25 +84,26 @@ def test_full_vocabulary(monkeypatch, tmp_path):
     monkeypatch.setattr(criteo_shaped, "CARDINALITIES", sizes)
     monkeypatch.setattr(criteo_shaped.FullVocabulary, "rows_written", 5000)
     data = criteo_shaped.FullVocabulary(64, train_rows=128)
-    numbers, ids, label = data.read(np.arange(5000))
-    assert data.field_sizes == [5, 52, 1002] and len(data.rows["train"]) == 128
-    assert numbers.shape == (5000, 13) and set(label) == {0, 1}
-    assert ids.min() == 2 and (ids.max(0) < data.field_sizes).all()
+    dense, ids, label = data.read(np.arange(5000))
+    assert data.cardinalities == [5, 52, 1002] and len(data.rows["train"]) == 128
+    assert dense.shape == (5000, 13) and set(label) == {0, 1}
+    assert ids.min() == 2 and (ids.max(0) < data.cardinalities).all()
     assert len(np.unique(ids[:, 1])) > 40  # few are frequent, but most are there
 
 
 def test_dense_updates_move_all_rows_and_end(data):
-    numbers, ids, label = data.batches()[0]
+    dense, ids, label = data.batches()[0]
 
     def moved_rows() -> int:
         torch.manual_seed(0)
         model = ours.deepfm(data)
-        optimizer, before = model.configure_optimizers(), model.categories.weight.detach().clone()
+        optimizer = model.configure_optimizers()["optimizer"]
+        before = model.embedding.weight.detach().clone()
         for rows in (slice(0, 32), slice(32, 64)):
             optimizer.zero_grad()
-            model.loss(model(numbers[rows], ids[rows]), label[rows]).backward()
+            model.loss(model(dense[rows], ids[rows]), label[rows]).backward()
             optimizer.step()
-            after = model.categories.weight.detach().clone()
+            after = model.embedding.weight.detach().clone()
             moved, before = int((after != before).any(1).sum()), after
         return moved
 
@@ -92,7 +115,7 @@ def test_dense_updates_move_all_rows_and_end(data):
 
 def test_a_profile_finds_the_embedding(data):
     model = ours.deepfm(data)
-    numbers, ids, label = data.batches()[0]
+    dense, ids, label = data.batches()[0]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        model.loss(model(numbers, ids), label).backward()
+        model.loss(model(dense, ids), label).backward()
     assert {"embedding, lookup", "embedding, backward (sort and sum)"} < {kind(event) for event in profiler.events()}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bst.bst import BST, DISTANCE_BUCKETS, PADDING, Block
-from data import movie_encoding
-from tests.checks import check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
+from bst.bst import BST, Block
+from data.movie_history import PADDING, TIME_GAP_BUCKETS
+from tests.checks import build, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
 
 MOVIES, GENRES, USERS, HISTORY, DIM, HEADS, FACTORS = 20, 3, [6, 3], 5, 8, 2, 4
 
@@ -16,26 +16,23 @@ MOVIES, GENRES, USERS, HISTORY, DIM, HEADS, FACTORS = 20, 3, [6, 3], 5, 8, 2, 4
 SETTINGS = {
     "num_movies": MOVIES,
     "num_genres": GENRES,
-    "user_sizes": USERS,
-    "history": HISTORY,
+    "user_cardinalities": USERS,
+    "history_length": HISTORY,
     "embedding_dim": DIM,
-    "heads": HEADS,
-    "blocks": 1,
-    "factors": FACTORS,
-    "hidden": [16],
+    "num_heads": HEADS,
+    "num_blocks": 1,
+    "num_factors": FACTORS,
+    "hidden_units": [16],
     "dropout": 0.0,
     "target": "rating",
-    "scale": [1.0, 5.0],
-    "uses_sequence": True,
-    "learning_rate": 0.02,
-    "embedding_learning_rate": 0.02,
-    "embedding_l2": 0.0,
+    "rating_range": [1.0, 5.0],
+    "use_sequence": True,
 }
 
 
 def make_model(**changes) -> BST:
     """With weights large enough that each part shows."""
-    model = BST(**(SETTINGS | changes))
+    model = build(BST, SETTINGS, changes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.genre_shares.copy_(torch.rand(MOVIES, GENRES))
@@ -53,7 +50,7 @@ def make_batch(rows: int) -> list[torch.Tensor]:
         torch.randint(2, MOVIES, (rows,)).int(),
         history,
         torch.randn(rows, HISTORY) * seen,
-        torch.randint(DISTANCE_BUCKETS, (rows, HISTORY)).int() * seen,
+        torch.randint(TIME_GAP_BUCKETS, (rows, HISTORY)).int() * seen,
         user,
         torch.randn(rows, 3),
         torch.randint(1, 6, (rows,)).float(),
@@ -68,7 +65,7 @@ def layer_norm(layer, x):
     return (x - x.mean()) / (x.var(unbiased=False) + layer.eps).sqrt() * layer.weight + layer.bias
 
 
-def block_in_loops(block: Block, sequence: list[torch.Tensor], place: int) -> torch.Tensor:
+def block_in_loops(block: Block, sequence: list[torch.Tensor], position: int) -> torch.Tensor:
     """Equations of section 2.2 for one place of one sequence without padding."""
     attention, dim = block.attention, len(sequence[0])
     w_q, w_k, w_v = attention.in_proj_weight.chunk(3)
@@ -76,24 +73,24 @@ def block_in_loops(block: Block, sequence: list[torch.Tensor], place: int) -> to
     heads = []
     for h in range(HEADS):
         part = slice(h * dim // HEADS, (h + 1) * dim // HEADS)
-        query = (w_q @ sequence[place] + b_q)[part]
+        query = (w_q @ sequence[position] + b_q)[part]
         scores = [query @ (w_k @ s + b_k)[part] / math.sqrt(dim / HEADS) for s in sequence]
         weights = torch.stack(scores).softmax(0)
         heads.append(sum(w * (w_v @ s + b_v)[part] for w, s in zip(weights, sequence, strict=True)))
     attended = linear(attention.out_proj, torch.cat(heads))
-    s = layer_norm(block.norm_attention, sequence[place] + attended)
+    s = layer_norm(block.norm_attention, sequence[position] + attended)
     hidden = functional.leaky_relu(linear(block.feed_forward[0], s))
     return layer_norm(block.norm_output, s + linear(block.feed_forward[2], hidden))
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize("uses_sequence", [True, False])
-def test_output_equals_the_equations_in_loops(blocks, uses_sequence):
-    model = make_model(blocks=blocks, uses_sequence=uses_sequence).double()
+@pytest.mark.parametrize("num_blocks", [1, 2])
+@pytest.mark.parametrize("use_sequence", [True, False])
+def test_output_equals_the_equations_in_loops(num_blocks, use_sequence):
+    model = make_model(num_blocks=num_blocks, use_sequence=use_sequence).double()
     batch = [part.double() if part.is_floating_point() else part for part in make_batch(7)]
     outputs = model(*batch[:-1])
     user_rows, movie_rows = model.factors.weight.split([USERS[0], MOVIES])
-    for row, (movie, history, deviation, distance, user, numbers, _) in enumerate(zip(*batch, strict=True)):
+    for row, (movie, history, residual, time_gap, user, dense, _) in enumerate(zip(*batch, strict=True)):
 
         def vector(m: int, part: int) -> torch.Tensor:
             whole = model.movies.weight[m] + linear(model.genres, model.genre_shares[m])
@@ -101,29 +98,25 @@ def test_output_equals_the_equations_in_loops(blocks, uses_sequence):
             return whole[part * DIM : (part + 1) * DIM]
 
         target = vector(movie, 0)
-        features = [target, numbers, model.user_features[0].weight[user[1]]]
+        features = [target, dense, model.user_features[0].weight[user[1]]]
         p, q = user_rows[user[0]], movie_rows[movie]
         interest = p[:-1]
-        if uses_sequence:
+        if use_sequence:
             sequence = [
                 vector(history[i], 0)
-                + deviation[i] * vector(history[i], 1)
-                + model.distances.weight[distance[i]]
-                + model.places[i]
+                + residual[i] * vector(history[i], 1)
+                + model.time_gaps.weight[time_gap[i]]
+                + model.positions[i]
                 for i in range(HISTORY)
                 if history[i] != PADDING
-            ] + [target + model.places[HISTORY]]
+            ] + [target + model.positions[HISTORY]]
             for block in model.blocks:
-                sequence = [block_in_loops(block, sequence, place) for place in range(len(sequence))]
+                sequence = [block_in_loops(block, sequence, position) for position in range(len(sequence))]
             features.append(sequence[-1])
             interest = interest + linear(model.history_factors, sequence[-1])
         deep = linear(model.output, functional.leaky_relu(linear(model.mlp[0], torch.cat(features))))
-        expected = numbers[0] + interest @ q[:-1] + p[-1] + q[-1] + deep[0]
+        expected = dense[0] + interest @ q[:-1] + p[-1] + q[-1] + deep[0]
         torch.testing.assert_close(outputs[row], expected, rtol=0, atol=1e-6)
-
-
-def test_model_and_data_agree():
-    assert (PADDING, DISTANCE_BUCKETS) == (movie_encoding.PADDING, movie_encoding.DISTANCE_BUCKETS)
 
 
 def test_attention_equals_that_of_torch():
@@ -136,17 +129,17 @@ def test_attention_equals_that_of_torch():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_as_every_model(blocks):
-    check_rows_do_not_mix(make_model(blocks=blocks), make_batch(4))
-    check_batch_of_one(make_model(blocks=blocks), make_batch(3))
-    check_learns_one_batch(make_model(blocks=blocks), make_batch(32))
-    check_reload(make_model(blocks=blocks), make_batch(4))
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_as_every_model(num_blocks):
+    check_rows_do_not_mix(make_model(num_blocks=num_blocks), make_batch(4))
+    check_batch_of_one(make_model(num_blocks=num_blocks), make_batch(3))
+    check_learns_one_batch(make_model(num_blocks=num_blocks), make_batch(32))
+    check_reload(make_model(num_blocks=num_blocks), make_batch(4))
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_another_rows_history_changes_nothing(blocks):
-    model, batch = make_model(blocks=blocks), make_batch(6)
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_another_rows_history_changes_nothing(num_blocks):
+    model, batch = make_model(num_blocks=num_blocks), make_batch(6)
     before = model(*batch[:-1])
     changed = [part.clone() for part in batch]
     for i in (1, 2, 3):
@@ -156,13 +149,13 @@ def test_another_rows_history_changes_nothing(blocks):
     assert not torch.allclose(before[1:], after[1:])
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_padding_has_no_influence(blocks):
-    model, batch = make_model(blocks=blocks), make_batch(7)
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_padding_has_no_influence(num_blocks):
+    model, batch = make_model(num_blocks=num_blocks), make_batch(7)
     is_padding = batch[1] == PADDING
     changed = [part.clone() for part in batch]
     changed[2][is_padding] = torch.randn(int(is_padding.sum()))
-    changed[3][is_padding] = torch.randint(DISTANCE_BUCKETS, (int(is_padding.sum()),)).int()
+    changed[3][is_padding] = torch.randint(TIME_GAP_BUCKETS, (int(is_padding.sum()),)).int()
     torch.testing.assert_close(model(*batch[:-1]), model(*changed[:-1]), rtol=0, atol=1e-6)
     with torch.no_grad():
         model.movies.weight[PADDING] += 7.0
@@ -173,7 +166,7 @@ def test_order_rating_and_distance_of_a_history_have_influence():
     model, batch = make_model(), make_batch(12)
     before = model(*batch[:-1])
     exchanged = torch.cat([batch[1][:, :-2], batch[1][:, -2:].flip(1)], 1)
-    for i, changed in ((1, exchanged), (2, batch[2] + 1), (3, (batch[3] + 1) % DISTANCE_BUCKETS)):
+    for i, changed in ((1, exchanged), (2, batch[2] + 1), (3, (batch[3] + 1) % TIME_GAP_BUCKETS)):
         other = [*batch[:i], changed, *batch[i + 1 : -1]]
         assert (model(*other) - before).abs().max() > 1e-3
 
@@ -190,6 +183,6 @@ def test_predictions_stay_in_the_scale_and_clicks_are_probabilities():
 
 
 def test_starts_near_the_numbers_it_is_given():
-    model = BST(**(SETTINGS | {"embedding_dim": 32, "hidden": [128, 64]}))
+    model = build(BST, SETTINGS, {"embedding_dim": 32, "hidden_units": [128, 64]})
     *inputs, _ = make_batch(64)
     assert (model.eval()(*inputs) - inputs[5][:, 0]).square().mean() < 0.2

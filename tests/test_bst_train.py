@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,25 +11,33 @@ import torch
 
 from bst.baselines import factorize, predict, rating_baselines
 from bst.bst import BST
-from bst.train import train
+from bst.train import DATA, train
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
-from common.metrics import rating_metrics
+from common.model.metrics import rating_metrics
 from common.paths import REPO
 from data.movie_rating_seq import MovieRatingDataModule
 from tests.movie_rows import make_ratings, write_1m, write_csv
 
-SMALL = {"embedding_dim": 8, "heads": 2, "factors": 4, "hidden": (8,), "batch_size": 64, "max_epochs": 1, "history": 5}
+SMALL = {
+    "embedding_dim": 8,
+    "num_heads": 2,
+    "num_factors": 4,
+    "hidden_units": (8,),
+    "batch_size": 64,
+    "max_epochs": 1,
+    "history_length": 5,
+}
 
 
 def test_planted_order_is_found_and_lost_when_shuffled(tmp_path, outputs):
-    results = train(data_root=str(tmp_path), history=8, batch_size=512, max_epochs=3)
+    results = train(data_root=str(tmp_path), history_length=8, batch_size=512, max_epochs=3)
     test, baselines = results["test"]["rmse"], {name: m["rmse"] for name, m in results["baselines"].items()}
     bias, best = baselines["user + movie bias (train)"], results["best_possible"]["rmse"]
     assert results["is_sample"] and best < test < bias - 0.75 * (bias - best)
     assert baselines["BST without its sequence"] > bias - 0.2 * (bias - best)
 
-    data = MovieRatingDataModule("ml-1m", str(tmp_path), history=8)
+    data = MovieRatingDataModule(**DATA | {"data_root": str(tmp_path), "history_length": 8}, seed=0)
     data.setup()
     content = load_checkpoint(next(outputs.glob("runs/bst/version_0/checkpoints/best.ckpt")))
     model = BST(**content["hyper_parameters"])
@@ -49,6 +58,7 @@ def test_whole_run(tmp_path, rng, outputs, write, target):
     write(tmp_path / "mine", make_ratings(rng, users=30))
     results = train(dataset="mine", data_root=str(tmp_path), target=target, **SMALL)
     run = outputs / "runs" / "bst" / "version_0"
+    assert Path(results.pop("run_folder")) == run and Path(results.pop("checkpoint")).exists()
     assert json.loads((run / "results.json").read_text()) == json.loads(json.dumps(results))
     names = {"rmse", "mae"} if target == "rating" else {"auc", "log_loss", "normalized_entropy", "calibration"}
     assert set(results["test"]) == set(results["validation"]) == names
@@ -61,8 +71,8 @@ def test_whole_run(tmp_path, rng, outputs, write, target):
 
 def test_heads_that_do_not_fit_are_refused(tmp_path, rng):
     write_1m(tmp_path / "mine", make_ratings(rng, users=30))
-    with pytest.raises(UserError, match="HEADS is 3; it must divide EMBEDDING_DIM, 8"):
-        train(dataset="mine", data_root=str(tmp_path), **(SMALL | {"heads": 3}))
+    with pytest.raises(UserError, match="num_heads is 3; it must divide embedding_dim, which is 8"):
+        train(dataset="mine", data_root=str(tmp_path), **(SMALL | {"num_heads": 3}))
 
 
 def test_factorization_reaches_its_minimum(rng):
@@ -82,7 +92,7 @@ def test_factorization_reaches_its_minimum(rng):
 @pytest.mark.real_data("ml-1m")
 def test_factorization_is_no_straw_man():
     """Surprise's tuned SVD has a test RMSE of 0.9155."""
-    data = MovieRatingDataModule("ml-1m")
+    data = MovieRatingDataModule(**DATA, seed=0)
     data.setup()
     results = {name: metrics["rmse"] for name, metrics in rating_baselines(data).items()}
     assert results["mean (train)"] == pytest.approx(1.1760, abs=1e-3)
@@ -93,7 +103,7 @@ def test_factorization_is_no_straw_man():
 def test_runs_from_another_folder(tmp_path, rng, monkeypatch):
     write_1m(tmp_path / "mine", make_ratings(rng, users=30))
     arguments = f"dataset='mine', data_root={str(tmp_path)!r}, **{SMALL!r}"
-    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from bst.train import train; train({arguments})"
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from bst.train import DATA, train; train({arguments})"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "BST without its sequence" in done.stdout

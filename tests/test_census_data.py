@@ -14,12 +14,18 @@ import torch
 from common.errors import UserError
 from common.paths import REPO
 from data import census_income
-from data.census_format import CENSUS_INCOME_KDD as LAYOUT
-from data.census_income import CensusEncoder, CensusIncomeDataModule, correlation, quantile_edges
-from data.sample_census import census_sample
+from data.census_income import CensusIncomeDataModule, correlation
+from data.census_sample import census_sample
+from data.census_schema import CENSUS_INCOME_KDD as RELEASE
+from data.table_encoder import quantile_edges
+from data.table_preprocessor import TablePreprocessor
+from multitask.train import DATA
 
+SCHEMA = RELEASE.schema
+INPUTS = [column.name for column in SCHEMA.inputs]
+DENSE = [column.name for column in SCHEMA.of_role("dense")]
 TRAIN, TEST = 1_500, 600
-AGE, OCCUPATION = LAYOUT.inputs.index("age"), LAYOUT.inputs.index("occupation")
+AGE, OCCUPATION = INPUTS.index("age"), INPUTS.index("occupation")
 
 
 @pytest.fixture
@@ -28,23 +34,23 @@ def raw() -> list[list[list[str]]]:
     folder = census_sample(TRAIN, TEST)
     return [
         [line.split(", ") for line in (folder / name).read_text().splitlines()]
-        for name in (LAYOUT.train_file, LAYOUT.test_file)
+        for name in (RELEASE.train_file, RELEASE.test_file)
     ]
 
 
 def open_data(root: Path, raw: list[list[list[str]]] | None = None, **settings) -> CensusIncomeDataModule:
     if raw is not None:
         (root / "census-income-kdd").mkdir(parents=True)
-        for name, rows in zip((LAYOUT.train_file, LAYOUT.test_file), raw, strict=True):
+        for name, rows in zip((RELEASE.train_file, RELEASE.test_file), raw, strict=True):
             text = "".join(", ".join(row) + "\n" for row in rows)
             (root / "census-income-kdd" / name).write_text(text)
-    data = CensusIncomeDataModule(data_root=str(root), **settings)
+    data = CensusIncomeDataModule(**{"seed": 0} | DATA | {"data_root": str(root)} | settings)
     data.setup()
     return data
 
 
 def in_file_order(data: CensusIncomeDataModule) -> list[np.ndarray]:
-    return [np.load(data.folder / f"{name}.npy") for name in ("numbers", "ids", "label")]
+    return [np.load(data.folder / f"{name}.npy") for name in ("dense", "ids", "label")]
 
 
 @pytest.mark.parametrize("min_count", [1, 5])
@@ -52,43 +58,49 @@ def test_vocabularies_are_fitted_on_training_rows_only(tmp_path, raw, min_count)
     raw[1][3][9] = "Astronaut"  # an occupation that is in the test file only
     data = open_data(tmp_path, raw, min_count=min_count)
     _, ids, _ = in_file_order(data)
-    for i, name in enumerate(LAYOUT.inputs):
-        values = [[row[LAYOUT.columns.index(name)] for row in rows] for rows in raw]
+    for i, name in enumerate(INPUTS):
+        values = [[row[SCHEMA.names.index(name)] for row in rows] for rows in raw]
         counts = Counter(values[0])
         known = sorted(text for text, count in counts.items() if count >= min_count and text != "?")
         expected = [1 if v == "?" else known.index(v) + 2 if v in known else 0 for v in values[0] + values[1]]
         assert ids[:, i].tolist() == expected
-        assert data.encoder.field_sizes[i] == len(known) + 2
+        assert data.cardinalities[i] == len(known) + 2
 
 
 def test_unseen_categories_are_0_counted_and_reported(tmp_path, raw, capsys):
     for row in raw[1][:3]:
         row[9] = "Astronaut"
     data = open_data(tmp_path, raw)
-    assert data.summary["unseen"]["occupation"] == 3
-    assert "'occupation': 3" in capsys.readouterr().out
+    assert data.summary["fields"]["occupation"]["held_out_unseen"] == 3
+    assert "unseen" not in capsys.readouterr().out
     assert (in_file_order(data)[1][TRAIN : TRAIN + 3, OCCUPATION] == 0).all()
 
 
 def test_bins_do_not_depend_on_test_rows(tmp_path, raw):
-    one = open_data(tmp_path / "one", raw).encoder.bin_edges
+    one = open_data(tmp_path / "one", raw).bin_edges
     for row in raw[1]:
         row[0] = "1000"
-    assert open_data(tmp_path / "two", raw).encoder.bin_edges == one
+    assert open_data(tmp_path / "two", raw).bin_edges == one
 
 
 def test_numbers_are_as_in_the_file(tmp_path, raw):
     numbers, _, _ = in_file_order(open_data(tmp_path, raw))
-    columns = [LAYOUT.columns.index(name) for name in LAYOUT.number_inputs]
+    columns = [SCHEMA.names.index(name) for name in DENSE]
     assert numbers.tolist() == [[float(row[i]) for i in columns] for rows in raw for row in rows]
 
 
+def test_a_column_nearly_all_of_whose_values_are_unseen_is_reported(tmp_path, raw, capsys):
+    for row in raw[1]:
+        row[9] = "Astronaut"
+    open_data(tmp_path, raw)
+    assert "more than nine in ten validation and test values of 'occupation' are unseen" in capsys.readouterr().out
+
+
 def test_quantile_edges_set_the_least_number_apart():
-    counts = Counter({"0": 900, "?": 50, **{str(x): 1 for x in range(1, 101)}})
-    edges = quantile_edges(counts, 4)
-    assert edges == [0, 1, 25, 50, 75, 100]
-    assert quantile_edges(Counter({"7": 3}), 4) == [7, 8]
-    assert quantile_edges(Counter({"?": 3}), 4) == [0, 1]
+    values = np.array([0.0] * 900 + [np.nan] * 50 + list(range(1, 101)))
+    assert quantile_edges(values, 4) == [0, 1, 25, 50, 75, 100]
+    assert quantile_edges(np.array([7.0] * 3), 4) == [7, 8]
+    assert quantile_edges(np.array([np.nan] * 3), 4) == [0, 1]
 
 
 def test_instance_weight_and_task_columns_have_no_influence_on_the_inputs(tmp_path, raw):
@@ -125,11 +137,26 @@ def test_batches_hold_the_labels_of_the_tasks_in_their_order(tmp_path, raw):
 def test_encoder_travels_as_plain_values(tmp_path, raw):
     data = open_data(tmp_path, raw)
     torch.save(data.state_dict(), tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    again = CensusEncoder.from_state(state)
-    (chunk, *_) = census_income.read_file(tmp_path / "census-income-kdd" / LAYOUT.test_file, LAYOUT)
-    for one, other in zip(again.encode(chunk), in_file_order(data), strict=False):
-        assert (one == other[TRAIN : TRAIN + len(chunk)]).all()
+    preprocessor = TablePreprocessor(torch.load(tmp_path / "state.pt", weights_only=True))
+    with open(tmp_path / "census-income-kdd" / RELEASE.test_file, "rb") as file:
+        ((inputs, labels, _),) = preprocessor.batches(file, "raw")
+    dense, ids, label = in_file_order(data)
+    assert (inputs[0].numpy() == dense[TRAIN:]).all() and (inputs[1].numpy() == ids[TRAIN:]).all()
+    assert (labels.numpy() == label[TRAIN:][:, [0, 1]]).all()
+
+
+def test_numbers_written_another_way_are_the_same(tmp_path, raw):
+    """In training and in scoring, as dense values and as categories."""
+    one = in_file_order(open_data(tmp_path / "one", raw))
+    for rows in raw:
+        for i, row in enumerate(rows):
+            row[0] = [f"{row[0]}.0", f"0{row[0]}", f"{row[0]}e0", row[0]][i % 4]
+    data = open_data(tmp_path / "two", raw)
+    for a, b in zip(one, in_file_order(data), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with open(tmp_path / "one" / "census-income-kdd" / RELEASE.test_file, "rb") as file:
+        ((inputs, *_),) = TablePreprocessor(data.state_dict()).batches(file, "raw")
+    np.testing.assert_array_equal(inputs[1].numpy(), one[1][TRAIN:])
 
 
 def test_adult_is_recognised_by_its_files(tmp_path):
@@ -140,7 +167,7 @@ def test_adult_is_recognised_by_its_files(tmp_path):
     (folder / "adult.test").write_text("|1x3 Cross validator\n" + f"{line}.\n" * 4 + "\n")
     data = open_data(tmp_path, dataset="mine")
     assert [len(rows) for rows in data.rows.values()] == [8, 2, 2]
-    assert len(data.encoder.field_sizes) == 10
+    assert len(data.cardinalities) == 10
 
 
 def test_a_folder_without_raw_files_is_an_error(tmp_path):
@@ -152,10 +179,10 @@ def test_a_folder_without_raw_files_is_an_error(tmp_path):
 def test_sample_is_the_same_in_every_process(tmp_path):
     digests = set()
     for hash_seed in ("1", "2"):
-        code = "from data.sample_census import census_sample; print(census_sample(300, 100))"
+        code = "from data.census_sample import census_sample; print(census_sample(300, 100))"
         environment = os.environ | {"PYTHONHASHSEED": hash_seed, "OUTPUT_ROOT": str(tmp_path / hash_seed)}
         done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True)
-        digests.add(hashlib.sha256((Path(done.stdout.strip()) / LAYOUT.train_file).read_bytes()).hexdigest())
+        digests.add(hashlib.sha256((Path(done.stdout.strip()) / RELEASE.train_file).read_bytes()).hexdigest())
     assert len(digests) == 1
 
 
@@ -164,9 +191,9 @@ def test_best_possible_auc_is_that_of_the_planted_probabilities(tmp_path, monkey
     data = open_data(tmp_path, tasks=("education", "income", "never_married"))
     assert data.is_sample
     best = data.best_possible()
-    truth = np.load(data.raw / "true_probability.npy")[data.rows["test"] - TRAIN]
+    truth = np.load(data.table_folder / "true_probability.npy")[data.rows["test"] - TRAIN]
     for name, column in (("income", 0), ("never_married", 1), ("education", 2)):
-        label = data.read("test")[-1][:, data.tasks.index(name)]
+        label = data.read(data.rows["test"])[-1][:, data.tasks.index(name)]
         assert abs(truth[:, column].mean() - label.mean()) < 0.02
         # the expected AUC of probabilities that are true: P(p_i > p_j), i positive, j negative
         p = np.sort(truth[:, column])
@@ -176,12 +203,12 @@ def test_best_possible_auc_is_that_of_the_planted_probabilities(tmp_path, monkey
 
 @pytest.mark.real_data("census-income-kdd")
 def test_real_files_have_the_papers_rows_rates_and_correlations():
-    data = CensusIncomeDataModule(tasks=("income", "never_married", "education"))
+    data = CensusIncomeDataModule(**DATA | {"tasks": ("income", "never_married", "education")}, seed=0)
     data.setup()
     assert [len(rows) for rows in data.rows.values()] == [199_523, 49_881, 49_881]
-    assert len(data.encoder.field_sizes) == 38
-    train = data.read("train")[-1]
-    both = np.concatenate([data.read("val")[-1], data.read("test")[-1]])
+    assert len(data.cardinalities) == 38
+    train = data.read(data.rows["train"])[-1]
+    both = np.concatenate([data.read(data.rows["val"])[-1], data.read(data.rows["test"])[-1]])
     assert train.mean(0).round(4).tolist() == pytest.approx([0.0621, 0.4335, 0.1964], abs=1e-6)
     # 0.1768 and 0.2373 in the paper
     assert (correlation(train[:, 0], train[:, 1]), correlation(both[:, 0], both[:, 1])) == pytest.approx(
@@ -194,7 +221,7 @@ def test_real_files_have_the_papers_rows_rates_and_correlations():
 
 @pytest.mark.real_data("adult")
 def test_real_adult_files():
-    data = CensusIncomeDataModule("adult")
+    data = CensusIncomeDataModule(**DATA | {"dataset": "adult"}, seed=0)
     data.setup()
     assert [len(rows) for rows in data.rows.values()] == [32_561, 8_141, 8_140]
-    assert data.read("train")[-1].mean(0).round(4).tolist() == pytest.approx([0.2408, 0.3281], abs=1e-6)
+    assert data.read(data.rows["train"])[-1].mean(0).round(4).tolist() == pytest.approx([0.2408, 0.3281], abs=1e-6)

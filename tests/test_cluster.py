@@ -35,7 +35,13 @@ class KillOnce(pl.Callback):
 def settings(tmp_path, rng, monkeypatch) -> dict:
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield {"data_root": str(tmp_path), "bottom": (8,), "top": (8,), "embedding_dim": 4, "batch_size": 60}
+    yield {
+        "data_root": str(tmp_path),
+        "bottom_mlp_units": (8,),
+        "top_mlp_units": (8,),
+        "embedding_dim": 4,
+        "batch_size": 60,
+    }
     ray.shutdown()
 
 
@@ -61,8 +67,8 @@ def two_processors(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("two_processors")
 def test_more_processes_than_the_cluster_has_cpus_for_are_refused(monkeypatch, outputs, settings):
-    monkeypatch.delattr("common.cluster.TorchTrainer")  # it would wait without end
-    with pytest.raises(UserError, match=r"DEVICES times NUM_NODES .*: 3 CPUs are asked for; Ray has 2 "):
+    monkeypatch.delattr("common.cluster.ray_cluster.TorchTrainer")  # it would wait without end
+    with pytest.raises(UserError, match=r"DEVICES times num_nodes .*: 3 CPUs are asked for; Ray has 2 "):
         train(**settings, devices=3, strategy="ray")
     assert not (outputs / "runs").exists()
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.model_selection import StratifiedKFold
 
+from common.data.loader import BatchLoader, EpochSampler, MemmapDataset
 from common.errors import UserError
-from data import criteo_data
+from data import table_data
 from data.criteo_data import CriteoDataModule
-from data.criteo_encoding import CriteoEncoder
-from data.criteo_raw import MISSING_NUMBER, parse
-from data.loader import BatchLoader, EpochOrder, MappedRows
-from tests.criteo_rows import make_lines, parse_plainly, write_lines
+from data.table_preprocessor import TablePreprocessor
+from deepfm.train import DATA
+from tests.criteo_rows import MISSING_DENSE, make_lines, parse_plainly, write_lines
+from tests.test_table_splits import published_folds
 
 ROWS = 700
 
@@ -32,7 +32,7 @@ def lines(rng) -> list[str]:
 def open_data(root: Path, lines: list[str] | None = None, **settings) -> CriteoDataModule:
     if lines is not None:
         write_lines(root / "criteo" / "train.txt", lines)
-    data = CriteoDataModule(data_root=str(root), **settings)
+    data = CriteoDataModule(**{"seed": 0} | DATA | {"data_root": str(root)} | settings)
     data.setup()
     return data
 
@@ -49,32 +49,32 @@ def test_categories_are_fitted_on_training_rows_only(tmp_path, lines, min_count)
     train = range(ROWS * 6 // 7)
     assert label.tolist() == raw["label"]
     for field in range(26):
-        rows = zip(raw["categories"], raw["missing"], strict=True)
+        rows = zip(raw["categorical"], raw["missing"], strict=True)
         values = [None if missing[field] else row[field] for row, missing in rows]
         counts = {v: sum(values[i] == v for i in train) for v in set(values) if v is not None}
         known = sorted(v for v, count in counts.items() if count >= min_count)
         expected = [1 if v is None else known.index(v) + 2 if v in known else 0 for v in values]
         assert ids[:, field].tolist() == expected
-        assert data.field_sizes[field] == len(known) + 2
+        assert data.cardinalities[field] == len(known) + 2
 
 
 def test_log_numbers_are_scaled_by_the_training_rows(tmp_path, lines):
-    data = open_data(tmp_path, lines, numbers_as="log")
-    raw = np.array(parse_plainly(lines)["numbers"], float)
-    logs = np.log1p(np.where(raw == MISSING_NUMBER, 0, np.maximum(raw, 0)))
+    data = open_data(tmp_path, lines, dense_transform="log")
+    raw = np.array(parse_plainly(lines)["dense"], float)
+    logs = np.log1p(np.where(raw == MISSING_DENSE, 0, np.maximum(raw, 0)))
     train = logs[: ROWS * 6 // 7]
     np.testing.assert_allclose(everything(data)[0], logs / train.std(0), rtol=1e-5)
-    with_missing = open_data(tmp_path, numbers_as="log+missing")
-    np.testing.assert_array_equal(everything(with_missing)[0], np.hstack([everything(data)[0], raw == MISSING_NUMBER]))
-    assert (data.num_numbers, with_missing.num_numbers) == (13, 26)
+    with_missing = open_data(tmp_path, dense_transform="log+missing")
+    np.testing.assert_array_equal(everything(with_missing)[0], np.hstack([everything(data)[0], raw == MISSING_DENSE]))
+    assert (data.num_dense, with_missing.num_dense) == (13, 26)
 
 
 def test_bucket_numbers_are_categories_of_the_x4_rule(tmp_path, lines):
-    data = open_data(tmp_path, lines, numbers_as="bucket", min_count=1)
+    data = open_data(tmp_path, lines, dense_transform="bucket", min_count=1)
     numbers, ids, _ = everything(data)
     assert numbers.shape == (ROWS, 0) and ids.shape == (ROWS, 39)
-    raw = [row[4] for row in parse_plainly(lines)["numbers"]]
-    bucket = [None if x == MISSING_NUMBER else math.floor(math.log(x) ** 2) if x > 2 else x for x in raw]
+    raw = [row[4] for row in parse_plainly(lines)["dense"]]
+    bucket = [None if x == MISSING_DENSE else math.floor(math.log(x) ** 2) if x > 2 else x for x in raw]
     known = {b for b in bucket[: ROWS * 6 // 7] if b is not None}
     for id_, b in zip(ids[:, 4], bucket, strict=True):
         assert id_ == (1 if b is None else 0 if b not in known else id_) and (b not in known or id_ >= 2)
@@ -92,10 +92,9 @@ def test_time_split(tmp_path, lines):
 def test_random_split_is_that_of_bars(tmp_path, lines):
     data = open_data(tmp_path, lines, split="random")
     label = parse_plainly(lines)["label"]
-    folds = [test for _, test in StratifiedKFold(10, shuffle=True, random_state=2018).split(label, label)]
-    assert data.rows["test"].tolist() == folds[0].tolist()
-    assert data.rows["val"].tolist() == folds[1].tolist()
-    assert sorted(np.concatenate(folds[2:])) == data.rows["train"].tolist()
+    folds = published_folds(label)
+    for part, expected in (("test", folds == 0), ("val", folds == 1), ("train", folds > 1)):
+        assert data.rows[part].tolist() == np.flatnonzero(expected).tolist()
 
 
 @pytest.mark.parametrize("form", ["gz", "crlf", "no last line end"])
@@ -112,12 +111,18 @@ def test_other_forms_of_the_same_file_give_the_same(tmp_path, lines, form):
 
 
 def test_encoder_survives_a_checkpoint(tmp_path, lines):
-    data = open_data(tmp_path, lines, numbers_as="bucket")
-    torch.save(data.state_dict(), tmp_path / "state.pt")
-    encoder = CriteoEncoder.from_state(torch.load(tmp_path / "state.pt", weights_only=True))
-    rows = parse("".join(line + "\n" for line in lines).encode(), True, "f", 1)
-    for a, b in zip(encoder.encode(rows), everything(data)[:2], strict=True):
+    data = open_data(tmp_path, lines, dense_transform="bucket")
+    for a, b in zip(scored(tmp_path, data), everything(data)[:2], strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def scored(root: Path, data: CriteoDataModule) -> list[np.ndarray]:
+    """Inputs of the rows of train.txt, made with a checkpoint alone."""
+    torch.save(data.state_dict(), root / "state.pt")
+    preprocessor = TablePreprocessor(torch.load(root / "state.pt", weights_only=True))
+    with open(root / "criteo" / "train.txt", "rb") as file:
+        inputs = [inputs for inputs, *_ in preprocessor.batches(file, "f")]
+    return [torch.cat(parts).numpy() for parts in zip(*inputs, strict=True)]
 
 
 def test_a_changed_file_is_read_again(tmp_path, lines, capsys):
@@ -160,14 +165,14 @@ def test_a_failed_build_leaves_nothing(tmp_path, lines, outputs):
 
 @pytest.mark.parametrize("step", ["write_columns", "write_encoded"])
 def test_a_file_that_changes_while_it_is_prepared(tmp_path, lines, monkeypatch, step):
-    write, raw = getattr(criteo_data, step), tmp_path / "criteo" / "train.txt"
+    write, raw = getattr(table_data, step), tmp_path / "criteo" / "train.txt"
 
     def replaced_meanwhile(*arguments) -> None:
         write_lines(raw, [*lines, *lines])
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(criteo_data, step, replaced_meanwhile)
+        patch.setattr(table_data, step, replaced_meanwhile)
         with pytest.raises(UserError, match=r"train.txt changed while it was read; start again"):
             open_data(tmp_path, lines)
     assert sum(len(rows) for rows in open_data(tmp_path).rows.values()) == 2 * ROWS
@@ -187,8 +192,7 @@ def test_killed_while_building_and_started_again(tmp_path, rng):
         exit_codes.append(process.exitcode)
     assert -signal.SIGKILL in exit_codes
     data = open_data(tmp_path)
-    reference = parse((tmp_path / "criteo" / "train.txt").read_bytes(), True, "f", 1)
-    for a, b in zip(data.encoder.encode(reference), everything(data)[:2], strict=True):
+    for a, b in zip(scored(tmp_path, data), everything(data)[:2], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -197,13 +201,13 @@ def test_missing_files_and_settings_out_of_range(tmp_path):
     with pytest.raises(UserError, match=r"has no train.txt .*python data/criteo_data.py"):
         open_data(tmp_path)
     for settings, message in (
-        ({"split": "hash"}, "SPLIT"),
-        ({"numbers_as": "raw"}, "NUMBERS_AS"),
-        ({"min_count": 0}, "MIN_COUNT"),
-        ({"batch_size": 0}, "BATCH_SIZE"),
+        ({"split": "hash"}, "split is"),
+        ({"dense_transform": "raw"}, "dense_transform is"),
+        ({"min_count": 0}, "min_count is"),
+        ({"batch_size": 0}, "batch_size is"),
     ):
         with pytest.raises(UserError, match=message):
-            CriteoDataModule(**settings)
+            CriteoDataModule(**{"seed": 0} | DATA | settings)
     line = make_lines(np.random.default_rng(0), 1)[0][1:]
     with pytest.raises(UserError, match=r"train.txt: found 9 rows; a split needs at least 10"):
         open_data(tmp_path, ["1" + line] * 9)
@@ -217,7 +221,7 @@ def test_missing_files_and_settings_out_of_range(tmp_path):
 def test_no_batch_of_one_row_is_left_over(tmp_path, rows, batch_size, expected):
     np.save(tmp_path / "x.npy", np.arange(9))
     for seed in (None, 1):
-        loader = BatchLoader(MappedRows(tmp_path, ["x"]), EpochOrder(range(rows), seed), batch_size)
+        loader = BatchLoader(MemmapDataset(tmp_path, ["x"]), EpochSampler(range(rows), seed), batch_size)
         sizes = [len(x) for (x,) in loader]
         assert len(sizes) == len(loader) == len(expected) and sum(sizes) == rows
         assert seed is None or sizes == expected
@@ -244,7 +248,7 @@ def test_loader_restored_in_mid_epoch_goes_on_with_the_rows_that_are_left(tmp_pa
     data = open_data(tmp_path, lines)
 
     def make_loader() -> BatchLoader:
-        loader = BatchLoader(MappedRows(data.folder, ["ids"]), EpochOrder(data.rows["train"], 1), 64, workers)
+        loader = BatchLoader(MemmapDataset(data.folder, ["ids"]), EpochSampler(data.rows["train"], 1), 64, workers)
         loader.sampler.set_epoch(5)
         return loader
 
@@ -264,15 +268,15 @@ def test_loader_restored_in_mid_epoch_goes_on_with_the_rows_that_are_left(tmp_pa
 def test_sample_is_as_it_should_be(tmp_path):
     data = open_data(tmp_path / "nothing here", min_count=1)
     assert data.is_sample
-    assert sum(size > 10_000 for size in data.field_sizes) >= 3
-    assert 0.22 < data.summary["click_rate"]["train"] < 0.28
+    assert sum(size > 10_000 for size in data.cardinalities) >= 3
+    assert 0.22 < data.summary["positive"]["click"]["train"] < 0.28
     assert 0.78 <= data.best_possible()["auc"] <= 0.82
     assert any(field["missing"] > 0.4 for field in data.summary["fields"].values())
 
 
 @pytest.mark.real_data("criteo")
 def test_real_rows():
-    data = CriteoDataModule()
+    data = CriteoDataModule(**DATA, seed=0)
     data.setup()
     assert {name: len(rows) for name, rows in data.rows.items()} == {"train": 117547, "val": 9796, "test": 9796}
     assert np.mean(everything(data)[2]) == pytest.approx(0.2568, abs=5e-5)

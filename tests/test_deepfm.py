@@ -6,24 +6,28 @@ import pytest
 import torch
 
 from deepfm.deepfm import DeepFM, pairwise_interactions
-from tests.checks import check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
+from tests.checks import (
+    OPTIMIZER,
+    build,
+    check_batch_of_one,
+    check_learns_one_batch,
+    check_reload,
+    check_rows_do_not_mix,
+)
 
 NUMBERS, SIZES, DIM = 3, [4, 6, 5], 4
 
 
 def make_model(**changes) -> DeepFM:
     settings = {
-        "num_numbers": NUMBERS,
-        "field_sizes": SIZES,
+        "num_dense": NUMBERS,
+        "cardinalities": SIZES,
         "embedding_dim": DIM,
-        "hidden": [16, 8],
+        "hidden_units": [16, 8],
         "dropout": 0.0,
         "batch_norm": False,
-        "learning_rate": 0.02,
-        "embedding_learning_rate": 0.02,
-        "embedding_l2": 0.0,
     }
-    model = DeepFM(**(settings | changes))
+    model = build(DeepFM, settings, changes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model.eval()
@@ -40,14 +44,14 @@ def test_pairwise_interactions_equal_a_double_loop():
     torch.testing.assert_close(pairwise_interactions(v), loop, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("hidden", [[16, 8], []])
-def test_logit_equals_the_equations_in_loops(hidden):
-    model = make_model(hidden=hidden).double()
-    numbers, ids, _ = make_batch(6)
-    numbers = numbers.double()
-    tables = model.categories.weight.split(SIZES)
+@pytest.mark.parametrize("hidden_units", [[16, 8], []])
+def test_logit_equals_the_equations_in_loops(hidden_units):
+    model = make_model(hidden_units=hidden_units).double()
+    dense, ids, _ = make_batch(6)
+    dense = dense.double()
+    tables = model.embedding.weight.split(SIZES)
     for row in range(6):
-        x = [(float(numbers[row, i]), model.numbers[i]) for i in range(NUMBERS)]  # (value, its row of w and V)
+        x = [(float(dense[row, i]), model.dense_embedding[i]) for i in range(NUMBERS)]  # (value, its row of w and V)
         x += [(1.0, tables[f][ids[row, f]]) for f in range(len(SIZES))]
         first_order = sum(value * weights[-1] for value, weights in x)
         pairs = sum((a[:-1] @ b[:-1]) * x_a * x_b for (x_a, a), (x_b, b) in combinations(x, 2))
@@ -55,11 +59,11 @@ def test_logit_equals_the_equations_in_loops(hidden):
         for layer in model.deep:
             deep = layer(deep)
         expected = model.bias + first_order + pairs + model.deep_output(deep)[0]
-        torch.testing.assert_close(model(numbers, ids)[row], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(model(dense, ids)[row], expected, rtol=0, atol=1e-6)
 
 
 def test_only_categories():
-    model = make_model(num_numbers=0)
+    model = make_model(num_dense=0)
     assert model(torch.empty(2, 0), make_batch(2)[1]).shape == (2,)
 
 
@@ -71,9 +75,10 @@ def test_as_every_model():
 
 
 def test_starts_near_the_loss_of_a_coin():
-    model = DeepFM(13, [1000] * 26, 16, [400], 0.0, False, 1e-3, 1e-3, 0.0)
-    numbers, ids = torch.randn(256, 13), torch.randint(1000, (256, 26)).int()
-    loss = model.loss(model(numbers, ids), torch.randint(2, (256,)).float())
+    sizes = {"embedding_dim": 16, "hidden_units": [400], "dropout": 0.0, "batch_norm": False}
+    model = DeepFM(13, [1000] * 26, **sizes, optimizer=OPTIMIZER)
+    dense, ids = torch.randn(256, 13), torch.randint(1000, (256, 26)).int()
+    loss = model.loss(model(dense, ids), torch.randint(2, (256,)).float())
     assert loss < 0.75
 
 

@@ -10,11 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from common.data.download import Archive, download, ensure_dataset
 from common.errors import UserError
 from common.paths import REPO
 from data import download as module
-from data.archives import ARCHIVES, Archive
-from data.download import download, ensure_dataset
+from data.census_income import ARCHIVES as CENSUS
+from data.criteo_data import ARCHIVES as CRITEO
+from data.movie_rating_seq import ARCHIVES as MOVIES
 from tests.test_unpack import make_zip
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -215,7 +217,7 @@ def test_ensure_dataset(tmp_path, server, monkeypatch):
 
 
 def test_official_addresses_are_https_and_have_checksums():
-    for known in ARCHIVES.values():
+    for known in (CRITEO | CENSUS | MOVIES).values():
         assert all(url.startswith("https://") for url in known.urls)
         assert known.checksum or all(known.files.values())
 
@@ -223,7 +225,7 @@ def test_official_addresses_are_https_and_have_checksums():
 def test_a_script_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-    code = "import sys; sys.argv = ['x']; import data.download as d; d.PAUSES = (); import runpy; "
+    code = "import sys; sys.argv = ['x']; import common.data.download as d; d.PAUSES = (); import runpy; "
     code += f"runpy.run_path({str(REPO / 'data' / 'movie_rating_seq.py')!r}, run_name='__main__')"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r}); {code}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

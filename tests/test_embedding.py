@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.embedding import PackedEmbedding, row_gradient
+from common.model.embedding import PackedEmbedding, sum_row_gradients
 
 SIZES = [3, 7, 2]
 
@@ -41,7 +41,7 @@ def test_gradient_is_sparse_sorted_and_equals_the_dense_one():
 def test_row_gradient_sums_each_row_once(count):
     rows, grad = torch.randint(0, 5000, (count,)).int(), torch.randint(-9, 9, (count, 3)).float()
     rows[0] = 4999  # the last row of the table
-    summed = row_gradient(rows, grad, torch.Size((5000, 3)))
+    summed = sum_row_gradients(rows, grad, torch.Size((5000, 3)))
     touched = summed._indices()[0]
     assert torch.equal(touched, rows.unique())
     expected = torch.zeros(5000, 3).index_add_(0, rows, grad)  # whole numbers: exact in any order

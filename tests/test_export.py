@@ -20,17 +20,17 @@ from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from common.paths import REPO
-from data.sample_census import census_sample
+from data.census_sample import census_sample
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
 from export_onnx import export
 from multitask.train import train as train_mmoe
 from predict import predict, predict_batch
 from tests.criteo_rows import make_lines, write_lines
-from tests.movie_rows import make_ratings, write_1m
+from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.test_predict import SMALL_BST, read_csv, train_on
 
-EXAMPLE = re.search("```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)[1]
+EXAMPLE = re.search("```python\n(.*?)```", (REPO / "docs" / "onnx.md").read_text(), re.DOTALL)[1]
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def raw(tmp_path, rng) -> Path:
     return write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 300))
 
 
-@pytest.mark.parametrize("numbers", ["log", "log+missing"])
-def test_example_scores_a_raw_row_without_torch(tmp_path, outputs, raw, numbers):
-    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3, numbers_as=numbers)
+@pytest.mark.parametrize("dense", ["log", "log+missing"])
+def test_example_scores_a_raw_row_without_torch(tmp_path, outputs, raw, dense):
+    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden_units=(8,), embedding_dim=3, dense_transform=dense)
     assert export(checkpoint)["difference"] <= 1e-5
     assert export(checkpoint, raw)["rows"] == 300
     (tmp_path / "empty.txt").touch()
@@ -64,7 +64,7 @@ def test_example_scores_a_raw_row_without_torch(tmp_path, outputs, raw, numbers)
 def test_other_models(tmp_path, outputs, raw, rng):
     write_1m(tmp_path / "mine", make_ratings(rng, users=30))
     (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
-    train_dlrm(data_root=str(tmp_path), max_epochs=1, bottom=(8,), top=(8,), embedding_dim=4)
+    train_dlrm(data_root=str(tmp_path), max_epochs=1, bottom_mlp_units=(8,), top_mlp_units=(8,), embedding_dim=4)
     train_mmoe(data_root=str(tmp_path), max_epochs=1, num_experts=2, expert_units=(8,), tower_units=(4,))
     train_bst(data_root=str(tmp_path), max_epochs=1, dataset="mine", **SMALL_BST)
     rows = {"dlrm": raw, "multitask": tmp_path / "census-income-kdd" / "census-income.test"}
@@ -76,13 +76,30 @@ def test_other_models(tmp_path, outputs, raw, rng):
         json.loads(checkpoint.with_suffix(".json").read_text())
 
 
+def test_half_stars(tmp_path, outputs, rng):
+    write_csv(tmp_path / "mine", make_ratings(rng, users=30))
+    train_bst(data_root=str(tmp_path), max_epochs=1, dataset="mine", **SMALL_BST)
+    checkpoint = outputs / "runs" / "bst" / "version_0" / "checkpoints" / "best.ckpt"
+    assert export(checkpoint, tmp_path / "mine" / "ratings.csv")["difference"] <= 1e-5
+
+
+def test_a_failed_conversion_is_one_line(tmp_path, outputs, raw, monkeypatch):
+    def fail(*values: object, **keywords: object) -> None:
+        raise TypeError("no such operator\nand 100 lines more")
+
+    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden_units=(8,), embedding_dim=3)
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(UserError, match=r"best.ckpt cannot be converted: TypeError: no such operator$"):
+        export(checkpoint)
+
+
 def test_a_difference_is_an_error(tmp_path, outputs, raw, monkeypatch):
-    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3, numbers_as="bucket")
+    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden_units=(8,), embedding_dim=3, dense_transform="bucket")
     assert export(checkpoint, raw)["difference"] <= 1e-5
     session = onnxruntime.InferenceSession(checkpoint.with_suffix(".onnx"))
-    assert session.run(None, {"numbers": np.zeros((7, 0), np.float32), "ids": np.zeros((7, 39), np.int32)})[
-        0
-    ].shape == (7,)
+    assert session.run(None, {"dense": np.zeros((7, 0), np.float32), "ids": np.zeros((7, 39), np.int32)})[0].shape == (
+        7,
+    )
     monkeypatch.setattr(export_onnx, "predict_batch", lambda model, part: predict_batch(model, part) + 1e-3)
     checkpoint.with_suffix(".onnx").write_text("an earlier one")
     before = contents(checkpoint.parent)
@@ -97,7 +114,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs ulimit")
 def test_an_export_that_fails_leaves_the_one_before(tmp_path, outputs, raw, monkeypatch):
-    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden=(8,), embedding_dim=3)
+    checkpoint = train_on(train_deepfm, tmp_path, outputs, hidden_units=(8,), embedding_dim=3)
     export(checkpoint)
     before = contents(checkpoint.parent)
     command = f"ulimit -f 4; {sys.executable} {REPO / 'export_onnx.py'} {checkpoint}"  # bytes of a file, in blocks

@@ -1,6 +1,12 @@
 """Full disks and dead builders: the old state stays, nothing half-written is left, the message says what is missing."""
 
+import importlib
 import json
+import linecache
+import math
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,9 +15,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
+from common.data.cache import build_once, cache_root
 from common.errors import UserError
-from common.files import whole_file, write_error
-from data.cache import cache_root, cached
+from common.files import as_user_error, atomic_write, write_json
+from common.training.run_folder import check_unchanged
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
 
@@ -41,11 +48,44 @@ def test_a_checkpoint_on_a_full_disk(tmp_path, one_mib_free):
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "results.json"
-    with whole_file(path, "w") as file:
+    with atomic_write(path, "w") as file:
         file.write("old")
-    with pytest.raises(ZeroDivisionError), whole_file(path, "w") as file:
+    with pytest.raises(ZeroDivisionError), atomic_write(path, "w") as file:
         file.write(str(1 / 0))
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_several_writers_of_one_file_do_not_mix(tmp_path):
+    """Each writes many lines of its own, all at the same time; the file is one writer's, whole."""
+    path, lines, barrier = tmp_path / "out.csv", 20_000, threading.Barrier(6)
+
+    def write(name: str) -> None:
+        with atomic_write(path, "w") as file:
+            barrier.wait()
+            for _ in range(lines):
+                file.write(f"{name}\n")
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, "abcdef"))
+    written = path.read_text().splitlines()
+    assert len(written) == lines and len(set(written)) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_goes_with_a_later_write(tmp_path):
+    old, young = tmp_path / f"out.csv.{'1' * 8}.tmp", tmp_path / f"out.csv.{'2' * 8}.tmp"
+    for left in (old, young):
+        left.touch()
+    os.utime(old, (0, 0))
+    with atomic_write(tmp_path / "out.csv"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"out.csv", young.name}
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"auc": math.nan, "rows": [1, math.inf, {"a": -math.inf}], "b": 0.5})
+    assert (tmp_path / "x.json").read_text().count("null") == 3
+    assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)["b"] == 0.5
 
 
 @pytest.fixture
@@ -65,7 +105,7 @@ def test_a_cache_on_a_full_disk(source, one_mib_free, write):
 
     message = r"cannot write .*ids.npy: .*\(1.0 MiB are free, about 4 MiB more are needed\).*OUTPUT_ROOT"
     with pytest.raises(UserError, match=message):
-        cached("full", [source], {}, build)
+        build_once("full", [source], {}, build, code=())
     assert {path.suffix for path in cache_root().glob("full-*/*")} == {".lock"}
 
 
@@ -73,16 +113,74 @@ def test_what_a_killed_builder_left_is_removed_and_what_a_live_one_builds_is_not
     def build(folder: Path) -> None:
         (folder / "settings.json").write_text(json.dumps("built"))
 
-    entry = cached("left", [source], {}, build)
+    entry = build_once("left", [source], {}, build, code=())
     dead, live = (entry.with_name(f"{name}-0.partial") for name in ("dead", "live"))
     dead.mkdir()
     live.mkdir()
     with FileLock(live.with_suffix(".lock")):
-        assert cached("left", [source], {}, build) == entry
+        assert build_once("left", [source], {}, build, code=()) == entry
         assert live.exists() and not dead.exists()
 
 
 @pytest.mark.parametrize("error", [Timeout("run.lock"), BrokenPipeError(32, "Broken pipe")])
 def test_other_errors_of_the_system_are_not_blamed_on_the_disk(tmp_path, error):
-    message = str(write_error(error, tmp_path))
+    message = str(as_user_error(error, tmp_path))
     assert "cannot write" not in message and ("run.lock" in message or "Broken pipe" in message)
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"seed": 1', b"\0" * 100, b"[1]", b"\xff\xfe", b"[" * 10**5])
+def test_damaged_files_of_a_run_are_one_message(tmp_path, damaged):
+    for name in ("settings.json", "data.json"):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{name} is damaged .*remove {tmp_path} to start again"):
+            check_unchanged(tmp_path / name, {"seed": 1}, "settings")
+
+
+def test_a_raw_file_that_is_removed_while_it_is_read(source):
+    def build(folder: Path) -> None:
+        source.unlink()
+        source.stat()
+
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"cannot read {source}: No such file"):
+            build_once("removed", [source], {}, build, code=())
+
+
+def test_the_reason_is_told_and_the_disk_not_blamed_for_too_many_files(tmp_path):
+    error = OSError("250 requested and 0 written")
+    error.filename = str(tmp_path / "ids.npy")
+    assert "ids.npy: 250 requested and 0 written (" in str(as_user_error(error, tmp_path))
+    message = str(as_user_error(OSError(24, "Too many open files", str(tmp_path / "ids.npy")), tmp_path))
+    assert "ulimit -n" in message and "Make room" not in message
+
+
+def test_a_flipped_bit_in_the_cache_is_noticed(source, capsys):
+    """Size and time of modification stay the same."""
+
+    def build(folder: Path) -> None:
+        (folder / "ids.npy").write_bytes(bytes(1000))
+
+    entry = build_once("flipped", [source], {}, build, code=())
+    path = entry / "ids.npy"
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert build_once("flipped", [source], {}, build, code=()) == entry
+    assert path.read_bytes() == bytes(1000) and "is damaged; it is built again" in capsys.readouterr().out
+
+
+def test_code_and_settings_are_part_of_the_key(source, tmp_path, monkeypatch):
+    def build(folder: Path) -> None:
+        (folder / "x").touch()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "builder_of_this_test.py"
+    entries = []
+    for text in ("A = 1\n", "A = 2\n"):
+        module.write_text(text)
+        linecache.clearcache()
+        code = [importlib.import_module("builder_of_this_test")]
+        entries += [build_once("keyed", [source], {"split": split}, build, code=code) for split in ("time", "random")]
+    assert len(set(entries)) == 4
+    assert [entry.exists() for entry in entries] == [False, False, True, True]

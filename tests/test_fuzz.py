@@ -163,7 +163,7 @@ BY_FORM = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks():
     """Files of a few lines come in several blocks."""
-    with patch("data.movie_formats.BLOCK_BYTES", 40), patch("data.census_format.CHUNK_ROWS", 2):
+    with patch("data.movie_raw.BLOCK_BYTES", 40), patch("data.table_reader.BLOCK_BYTES", 1700):
         yield
 
 

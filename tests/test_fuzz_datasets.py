@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.census_income import CensusIncomeDataModule
-from data.census_scoring import CensusScoring
 from data.criteo_data import CriteoDataModule
-from data.criteo_scoring import CriteoScoring
+from data.movie_preprocessor import MoviePreprocessor
 from data.movie_rating_seq import MovieRatingDataModule
-from data.movie_scoring import MovieScoring
+from data.table_preprocessor import TablePreprocessor
 from tests.criteo_rows import make_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.plain_parsers import FORMS, Form
@@ -38,7 +37,7 @@ class Dataset:
     settings: dict
     forms: dict[str, Form]
     scored: str
-    scoring: type
+    preprocessor: type
 
 
 def write_criteo(folder: Path) -> None:
@@ -63,17 +62,17 @@ RATINGS = make_ratings(np.random.default_rng(2), users=6, movies=12, most=8)
 SPLIT = {"split": "random", "history": 3}
 DATASETS = [
     Dataset("criteo", write_criteo, CriteoDataModule, {"min_count": 1}, {"train.txt": BY_NAME["criteo-train"]},
-            "train.txt", CriteoScoring),
-    Dataset("criteo-random", write_criteo, CriteoDataModule, {"split": "random", "numbers_as": "bucket"},
-            {"train.txt": BY_NAME["criteo-train"]}, "train.txt", CriteoScoring),
+            "train.txt", TablePreprocessor),
+    Dataset("criteo-random", write_criteo, CriteoDataModule, {"split": "random", "dense_transform": "bucket"},
+            {"train.txt": BY_NAME["criteo-train"]}, "train.txt", TablePreprocessor),
     *(Dataset(name, write_census(train, test), CensusIncomeDataModule, {"tasks": ALL_TASKS, "min_count": 1},
-              dict.fromkeys((train, test), BY_NAME[name]), test, CensusScoring)
+              dict.fromkeys((train, test), BY_NAME[name]), test, TablePreprocessor)
       for name, train, test in (("census-income-kdd", "census-income.data", "census-income.test"),
                                 ("adult", "adult.data", "adult.test"))),
     Dataset("ml-1m", lambda folder: write_1m(folder, RATINGS, 12), MovieRatingDataModule, SPLIT,
-            movie_forms("ratings.dat", "movies.dat", "users.dat"), "ratings.dat", MovieScoring),
+            movie_forms("ratings.dat", "movies.dat", "users.dat"), "ratings.dat", MoviePreprocessor),
     Dataset("ml-csv", lambda folder: write_csv(folder, RATINGS, 12), MovieRatingDataModule, {"history": 3},
-            movie_forms("ratings.csv", "movies.csv"), "ratings.csv", MovieScoring),
+            movie_forms("ratings.csv", "movies.csv"), "ratings.csv", MoviePreprocessor),
 ]  # fmt: skip
 BY_DATASET = pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.name)
 
@@ -129,9 +128,9 @@ def test_a_damaged_file_is_scored_or_refused(dataset, tmp_path):
     @given(st.data())
     def run(draws):
         given = damaged(draws.draw, content, form)
-        scoring = dataset.scoring(state)
+        preprocessor = dataset.preprocessor(state)
         try:
-            targets = np.concatenate([target for _, target in scoring.batches(io.BytesIO(given), "raw")])
+            targets = np.concatenate([target for _, target in preprocessor.batches(io.BytesIO(given), "raw")])
         except UserError as error:
             assert refused(form, given), error
             assert str(error).startswith("raw")

@@ -12,10 +12,11 @@ import pytest
 
 from common.errors import UserError
 from common.paths import REPO
+from common.settings import Settings
 from data.census_income import CensusIncomeDataModule
-from data.sample_census import census_sample
+from data.census_sample import census_sample
 from multitask import compare
-from multitask.train import train
+from multitask.train import DATA, MODEL, OPTIMIZER, TRAINING, train
 
 SMALL = {"max_epochs": 1, "num_experts": 2, "expert_units": (8, 4), "tower_units": (4,), "batch_size": 256}
 
@@ -44,7 +45,7 @@ def test_script_runs_from_another_folder(raw, outputs):
     ):
         assert (folder / name).exists()
     results = json.loads((folder / "results.json").read_text())
-    keys = {"auc_income", "auc_never_married", "auc_mean"}
+    keys = {"auc_income", "auc_never_married", "auc_mean", "log_loss"}
     assert keys == results["test"].keys() == results["validation"].keys()
     assert keys == results["baselines"]["logistic regression"].keys()
     assert results["model"] == "MMoE" and not results["is_sample"]
@@ -52,33 +53,33 @@ def test_script_runs_from_another_folder(raw, outputs):
     assert gates.filter(like="expert_").sum(axis=1).round(4).eq(1).all()
 
 
-@pytest.mark.parametrize("model, tasks", [("omoe", ("income", "education")), ("single_task", ("education",))])
-def test_other_models_and_tasks(raw, model, tasks):
+@pytest.mark.parametrize("variant, tasks", [("omoe", ("income", "education")), ("single_task", ("education",))])
+def test_other_models_and_tasks(raw, variant, tasks):
     weights = [1.0] * len(tasks)
-    results = train(model, data_root=str(raw), tasks=tasks, task_weights=weights, **SMALL)
-    assert results["test"].keys() == {*(f"auc_{task}" for task in tasks), "auc_mean"}
+    results = train(variant=variant, data_root=str(raw), tasks=tasks, task_weights=weights, **SMALL)
+    assert results["test"].keys() == {*(f"auc_{task}" for task in tasks), "auc_mean", "log_loss"}
 
 
 def test_unknown_tasks_are_refused(raw):
-    with pytest.raises(UserError, match=r"TASKS is .*'wealth'.*income, never_married, education"):
+    with pytest.raises(UserError, match=r"tasks is .*'wealth'.*income, never_married, education"):
         train(data_root=str(raw), tasks=("income", "wealth"), **SMALL)
 
 
 def test_compare_keeps_finished_runs_and_writes_the_table(raw, outputs, monkeypatch):
     groups = {"group 2": ("education", "never_married")}
     settings = SMALL | {"data_root": str(raw)}
-    first = compare.compare(settings, groups, seeds=(1, 2), tries=({"dropout": 0.0}, {"dropout": 0.5}))
+    first = compare.compare(groups=groups, seeds=(1, 2), candidates=({"dropout": 0.0}, {"dropout": 0.5}), **settings)
     assert set(first.model) == {"logistic regression", "MMoE", "OMoE", "Shared-Bottom", "Single-Task"}
     assert len(first) == 10
     assert (first.runs == first.model.map(lambda model: 1 if model == "logistic regression" else 2)).all()
     monkeypatch.setattr(compare, "train", create_autospec(train, side_effect=AssertionError))  # must not train again
-    again = compare.compare(settings, groups, seeds=(1, 2), tries=({"dropout": 0.0}, {"dropout": 0.5}))
+    again = compare.compare(groups=groups, seeds=(1, 2), candidates=({"dropout": 0.0}, {"dropout": 0.5}), **settings)
     pd.testing.assert_frame_equal(first, again)
     (folder,) = (outputs / "runs" / "multitask_compare").iterdir()
     for run in folder.glob("*-seed2-*"):  # seed 2 ran with the try that is best on the validation rows of seed 1
         used = json.loads((run / "results.json").read_text())["settings"]
         tried = [json.loads(path.read_text()) for path in folder.glob("*-seed1-*/results.json")]
-        tried = [one for one in tried if all(one["settings"][name] == used[name] for name in ("model", "tasks"))]
+        tried = [one for one in tried if all(one["settings"][name] == used[name] for name in ("variant", "tasks"))]
         assert len(tried) == 2
         best = max(tried, key=lambda results: results["validation"]["auc_mean"])
         assert used["dropout"] == best["settings"]["dropout"]
@@ -89,20 +90,20 @@ def test_compare_keeps_finished_runs_and_writes_the_table(raw, outputs, monkeypa
 
 
 def test_budgets_are_equal_within_5_percent(raw, monkeypatch):
-    data = CensusIncomeDataModule(data_root=str(raw))
+    data = CensusIncomeDataModule(**DATA | {"data_root": str(raw)}, seed=0)
     data.setup()
-    settings = {"num_experts": 8, "expert_units": (32, 32), "tower_units": (16,), "embedding_dim": 4}
-    budget = parameters("mmoe", data, [32, 32])
-    for model, tasks, share in (("omoe", 2, 1), ("shared_bottom", 2, 1), ("single_task", 1, 2)):
-        units = compare.fair_units(model, data.tasks[:tasks], 2, data, settings)
-        assert units[1:] == [32]
-        assert abs(share * parameters(model, data, units, tasks) / budget - 1) < 0.05
+    settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING)
+    budget = parameters("mmoe", data, (32, 32))
+    for variant, tasks, share in (("omoe", 2, 1), ("shared_bottom", 2, 1), ("single_task", 1, 2)):
+        units = compare.parameter_matched_units(variant, data.tasks[:tasks], 2, data, settings)
+        assert units[1:] == (32,)
+        assert abs(share * parameters(variant, data, units, tasks) / budget - 1) < 0.05
 
 
-def parameters(model: str, data: CensusIncomeDataModule, units: list[int], tasks: int = 2) -> int:
-    sizes = data.encoder.bin_edges, data.encoder.field_sizes, data.tasks[:tasks], [1.0] * tasks
-    network = compare.MMoE(model, *sizes, 8, units, (16,), 4, 0.0, 1e-3, 0.0)
-    return sum(parameter.numel() for parameter in network.parameters())
+def parameters(variant: str, data: CensusIncomeDataModule, units: tuple[int, ...], tasks: int = 2) -> int:
+    changes = {"variant": variant, "expert_units": units, "task_weights": (1.0,) * tasks}
+    sizes = data.bin_edges, data.cardinalities, data.tasks[:tasks]
+    return compare.MMoE(*sizes, **MODEL | changes, optimizer=OPTIMIZER).count_parameters()
 
 
 def test_best_on_main_is_one_run():

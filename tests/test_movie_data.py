@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from bst.train import DATA
 from common.errors import UserError
-from data.movie_encoding import FIRST_ID, PADDING, UNSEEN, bucket
+from data.movie_history import FIRST_ID, OOV, PADDING, time_gap_bucket
 from data.movie_rating_seq import MovieRatingDataModule
 from tests.movie_rows import make_ratings, write_1m, write_csv
 
@@ -23,7 +24,12 @@ def lines(rng):
 
 
 def open_data(folder: Path, **settings) -> MovieRatingDataModule:
-    data = MovieRatingDataModule(folder.name, str(folder.parent), **({"history": HISTORY} | settings))
+    data = MovieRatingDataModule(
+        **{"seed": 0}
+        | DATA
+        | {"dataset": folder.name, "data_root": str(folder.parent), "history_length": HISTORY}
+        | settings
+    )
     data.setup()
     return data
 
@@ -41,21 +47,21 @@ def test_every_row_sees_its_users_past_and_nothing_else(tmp_path, lines):
     """Brute force over all rows: history, distances, counts and levels come from earlier ratings of the user alone."""
     data = open_data(write_1m(tmp_path / "ml", lines))
     ordered = in_order(lines)
-    movie, history, deviation, distance, user, numbers, target = everything(data)
+    movie, history, residual, time_gap, user, numbers, target = everything(data)
     ids = {raw: row for row, raw in enumerate(data.encoder.movie_ids, FIRST_ID)}
-    expected = [data.encoder.mean + data.encoder.movie_bias[ids.get(m, UNSEEN)] for _, m, _, _ in ordered]
+    expected = [data.encoder.mean + data.encoder.movie_bias[ids.get(m, OOV)] for _, m, _, _ in ordered]
     for n, (u, m, rating, time) in enumerate(ordered):
         past = [i for i in range(n) if ordered[i][0] == u]
-        level = sum(ordered[i][2] - expected[i] for i in past) / (5 + len(past))
+        user_bias = sum(ordered[i][2] - expected[i] for i in past) / (5 + len(past))
         shown = past[-HISTORY:]
         empty = HISTORY - len(shown)
-        assert movie[n] == ids.get(m, UNSEEN) and target[n] == rating
-        assert history[n].tolist() == [PADDING] * empty + [ids.get(ordered[i][1], UNSEEN) for i in shown]
+        assert movie[n] == ids.get(m, OOV) and target[n] == rating
+        assert history[n].tolist() == [PADDING] * empty + [ids.get(ordered[i][1], OOV) for i in shown]
         surplus = [ordered[i][2] - expected[i] for i in shown]
-        np.testing.assert_allclose(deviation[n], [0] * empty + surplus, atol=1e-5)
+        np.testing.assert_allclose(residual[n], [0] * empty + surplus, atol=1e-5)
         buckets = [math.floor(2 * math.log2(1 + time - ordered[i][3])) for i in shown]
-        assert distance[n].tolist() == [0] * empty + buckets
-        np.testing.assert_allclose(numbers[n], [expected[n] + level, level, math.log(1 + len(past))], atol=1e-5)
+        assert time_gap[n].tolist() == [0] * empty + buckets
+        np.testing.assert_allclose(numbers[n], [expected[n] + user_bias, user_bias, math.log(1 + len(past))], atol=1e-5)
         assert data.encoder.user_ids[user[n, 0] - FIRST_ID] == u
 
 
@@ -72,7 +78,7 @@ def test_what_comes_later_changes_nothing(tmp_path, lines):
         changed["time"][row + 1 :] += 1000
         folder = tmp_path / "changed"
         folder.mkdir(exist_ok=True)
-        for name, column in data.encoder.encode(changed, data.users, biases=True):
+        for name, column in data.encoder.encode(changed, data.users, start_from_biases=True):
             np.save(folder / f"{name}.npy", column)
         examples = data.examples()
         examples.paths = [folder / path.name if (folder / path.name).exists() else path for path in examples.paths]
@@ -132,7 +138,7 @@ def test_vocabularies_and_biases_come_from_training_rows(tmp_path, lines):
     last = max(lines)
     rare = [*lines, (last[0], 30, 5, last[3] + 10**6)]  # a movie that only a test row has
     data = open_data(write_1m(tmp_path / "rare", [line for line in rare if line[1] != 30 or line == rare[-1]]))
-    assert everything(data)[0][data.rows["test"][-1]] == UNSEEN
+    assert everything(data)[0][data.rows["test"][-1]] == OOV
 
 
 def test_click_and_histories_without_ratings(tmp_path, lines):
@@ -141,7 +147,7 @@ def test_click_and_histories_without_ratings(tmp_path, lines):
     assert click[-1].tolist() == [float(rating >= 4) for _, _, rating, _ in in_order(lines)]
     blind = everything(open_data(folder, history_ratings=False))
     assert (blind[2] == 0).all() and (blind[5][:, 1] == 0).all()
-    flat = everything(open_data(folder, biases=False))
+    flat = everything(open_data(folder, start_from_biases=False))
     assert len(set(flat[5][:, 0].tolist())) == 1 and (flat[5][:, 1] == 0).all()
 
 
@@ -154,7 +160,7 @@ def test_other_forms_of_the_same_ratings_give_the_same(tmp_path, lines):
     for a, b in zip(plain, everything(open_data(other)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     table = open_data(write_csv(tmp_path / "csv", lines))
-    assert table.encoder.user_sizes == [FIRST_ID + 12] and table.scale == (0.5, 5)
+    assert table.encoder.user_cardinalities == [FIRST_ID + 12] and table.rating_range == (0.5, 5)
     for a, b in zip(plain[:4], everything(table)[:4], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -184,21 +190,21 @@ def test_too_few_ratings_and_settings_out_of_range(tmp_path, lines):
     with pytest.raises(UserError, match="no rating of a movie"):
         open_data(write_1m(tmp_path / "none", [(1, 99, 3, 5)]))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"none of ratings.dat.*python data/movie_rating_seq.py"):
+    with pytest.raises(UserError, match=r"none of ratings.dat.*it is empty"):
         open_data(tmp_path / "empty")
     for settings, message in (
-        ({"split": "x"}, "SPLIT"),
-        ({"target": "x"}, "TARGET"),
-        ({"history": 0}, "HISTORY"),
-        ({"batch_size": 0}, "BATCH_SIZE"),
+        ({"split": "x"}, "split is"),
+        ({"target": "x"}, "target is"),
+        ({"history_length": 0}, "history_length is"),
+        ({"batch_size": 0}, "batch_size is"),
     ):
         with pytest.raises(UserError, match=message):
-            MovieRatingDataModule(**settings)
+            MovieRatingDataModule(**{"seed": 0} | DATA | settings)
 
 
 def test_buckets_of_time():
     seconds = torch.tensor([-5, 0, 1, 2, 3, 7, 60, 86_400, 10**9, 2**40])
-    assert bucket(seconds).tolist() == [0, 0, 2, 3, 4, 6, 11, 32, 59, 63]
+    assert time_gap_bucket(seconds).tolist() == [0, 0, 2, 3, 4, 6, 11, 32, 59, 63]
 
 
 def test_loader_gives_windows_and_pickles_without_the_arrays(tmp_path, lines):
@@ -218,14 +224,14 @@ def test_loader_gives_windows_and_pickles_without_the_arrays(tmp_path, lines):
 
 
 def test_the_sample_is_as_it_should_be(tmp_path):
-    data = open_data(tmp_path / "not there", history=20)
-    assert data.is_sample and data.encoder.user_sizes[1:] == [3, 8, 22]
+    data = open_data(tmp_path / "ml-1m", history_length=20)
+    assert data.is_sample and data.encoder.user_cardinalities[1:] == [3, 8, 22]
     assert 0.55 < data.best_possible()["rmse"] < 0.7
     assert any("é" in title for title, _ in data.movies.values())
 
 
 @pytest.mark.real_data("ml-1m")
 def test_real_ratings():
-    data = MovieRatingDataModule("ml-1m")
+    data = MovieRatingDataModule(**DATA, seed=0)
     data.setup()
     assert {name: len(rows) for name, rows in data.rows.items()} == {"train": 987531, "val": 6040, "test": 6040}

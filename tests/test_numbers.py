@@ -6,7 +6,7 @@ import torch
 from bst.train import train as train_bst
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
-from data.sample_census import census_sample
+from data.census_sample import census_sample
 from deepfm.deepfm import DeepFM
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
@@ -17,10 +17,20 @@ from tests.movie_rows import make_ratings, write_1m
 COMMON = {"precision": "32-true", "max_epochs": 1}
 CLICKS = {"batch_size": 60, "embedding_dim": 4, "validations_per_epoch": 2}  # 10 steps per epoch, validated after 5
 TRAINERS = {
-    "deepfm": (train_deepfm, CLICKS | {"hidden": (8,)}),
-    "dlrm": (train_dlrm, CLICKS | {"bottom": (8,), "top": (8,), "dropout": 0.2}),
+    "deepfm": (train_deepfm, CLICKS | {"hidden_units": (8,)}),
+    "dlrm": (train_dlrm, CLICKS | {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "dropout": 0.2}),
     "multitask": (train_mmoe, {"batch_size": 256, "num_experts": 2, "expert_units": (8, 4), "tower_units": (4,)}),
-    "bst": (train_bst, {"batch_size": 64, "embedding_dim": 8, "heads": 2, "factors": 4, "hidden": (8,), "history": 5}),
+    "bst": (
+        train_bst,
+        {
+            "batch_size": 64,
+            "embedding_dim": 8,
+            "num_heads": 2,
+            "num_factors": 4,
+            "hidden_units": (8,),
+            "history_length": 5,
+        },
+    ),
 }
 
 
@@ -49,7 +59,7 @@ def test_a_gradient_that_is_not_finite_stops_before_its_step(root, outputs, monk
 
     def training_step(self, batch, batch_index):
         # 0 * d/dx sqrt(x) at x = 0 is nan
-        bad = (0 * self.categories(batch[1])).sqrt().sum() if self.global_step == step - 1 else 0
+        bad = (0 * self.embedding(batch[1])).sqrt().sum() if self.global_step == step - 1 else 0
         return original(self, batch, batch_index) + bad
 
     monkeypatch.setattr(DeepFM, "training_step", training_step)
@@ -63,7 +73,7 @@ def test_a_gradient_that_is_not_finite_stops_before_its_step(root, outputs, monk
 def test_weights_that_are_not_finite_are_not_saved(root, outputs, monkeypatch):
     def poison(self, *_):
         if self.global_step == 10:
-            self.categories.weight.data[7] = float("inf")
+            self.embedding.weight.data[7] = float("inf")
 
     monkeypatch.setattr(DeepFM, "on_train_batch_end", poison)
     with pytest.raises(UserError, match="predictions for the val rows are not finite after step 10"):

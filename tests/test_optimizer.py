@@ -5,9 +5,10 @@ from copy import deepcopy
 import pytest
 import torch
 
-from common.embedding import PackedEmbedding, touched_rows
 from common.errors import UserError
-from common.optimizer import TouchedRowsAdam, build_optimizer
+from common.model.embedding import PackedEmbedding
+from common.model.optimizer import LazyAdam, build_optimizer
+from common.model.sparse_gradients import touched_rows
 
 ROWS, DIM, STEPS = 6, 3, 20
 
@@ -21,7 +22,7 @@ def test_equals_adam_when_every_row_is_touched(weight_decay):
     start = torch.randn(ROWS, DIM)
     ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
     settings = {"lr": 0.03, "weight_decay": weight_decay, "fused": True}
-    optimizers = TouchedRowsAdam([ours], **settings), torch.optim.Adam([theirs], **settings)
+    optimizers = LazyAdam([ours], **settings), torch.optim.Adam([theirs], **settings)
     for _ in range(STEPS):
         grad = torch.randn(ROWS, DIM) * 1e-6  # as small as eps matters
         ours.grad, theirs.grad = sparse(list(range(ROWS)), grad), grad.clone()
@@ -37,7 +38,7 @@ def test_equals_a_loop_over_the_touched_rows():
     value = [row.clone() for row in table.detach()]
     first = [torch.zeros(DIM, dtype=torch.float64) for _ in range(ROWS)]
     second = [torch.zeros(DIM, dtype=torch.float64) for _ in range(ROWS)]
-    optimizer = TouchedRowsAdam([table], lr=lr, weight_decay=l2, fused=True)
+    optimizer = LazyAdam([table], lr=lr, weight_decay=l2, fused=True)
     for t in range(1, STEPS + 1):
         rows = torch.randint(ROWS, (4,)).tolist()  # with repetitions: their gradients add up
         grad = torch.randn(4, DIM, dtype=torch.float64)
@@ -58,7 +59,7 @@ def test_dense_parameters_take_adams_step_beside_a_sparse_one():
     start = torch.randn(4)
     ours, theirs, table = start.clone().requires_grad_(), start.clone().requires_grad_(), torch.zeros(ROWS, DIM)
     table.requires_grad_()
-    optimizers = TouchedRowsAdam([ours, table], fused=True), torch.optim.Adam([theirs], fused=True)
+    optimizers = LazyAdam([ours, table], fused=True), torch.optim.Adam([theirs], fused=True)
     for _ in range(STEPS):
         ours.grad = torch.randn(4)
         theirs.grad = ours.grad.clone()
@@ -77,10 +78,10 @@ def test_a_reloaded_state_goes_on_exactly():
             optimizer.step()
 
     once = torch.ones(ROWS, DIM).requires_grad_()
-    optimizer = TouchedRowsAdam([once], fused=True)
+    optimizer = LazyAdam([once], fused=True)
     steps(optimizer, once, 5)
     again = once.detach().clone().requires_grad_()
-    restored = TouchedRowsAdam([again], fused=True)
+    restored = LazyAdam([again], fused=True)
     restored.load_state_dict(deepcopy(optimizer.state_dict()))
     steps(optimizer, once, 5)
     steps(restored, again, 5)
@@ -94,11 +95,22 @@ def test_touched_rows_sums_repetitions():
 
 def test_l2_reaches_the_tables_alone_and_only_with_adam():
     model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
-    decay = {
-        id(p): g["weight_decay"] for g in build_optimizer(model, "adam", 1e-3, 0.5).param_groups for p in g["params"]
-    }
+    settings = {"learning_rate": 1e-3, "embedding_l2": 0.5, "schedule": "linear"}
+    built = build_optimizer(model, 10, optimizer="adam", **settings)
+    decay = {id(p): g["weight_decay"] for g in built["optimizer"].param_groups for p in g["params"]}
     assert decay == {id(p): 0.5 * (p is model["table"].weight) for p in model.parameters()}
-    with pytest.raises(UserError, match="EMBEDDING_L2"):
-        build_optimizer(model, "sgd", 1e-3, 0.5)
-    with pytest.raises(UserError, match="OPTIMIZER"):
-        build_optimizer(model, "adamw", 1e-3, 0.0)
+    with pytest.raises(UserError, match=r"embedding_l2 is 0\.5; with 'sgd' it must be 0"):
+        build_optimizer(model, 10, optimizer="sgd", **settings)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+def test_linear_schedule_ends_at_zero_for_each_group(optimizer):
+    model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
+    rates = {"learning_rate": 0.1, "embedding_learning_rate": 0.4}
+    built = build_optimizer(model, 4, optimizer=optimizer, **rates, schedule="linear")
+    scheduler, found = built["lr_scheduler"]["scheduler"], []
+    for _ in range(5):
+        found.append([group["lr"] for group in built["optimizer"].param_groups])
+        built["optimizer"].step()
+        scheduler.step()
+    assert found == [[0.1 * left, 0.4 * left] for left in (1, 0.75, 0.5, 0.25, 0)]

@@ -1,7 +1,6 @@
 """predict.py: from a raw file and a checkpoint alone to the test step's predictions."""
 
 import gzip
-import inspect
 import io
 import os
 import shlex
@@ -17,26 +16,38 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from bst.train import DATA as MOVIE_DATA
 from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
+from common.data.raw_files import LINE_BYTES
 from common.errors import UserError
-from common.metrics import click_metrics, rating_metrics
+from common.model.metrics import click_metrics, rating_metrics
 from common.paths import REPO
-from common.training import QUIET_TRAINER
+from common.training.fit import QUIET_TRAINER
 from data.census_income import CensusIncomeDataModule
+from data.census_sample import census_sample
 from data.criteo_data import CriteoDataModule
+from data.movie_preprocessor import MoviePreprocessor
 from data.movie_rating_seq import MovieRatingDataModule
-from data.raw_text import LINE_BYTES
-from data.sample_census import census_sample
+from deepfm.train import DATA as DEEPFM_DATA
 from deepfm.train import train as train_deepfm
+from dlrm.train import DATA as DLRM_DATA
 from dlrm.train import train as train_dlrm
+from multitask.train import DATA as CENSUS_DATA
 from multitask.train import train as train_mmoe
-from predict import RunningClicks, RunningErrors, load, predict
+from predict import StreamingClickMetrics, StreamingRatingMetrics, load, predict
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
 
 ONE_EPOCH = {"max_epochs": 1, "precision": "32-true"}
-SMALL_BST = {"embedding_dim": 8, "heads": 2, "factors": 4, "hidden": (8,), "batch_size": 64, "history": 5}
+SMALL_BST = {
+    "embedding_dim": 8,
+    "num_heads": 2,
+    "num_factors": 4,
+    "hidden_units": (8,),
+    "batch_size": 64,
+    "history_length": 5,
+}
 
 
 def train_on(train: Callable, root: Path, outputs: Path, **settings) -> Path:
@@ -77,21 +88,22 @@ def lines(root) -> list[str]:
 def deepfm(root, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OUTPUT_ROOT", str(tmp_path_factory.mktemp("output")))
-        return train_on(train_deepfm, root, Path(os.environ["OUTPUT_ROOT"]), hidden=(8,), embedding_dim=3)
+        return train_on(train_deepfm, root, Path(os.environ["OUTPUT_ROOT"]), hidden_units=(8,), embedding_dim=3)
 
 
 @pytest.mark.parametrize(
     ("train", "settings"),
     [
-        (train_deepfm, {"hidden": (8,), "embedding_dim": 3}),
-        (train_deepfm, {"hidden": (8,), "embedding_dim": 3, "numbers_as": "bucket"}),
-        (train_dlrm, {"bottom": (8,), "top": (8,), "embedding_dim": 4}),
+        (train_deepfm, {"hidden_units": (8,), "embedding_dim": 3}),
+        (train_deepfm, {"hidden_units": (8,), "embedding_dim": 3, "dense_transform": "bucket"}),
+        (train_dlrm, {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "embedding_dim": 4}),
     ],
 )
 def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, settings):
     checkpoint = train_on(train, root, outputs, **settings)
-    default = inspect.signature(train).parameters["numbers_as"].default
-    data = CriteoDataModule("criteo", str(root), numbers_as=settings.get("numbers_as", default))
+    defaults = DEEPFM_DATA if train is train_deepfm else DLRM_DATA
+    changed = {name: value for name, value in settings.items() if name in defaults}
+    data = CriteoDataModule(**defaults | changed | {"data_root": str(root)}, seed=0)
     expected = by_test_step(checkpoint, data)
     moved = Path(shutil.move(checkpoint, tmp_path / "alone.ckpt"))
     shutil.rmtree(outputs / "runs")
@@ -125,8 +137,8 @@ def test_unseen_categories_are_counted(tmp_path, lines, deepfm):
     fields = lines[0].split("\t")
     fields[14], fields[39] = "ffffffff", ""
     write_lines(tmp_path / "new.txt", ["\t".join(fields)])
-    _, scoring = load(deepfm)
-    known = {f"{value:08x}" for value in scoring.encoder.vocabularies[0].tolist()}
+    _, preprocessor = load(deepfm)
+    known = {f"{value:08x}" for value in preprocessor.encoder.vocabularies[0].tolist()}
     assert "ffffffff" not in known
     unseen = predict(deepfm, tmp_path / "new.txt", tmp_path / "out.csv")["unseen"]
     assert unseen["C1"] == 1 and "C26" not in unseen
@@ -144,7 +156,7 @@ def test_bf16_is_close(tmp_path, root, deepfm):
 def test_census_equals_the_test_step(tmp_path, outputs):
     (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
     checkpoint = train_on(train_mmoe, tmp_path, outputs, num_experts=2, expert_units=(8, 4), tower_units=(4,))
-    data = CensusIncomeDataModule("census-income-kdd", str(tmp_path))
+    data = CensusIncomeDataModule(**CENSUS_DATA | {"data_root": str(tmp_path)}, seed=0)
     expected = by_test_step(checkpoint, data)
     raw = tmp_path / "census-income-kdd" / "census-income.test"
     metrics = predict(checkpoint, raw, tmp_path / "out.csv")["metrics"]
@@ -177,9 +189,10 @@ def test_census_equals_the_test_step(tmp_path, outputs):
 def test_movies_equal_the_test_step(tmp_path, outputs, rng, write, raw, target, split):
     ratings = make_ratings(rng, users=30)
     write(tmp_path / "mine", ratings)
-    settings = SMALL_BST | {"dataset": "mine", "target": target, "split": split}
+    changed = {"dataset": "mine", "target": target, "split": split}
+    settings = SMALL_BST | changed
     checkpoint = train_on(train_bst, tmp_path, outputs, **settings)
-    data = MovieRatingDataModule("mine", str(tmp_path), target=target, split=split, history=5)
+    data = MovieRatingDataModule(**MOVIE_DATA | changed | {"data_root": str(tmp_path), "history_length": 5}, seed=0)
     expected = by_test_step(checkpoint, data)
     result = predict(checkpoint, tmp_path / "mine" / raw, tmp_path / "out.csv")
     header, values = read_csv(tmp_path / "out.csv")
@@ -189,26 +202,54 @@ def test_movies_equal_the_test_step(tmp_path, outputs, rng, write, raw, target, 
     np.testing.assert_allclose(values[in_file][data.rows["test"], 0], expected, rtol=0, atol=1e-6)
 
 
+def test_a_movie_rated_again_is_read_as_in_training(tmp_path, rng):
+    """Every row, inputs and all: users who rate few movies often, many ratings of a user at the same second."""
+    times = rng.permutation(np.arange(400) // 3 * 50)
+    ratings = [(int(rng.integers(1, 8)), int(rng.integers(1, 9)), int(rng.integers(1, 6)), int(t)) for t in times]
+    ratings = list({(user, movie, time): row for row in ratings for user, movie, _, time in [row]}.values())
+    assert len(ratings) > 350 and len({row[:2] for row in ratings}) < 60
+    write_1m(tmp_path / "mine", ratings, movies=8)
+    data = MovieRatingDataModule(
+        **MOVIE_DATA | {"dataset": "mine", "data_root": str(tmp_path), "history_length": 5}, seed=0
+    )
+    data.setup()
+    preprocessor = MoviePreprocessor(data.state_dict())
+    ratings.sort(key=lambda row: (row[0], row[3]))  # as the rows of the data module: stable
+    trained = data.examples()[torch.arange(len(ratings))]
+    for rows in (ratings, [(user, movie, "", time) for user, movie, _, time in ratings]):
+        text = "".join("::".join(map(str, row)) + "\n" for row in rows)
+        ((inputs, _),) = preprocessor.batches(io.BytesIO(text.encode()), "here")
+        for found, expected in zip(inputs, trained[:-1], strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    # without a timestamp: from before the earliest, so that no history holds the rating itself
+    earliest = {row[:2]: i for i, row in reversed(list(enumerate(ratings)))}
+    user, movie = np.array([row[:2] for row in ratings]).T
+    inputs = preprocessor.inputs(user, movie, np.full(len(ratings), -1))
+    expected = data.examples()[torch.tensor([earliest[row[:2]] for row in ratings])]
+    for found, one in zip(inputs, expected[:-1], strict=True):
+        torch.testing.assert_close(found, one, rtol=0, atol=1e-5)
+
+
 def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
     ratings = [(1, 1, 5, 100), (1, 2, 4, 200), (1, 3, 1, 300), (2, 9, 3, 50), *make_ratings(rng, users=9)[:60]]
     ratings = [*ratings[:4], *((user + 10, *rest) for user, *rest in ratings[4:])]
     write_1m(tmp_path / "mine", ratings)
     checkpoint = train_on(train_bst, tmp_path, outputs, dataset="mine", **SMALL_BST)
-    _, scoring = load(checkpoint)
+    _, preprocessor = load(checkpoint)
     rows = ["1::9::::250", "1::9", "1::2::4::200", "1::2", "1::2::::400", "77::1", "1::9::3::10", "1::9::::200"]
-    batches = list(scoring.batches(io.BytesIO("\n".join(rows).encode()), "here"))
-    ((_, history, _, distance, user, numbers), target), *_ = batches
-    past = [[scoring.encoder.movie_ids[i - 2] for i in row if i > 1] for row in history.tolist()]
+    batches = list(preprocessor.batches(io.BytesIO("\n".join(rows).encode()), "here"))
+    ((_, history, _, time_gap, user, numbers), target), *_ = batches
+    past = [[preprocessor.encoder.movie_ids[i - 2] for i in row if i > 1] for row in history.tolist()]
     assert past == [[1, 2], [1, 2, 3], [1], [1], [1, 2, 3], [], [], [1, 2]]
-    assert distance[0, -1] == distance[2, -1] - 2  # 50 and 100
+    assert time_gap[0, -1] == time_gap[2, -1] - 2  # 50 and 100
     torch.testing.assert_close(numbers[:, 2].exp() - 1, torch.tensor([2.0, 3, 1, 1, 3, 0, 0, 2]))
     assert user[5].eq(0).all() and user[4, 0] > 1
     assert [value for value in target[:, 0].tolist() if value == value] == [4, 3]
-    assert scoring.unseen == {"user": 1, "movie": 0}
+    assert preprocessor.unseen == {"user": 1, "movie": 0}
     with pytest.raises(UserError, match=r"here, line 2: found '1::2::6', expected user::movie\[::rating"):
-        list(scoring.batches(io.BytesIO(b"1::2\n1::2::6\n"), "here"))
+        list(preprocessor.batches(io.BytesIO(b"1::2\n1::2::6\n"), "here"))
     with pytest.raises(UserError, match=r"here, line 2 is longer than"):
-        list(scoring.batches(io.BytesIO(b"1::2\n" + b"1" * 2 * LINE_BYTES), "here"))
+        list(preprocessor.batches(io.BytesIO(b"1::2\n" + b"1" * 2 * LINE_BYTES), "here"))
 
 
 def run(arguments: list, given: bytes = b"", redirect: str = "") -> subprocess.CompletedProcess:
@@ -297,13 +338,13 @@ def test_foreign_checkpoints(tmp_path, deepfm, change, message):
 def test_running_metrics_equal_those_of_whole_splits(rng):
     label = (rng.random(50_000) < 0.2).astype(np.float32)
     probability = (1 / (1 + np.exp(-(rng.normal(-2, 1, 50_000) + label)))).astype(np.float32)
-    clicks, errors = RunningClicks(), RunningErrors()
+    clicks, errors = StreamingClickMetrics(), StreamingRatingMetrics()
     for part in np.split(np.arange(50_000), 7 * [0] + [1, 20_000]):
         clicks.update(probability[part], label[part])
         errors.update(probability[part], label[part])
     p, y = torch.from_numpy(probability), torch.from_numpy(label)
     assert clicks.compute() == pytest.approx(click_metrics(p, y), abs=1e-6)
     assert errors.compute() == pytest.approx(rating_metrics(p, y), abs=1e-9)
-    one = RunningClicks()
+    one = StreamingClickMetrics()
     one.update(np.ones(3, np.float32), np.ones(3, np.float32))
     assert np.isnan(one.compute()["auc"]) and one.compute()["log_loss"] == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.loader import BatchLoader, EpochOrder
+from common.data.loader import BatchLoader, EpochSampler
 from deepfm.train import train
 from tests import two_processes
 from tests.criteo_rows import make_lines, write_lines
@@ -56,7 +56,7 @@ def make_loaders(world: int, rows: int, batch_size: int, seed: int | None) -> li
         def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
             return rows
 
-    loaders = [BatchLoader(Numbers(), EpochOrder(range(rows), seed), batch_size) for _ in range(world)]
+    loaders = [BatchLoader(Numbers(), EpochSampler(range(rows), seed), batch_size) for _ in range(world)]
     for rank, loader in enumerate(loaders):
         loader.rank, loader.world = rank, world
     return loaders
@@ -72,7 +72,7 @@ def test_processes_share_the_rows_of_each_batch(rows, world):
         torch.cat([torch.cat(batch) for batch in zip(*parts, strict=True)]).tolist() == torch.cat(list(whole)).tolist()
     )
     for index, batch in enumerate(zip(*parts, strict=True)):
-        shares = [loader.part_of_batch(index) for loader in loaders]
+        shares = [loader.local_share(index) for loader in loaders]
         assert shares == [len(part) / sum(map(len, batch)) for part in batch] and min(shares) > 0
 
 
@@ -87,7 +87,7 @@ def test_a_whole_run(tmp_path, outputs, rng, monkeypatch):
     """Same metrics, one folder, one table; a script that trains twice does so with all its processes."""
     write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 701))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
-    settings = {"hidden": (8,), "dropout": 0.0, "batch_size": 60, "precision": "32-true"}
+    settings = {"hidden_units": (8,), "dropout": 0.0, "batch_size": 60, "precision": "32-true"}
     alone = [train(**settings, seed=seed) for seed in (1, 2)]
     script = tmp_path / "script.py"
     script.write_text(
@@ -95,12 +95,16 @@ def test_a_whole_run(tmp_path, outputs, rng, monkeypatch):
         "from deepfm.train import train\n"
         f"for seed in (1, 2):\n    train(**{settings}, seed=seed, devices=2)\n"
     )
+    temporary = tmp_path / "tmp?a=1#é%20"  # as part of a URL it would be another one
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     output = run(script)
+    assert not list(temporary.iterdir())
     runs = outputs / "runs" / "deepfm"
     assert sorted(path.name for path in runs.iterdir()) == [f"version_{i}" for i in range(4)]
     assert output.stdout.count("Test metrics") == 2 and "Warning" not in output.stderr
-    together = [json.loads((runs / f"version_{i}" / "results.json").read_text()) for i in (2, 3)]
-    for one, two in zip(alone, together, strict=True):
+    is_distributed = [json.loads((runs / f"version_{i}" / "results.json").read_text()) for i in (2, 3)]
+    for one, two in zip(alone, is_distributed, strict=True):
         for metrics in ("test", "validation"):
             assert two[metrics] == pytest.approx(one[metrics], abs=1e-5)
         assert two["baselines"] == one["baselines"] and two["rows"] == one["rows"]
@@ -115,7 +119,7 @@ def test_a_process_dies(tmp_path, outputs, rng, monkeypatch):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
         "from common.errors import run_script\nfrom deepfm.train import train\n"
-        "run_script(lambda: train(hidden=(8,), batch_size=10, max_epochs=9999, patience=9999, devices=2))\n"
+        "run_script(lambda: train(hidden_units=(8,), batch_size=10, max_epochs=9999, patience=9999, devices=2))\n"
     )
     first = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while "epoch" not in first.stdout.readline():
@@ -125,7 +129,34 @@ def test_a_process_dies(tmp_path, outputs, rng, monkeypatch):
     os.kill(int(other), signal.SIGKILL)
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 1 and "Traceback" not in errors
-    assert errors.endswith("error: another process of this run died; RESUME = True goes on from the last checkpoint.\n")
+    assert errors.endswith("error: another process of this run died; resume=True continues from the last checkpoint.\n")
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other process in /proc")
+def test_the_first_process_dies_before_they_meet(tmp_path, outputs, rng, monkeypatch):
+    """The other one, which would wait for it, ends within seconds, with one line."""
+    write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 700))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, sys, time; sys.path.insert(0, {str(REPO)!r})\n"
+        "from common.process_group import LocalDDPStrategy\nfrom deepfm.train import train\n"
+        "setup = LocalDDPStrategy.setup_distributed\n"
+        "def wait(self):\n    if self.local_rank == 0: print('here', flush=True); time.sleep(60)\n    setup(self)\n"
+        "LocalDDPStrategy.setup_distributed = wait\n"
+        "train(hidden_units=(8,), devices=2)\n"
+    )
+    first = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while first.stdout.readline() != "here\n":
+        assert first.poll() is None, first.stderr.read()
+    (other,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    first.kill()
+    try:
+        _, errors = first.communicate(timeout=40)  # to the end of the other's standard error
+    except subprocess.TimeoutExpired:
+        os.kill(int(other), signal.SIGKILL)
+        raise
+    assert errors.endswith("error: the first process of this run died.\n")
 
 
 def listening(processes: set[int]) -> set[str]:

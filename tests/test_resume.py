@@ -1,17 +1,21 @@
 """A run that is interrupted and resumed ends as one that is not."""
 
+import itertools
 import math
 import re
 import signal
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-import common.training
+import common.training.fit
+from common.checkpoint import MappedCheckpointIO
 from common.errors import UserError, run_script
-from common.run import choose_folder
+from common.training.run_folder import find_or_create_run
 from deepfm.deepfm import DeepFM
 from deepfm.train import train
 from tests.criteo_rows import make_lines, write_lines
@@ -26,8 +30,15 @@ def start(tmp_path, rng):
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
 
     def start(**settings) -> dict:
-        small = {"hidden": (8,), "embedding_dim": 3, "dropout": 0.5, "batch_size": 60, "max_epochs": 3, "patience": 5}
-        small |= {"validations_per_epoch": 2, "learning_rate": 0.01, "schedule": "plateau"}
+        small = {
+            "hidden_units": (8,),
+            "embedding_dim": 3,
+            "dropout": 0.5,
+            "batch_size": 60,
+            "max_epochs": 3,
+            "patience": 5,
+        }
+        small |= {"validations_per_epoch": 2, "learning_rate": 0.01}
         return train(data_root=str(tmp_path), **(small | settings))
 
     torch.set_num_threads(1)
@@ -47,6 +58,7 @@ def interrupt(monkeypatch, where: object, name: str, call: int, by: type[BaseExc
     monkeypatch.setattr(where, name, wrapper)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "plateau"])
 @pytest.mark.parametrize(
     ("where", "name", "call"),
     [
@@ -60,11 +72,12 @@ def interrupt(monkeypatch, where: object, name: str, call: int, by: type[BaseExc
         (DeepFM, "validation_step", 1),
         (DeepFM, "validation_step", 2),
         (DeepFM, "validation_step", 3),
-        (common.training, "write_json", 1),
-        (common.training, "learning_curves", 1),
+        (common.training.fit, "write_json", 1),
+        (common.training.fit, "plot_learning_curves", 1),
     ],
 )
-def test_ends_the_same(start, monkeypatch, where, name, call):
+def test_ends_the_same(start, monkeypatch, schedule, where, name, call):
+    start = partial(start, schedule=schedule)
     whole = start()
     with monkeypatch.context() as patch:
         interrupt(patch, where, name, call)
@@ -75,12 +88,34 @@ def test_ends_the_same(start, monkeypatch, where, name, call):
         assert resumed[key] == whole[key], key
 
 
+@pytest.mark.parametrize("save", range(4, 15))
+def test_ends_the_same_after_a_death_right_after_a_checkpoint(start, monkeypatch, outputs, save):
+    """Of those by clock, here after each batch, too. A validation follows the batches 5 and 10."""
+    monkeypatch.setattr(common.training.fit, "CHECKPOINT_MINUTES", 0)
+    whole = start(max_epochs=2)
+    write, calls = MappedCheckpointIO.save_checkpoint, itertools.count(1)
+
+    def save_checkpoint(*arguments, **keywords):
+        write(*arguments, **keywords)
+        if next(calls) == save:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MappedCheckpointIO, "save_checkpoint", save_checkpoint)
+        with pytest.raises(Interrupted):
+            start(max_epochs=2)
+    resumed = start(max_epochs=2, resume=True)
+    assert all(resumed[key] == whole[key] for key in ("test", "validation", "epochs", "baselines"))
+    rows = [(outputs / "runs" / "deepfm" / f"version_{i}" / "metrics.csv").read_text() for i in range(2)]
+    assert rows[0] == rows[1]
+
+
 def test_a_run_that_stopped_early_trains_no_further(start, monkeypatch):
     settings = {"patience": 1, "max_epochs": 9, "learning_rate": 0.05}
     whole = start(**settings)
     assert whole["epochs"] < 9
     with monkeypatch.context() as patch:
-        interrupt(patch, common.training, "learning_curves", 1)
+        interrupt(patch, common.training.fit, "plot_learning_curves", 1)
         with pytest.raises(Interrupted):
             start(**settings)
     resumed = start(**settings, resume=True)
@@ -88,7 +123,7 @@ def test_a_run_that_stopped_early_trains_no_further(start, monkeypatch):
 
 
 def test_resumes_with_the_same_data_only(start, monkeypatch, tmp_path, rng):
-    interrupt(monkeypatch, common.training, "learning_curves", 1)
+    interrupt(monkeypatch, common.training.fit, "plot_learning_curves", 1)
     with pytest.raises(Interrupted):
         start()
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 720))
@@ -112,7 +147,7 @@ def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng):
         ("embedding_l2", -1.0),
         ("dropout", 1.0),
         ("batch_size", 0),
-        ("hidden", (8, 0)),
+        ("hidden_units", (8, 0)),
         ("max_epochs", 0),
         ("validations_per_epoch", 1.5),
         ("patience", 0),
@@ -121,8 +156,8 @@ def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng):
         ("learning_rate", "1e-3"),
         ("learning_rate", math.nan),
         ("learning_rate", 1e30),
-        ("hidden", 8),
-        ("hidden", None),
+        ("hidden_units", 8),
+        ("hidden_units", None),
         ("dropout", None),
         ("embedding_dim", 10**9),
         ("num_workers", 10**6),
@@ -131,7 +166,7 @@ def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng):
     ],
 )
 def test_settings_out_of_range_are_refused_before_anything_is_made(start, outputs, name, value):
-    with pytest.raises(UserError, match=f"{name.upper()} is {re.escape(repr(value))}; it must be"):
+    with pytest.raises(UserError, match=f"{name} is {re.escape(repr(value))}; it must be"):
         start(**{name: value})
     assert not (outputs / "runs").exists()
 
@@ -155,28 +190,40 @@ def test_says_what_it_resumes(start, monkeypatch, capsys, outputs):
 @pytest.mark.parametrize(
     ("where", "name", "call", "message"),
     [
-        (DeepFM, "training_step", 4, "there is no checkpoint yet"),
-        (DeepFM, "training_step", 12, "RESUME = True goes on from .*last.ckpt"),
-        (DeepFM, "test_step", 1, "RESUME = True goes on from .*last.ckpt"),
+        (DeepFM, "training_step", 4, "there was no checkpoint yet"),
+        (DeepFM, "training_step", 12, "resume=True continues from .*last.ckpt"),
+        (DeepFM, "test_step", 1, "resume=True continues from .*last.ckpt"),
     ],
 )
-def test_ctrl_c_says_how_to_go_on(start, monkeypatch, capsys, where, name, call, message):
+@pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (SIGTERMException, 143)])
+def test_ctrl_c_says_how_to_go_on(start, monkeypatch, capsys, where, name, call, message, kind, code):
     handler = signal.getsignal(signal.SIGINT)
-    interrupt(monkeypatch, where, name, call, KeyboardInterrupt)
+    interrupt(monkeypatch, where, name, call, kind)
     with pytest.raises(SystemExit) as ended:
         run_script(start)
     signal.signal(signal.SIGINT, handler)  # Lightning turns it off
-    assert ended.value.code == 130
+    assert ended.value.code == code
     assert re.fullmatch(f"interrupted; {message}.*", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed(start, monkeypatch, outputs):
+    with monkeypatch.context() as patch:
+        interrupt(patch, DeepFM, "training_step", 12)
+        with pytest.raises(Interrupted):
+            start()
+    folder = outputs / "runs" / "deepfm" / "version_0" / "checkpoints"
+    (folder / "last.ckpt.0123abcd.tmp").touch()
+    start(resume=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_two_that_resume_at_once_take_different_runs(start, monkeypatch, outputs):
     for _ in range(2):
         with monkeypatch.context() as patch:
-            interrupt(patch, common.training, "write_json", 1)
+            interrupt(patch, common.training.fit, "write_json", 1)
             with pytest.raises(Interrupted):
                 start()
-    taken = [choose_folder(outputs / "runs" / "deepfm", True) for _ in range(3)]  # each is held by its lock
+    taken = [find_or_create_run(outputs / "runs" / "deepfm", True) for _ in range(3)]  # each is held by its lock
     assert [folder.name for folder, _ in taken] == ["version_1", "version_0", "version_2"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import Terminated, UserError, run_script
 from common.paths import REPO
 from tests.criteo_rows import make_lines, write_lines
 
@@ -26,7 +27,7 @@ def run(script: str, data_root: Path, folder: Path) -> subprocess.CompletedProce
 def test_deepfm_as_it_is_on_the_sample(tmp_path, outputs):
     done = run("deepfm/train.py", tmp_path / "nothing", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "using the built-in sample. `python data/criteo_data.py`, with DATASET = 'criteo' in it" in done.stdout
+    assert "using the built-in sample. `python data/criteo_data.py`, with dataset = 'criteo' in it" in done.stdout
     folder = outputs / "runs" / "deepfm" / "version_0"
     results = json.loads((folder / "results.json").read_text())
     assert set(results) >= CONTRACT
@@ -55,6 +56,50 @@ def test_bad_input_is_one_line_on_stderr(tmp_path, outputs, rng, script, line, m
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert not list(outputs.glob("runs/deepfm/*/results.json"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (MemoryError("Unable to allocate 9 TiB"), 1, "error: not enough memory. Unable to allocate 9 TiB"),
+        (UserError("found \x1b[2J"), 1, "error: found \\x1b[2J"),
+        (KeyboardInterrupt("go on"), 130, "interrupted; go on"),
+        (Terminated("go on"), 143, "interrupted; go on"),
+    ],
+)
+def test_how_a_script_ends(capsys, error, code, line):
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(fail)
+    assert ended.value.code == code and capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_closed_standard_streams(tmp_path, outputs, rng):
+    """A script runs without them; no library writes into a file that has got the number of one."""
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 300))
+    code = f"""import sys; sys.path.insert(0, {str(REPO)!r})
+from common.errors import run_script
+from deepfm.train import train
+run_script(lambda: train(hidden_units=(4,), embedding_dim=2, max_epochs=1, data_root={str(tmp_path)!r}))"""
+    done = subprocess.run(["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], cwd=tmp_path)
+    assert done.returncode == 0
+    checkpoint = outputs / "runs" / "deepfm" / "version_0" / "checkpoints" / "best.ckpt"
+    command = [sys.executable, REPO / "predict.py", checkpoint, tmp_path / "criteo" / "train.txt", tmp_path / "out.csv"]
+    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *map(str, command)])
+    assert done.returncode == 0 and len((tmp_path / "out.csv").read_text().splitlines()) == 301
+
+
+def test_the_readmes_python_runs(tmp_path, outputs, rng):
+    (code,) = re.findall("```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
+    environment = os.environ | {"DATA_ROOT": str(tmp_path), "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith(str(outputs / "runs" / "deepfm" / "version_0"))
 
 
 def test_what_the_readme_names_is_there():

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -12,19 +13,22 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from ray import cloudpickle, tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray import tune
 
+import dlrm.train
+from common.cluster.search import DISK, SearchProgress, TuneReporter, make_scheduler
+from common.cluster.search_record import CAUSE_FILE, SearchRecord
 from common.errors import UserError
+from common.files import write_json
 from common.paths import REPO
-from common.search import CAUSE, Progress, Reporter, SearchRecord, make_scheduler
-from data.sample_criteo import criteo_sample
+from data.criteo_sample import criteo_sample
 from dlrm.train import train
 from tests.criteo_rows import make_lines, write_lines
-from tune_dlrm import run_trial, search
+from tune_dlrm import find_folder, run_trial, search
 
-SETTINGS = "validations_per_epoch=4, grace_validations=4, concurrent_trials=1, seed=2"  # the 4th trial of which fails
-SMALL = "'top': tune.choice([(8,)]), 'embedding_dim': tune.choice([4]), 'batch_size': tune.choice([4])"
+FIXED_HERE = "{'dataset': 'criteo', 'max_epochs': 1, 'validations_per_epoch': 4, 'seed': 2}"  # the 4th trial fails
+SETTINGS = f"fixed={FIXED_HERE}, grace_validations=4, concurrent_trials=1"
+SMALL = "'top_mlp_units': tune.choice([(8,)]), 'embedding_dim': tune.choice([4]), 'batch_size': tune.choice([4])"
 RATE = "'learning_rate': tune.loguniform(1e-3, 1e-2)"
 
 
@@ -54,6 +58,13 @@ run_script(lambda: {call})"""
     return start
 
 
+@pytest.fixture
+def short_folder() -> Path:
+    """Sockets, whose names are short, are below it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
 def read_record(outputs: Path) -> list[dict]:
     path = outputs / "runs" / "tune_dlrm" / "version_0" / "search.json"
     return json.loads(path.read_text()) if path.exists() else []
@@ -67,7 +78,9 @@ def wait_until(condition, process: subprocess.Popen) -> None:
 
 def test_killed_and_started_again_with_failing_trials(start, outputs):
     """The driver is killed while the second trial runs; an optimizer that does not exist makes the last one fail."""
-    space = f"{SMALL}, 'bottom': tune.choice([(8,), (4,)]), {RATE}, 'optimizer': tune.choice(['adam', 'none'])"
+    space = (
+        f"{SMALL}, 'bottom_mlp_units': tune.choice([(8,), (4,)]), {RATE}, 'optimizer': tune.choice(['adam', 'none'])"
+    )
     process = start(space, 4)
     wait_until(lambda: len(trials := read_record(outputs)) > 1 and len(trials[1]["rows"]) > 0, process)
     process.kill()
@@ -87,7 +100,7 @@ def test_killed_and_started_again_with_failing_trials(start, outputs):
     assert after[1]["rows"][: len(before[1]["rows"])] == before[1]["rows"]
     failed = [trial for trial in after if trial["config"]["optimizer"] == "none"]
     assert failed and [trial for trial in after if trial["state"] == "failed"] == failed
-    assert "UserError: OPTIMIZER is 'none'" in failed[0]["cause"] and failed[0]["cause"] in output
+    assert "UserError: optimizer is 'none'" in failed[0]["cause"] and failed[0]["cause"] in output
 
     names = {path.name for path in folder.iterdir() if path.is_file()}
     assert names > {"best.json", "search.json", "search.log", "search.png", "settings.png", "trials.csv"}
@@ -96,15 +109,20 @@ def test_killed_and_started_again_with_failing_trials(start, outputs):
     assert len(table) == 4 and best["trial"] == finished.trial.iloc[0]
     assert best["validation"]["auc"] == pytest.approx(finished.val_auc.max(), abs=1e-6)
     assert Path(best["checkpoint"]).exists() and 0 < best["test"]["auc"] < 1
-    assert f"OPTIMIZER = {best['constants']['OPTIMIZER']!r}" in output
+    assert f"optimizer={best['settings']['optimizer']!r}," in output
 
 
-def test_all_fail(start, outputs):
+def test_all_fail(start, outputs, monkeypatch, short_folder):
+    """Ray's files are in a folder that is gone with the search, and that was closed to other users."""
+    monkeypatch.setenv("RAY_TMPDIR", str(short_folder))
     process = start(f"{SMALL}, 'optimizer': tune.choice(['none'])", 2)
+    wait_until(lambda: any(short_folder.iterdir()), process)
+    (folder,) = short_folder.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "error: all 2 trials failed; the first one: UserError: OPTIMIZER is 'none'" in errors
-    assert f"remove {outputs / 'runs' / 'tune_dlrm' / 'version_0'} to search anew" in errors
+    assert process.returncode == 1 and not any(short_folder.iterdir())
+    assert "error: all 2 trials failed; the first one: UserError: optimizer is 'none'" in errors
+    assert f"remove {outputs / 'runs' / 'tune_dlrm' / 'version_0'} to search again" in errors
     assert "Traceback" not in errors
 
 
@@ -112,15 +130,15 @@ def test_all_fail(start, outputs):
     ("name", "value"),
     [
         ("trials", 0),
-        ("max_epochs", None),
+        ("fixed", 3),
         ("reduction_factor", 1),
         ("gpus_per_trial", -1),
         ("space", []),
-        ("seed", "1"),
+        ("concurrent_trials", "1"),
     ],
 )
 def test_constants_out_of_range_are_refused(outputs, name, value):
-    with pytest.raises(UserError, match=f"{name.upper()} is {re.escape(repr(value))}; it must be"):
+    with pytest.raises(UserError, match=f"{name} is {re.escape(repr(value))}; it must be"):
         search(**{name: value})
     assert not (outputs / "runs").exists()
 
@@ -129,8 +147,8 @@ def test_constants_out_of_range_are_refused(outputs, name, value):
     "entry", [2e-3, tune.grid_search([1e-3, 2e-3]), tune.randn(), tune.sample_from(lambda spec: 1e-3), {"low": 1e-3}]
 )
 def test_entries_of_the_space_that_cannot_be_searched_are_refused(outputs, entry):
-    with pytest.raises(UserError, match=re.escape("SEARCH_SPACE['learning_rate'] must be tune.choice, ")):
-        search(space={"top": tune.choice([(8,)]), "learning_rate": entry})
+    with pytest.raises(UserError, match=re.escape("SPACE['learning_rate'] must be tune.choice, ")):
+        search(space={"top_mlp_units": tune.choice([(8,)]), "learning_rate": entry})
     assert not (outputs / "runs").exists()
 
 
@@ -147,14 +165,34 @@ def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch,
 
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    monkeypatch.setattr("tune_dlrm.start_ray", refuse)
-    for edited in (train, train, partial(train, optimizer="adagrad"), partial(train, num_workers=1)):
-        monkeypatch.setattr("tune_dlrm.train", edited)
-        with pytest.raises(UserError, match="no Ray here"):
+    monkeypatch.setattr("common.cluster.search.start_ray", refuse)
+    for group, edited in (
+        ("OPTIMIZER", {}),
+        ("OPTIMIZER", {}),
+        ("OPTIMIZER", {"optimizer": "adagrad"}),
+        ("DATA", {"num_workers": 1}),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="no Ray here"):
+            patch.setattr(f"dlrm.train.{group}", getattr(dlrm.train, group) | edited)
             search()
+    with pytest.raises(UserError, match="no Ray here"):
+        search(trials=40)  # more trials continue the same search
     searches = (outputs / "runs" / "tune_dlrm").glob("version_*/settings.json")
     assert {json.loads(path.read_text())["optimizer"] for path in searches} == {"adam", "adagrad"}
     assert len(list((outputs / "runs" / "tune_dlrm").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["settings.json", "search.json"])
+@pytest.mark.parametrize("damaged", ["", "[{}]", '[{"number": 0', "3"])
+def test_a_damaged_file_of_a_search_blocks_no_later_one(tmp_path, capsys, name, damaged):
+    settings = {"trials": 1}
+    first = find_folder(tmp_path, settings, 1)
+    write_json(first / "settings.json", settings)
+    SearchRecord(first).add({})
+    assert find_folder(tmp_path, settings, 1) == first
+    (first / name).write_text(damaged)
+    assert find_folder(tmp_path, settings, 1) == tmp_path / "version_1"
+    assert f"{name} is damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -166,12 +204,18 @@ def test_a_trial_is_finished_however_many_validations_it_has(
 ):
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
     reports = []
-    monkeypatch.setattr("common.search.tune.report", reports.append)
-    small = {"bottom": (4,), "top": (4,), "embedding_dim": 2, "patience": 9, "validations_per_epoch": 3}
-    train(**small, data_root=str(tmp_path), batch_size=batch_size, callbacks=[Reporter()], test=False)
+    monkeypatch.setattr("common.cluster.search.tune.report", reports.append)
+    small = {
+        "bottom_mlp_units": (4,),
+        "top_mlp_units": (4,),
+        "embedding_dim": 2,
+        "patience": 9,
+        "validations_per_epoch": 3,
+    }
+    train(**small, data_root=str(tmp_path), batch_size=batch_size, callbacks=[TuneReporter()], test=False)
 
     record = SearchRecord(tmp_path)
-    progress, scheduler = Progress(record, 1), make_scheduler(record, 1, 3, 2)
+    progress, scheduler = SearchProgress(record, 1), make_scheduler(record, 1, 3, 2)
     for seen, state in (reports, "finished"), (reports[:1], "stopped"):
         trial = SimpleNamespace(trial_id=state, config={"number": record.add({})["number"]})
         scheduler.on_trial_add(None, trial)
@@ -186,16 +230,16 @@ def test_a_trial_is_finished_however_many_validations_it_has(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"gpus_per_trial": 0.5}, "GPUS_PER_TRIAL: 0.5 GPUs are asked for; Ray has 0 "),
-        ({"cpus_per_trial": 3}, "CPUS_PER_TRIAL times WORKERS_PER_TRIAL: 3 CPUs are asked for; Ray has 2 "),
-        ({"workers_per_trial": 4}, "CPUS_PER_TRIAL times WORKERS_PER_TRIAL: 4 CPUs are asked for; Ray has 2 "),
+        ({"gpus_per_trial": 0.5}, "gpus_per_trial: 0.5 GPUs are asked for; Ray has 0 "),
+        ({"cpus_per_trial": 3}, "cpus_per_trial times workers_per_trial: 3 CPUs are asked for; Ray has 2 "),
+        ({"workers_per_trial": 4}, "cpus_per_trial times workers_per_trial: 4 CPUs are asked for; Ray has 2 "),
     ],
 )
 def test_a_trial_that_fits_on_no_machine_is_refused(monkeypatch, outputs, tmp_path, rng, asked, message):
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    monkeypatch.setattr("tune_dlrm.start_ray", lambda *values, **keywords: None)
-    monkeypatch.delattr("tune_dlrm.tune.Tuner")  # it would wait without end
+    monkeypatch.setattr("common.cluster.search.start_ray", lambda *values, **keywords: None)
+    monkeypatch.delattr("common.cluster.search.tune.Tuner")  # it would wait without end
     machines = [{"Alive": True, "Resources": {"CPU": 2.0}}] * 2 + [{"Alive": False, "Resources": {"GPU": 1.0}}]
     monkeypatch.setattr("ray.nodes", lambda: machines)
     with pytest.raises(UserError, match=re.escape(message)):
@@ -206,27 +250,29 @@ def test_a_full_disk_is_told_from_a_fault_of_the_trial(monkeypatch, tmp_path):
     def refuse(cause: Exception | None, **keywords: object) -> None:
         raise UserError("Make room.") from cause
 
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     record = SearchRecord(tmp_path)
-    for cause, raised in (OSError(28, "No space left on device"), OSError), (None, UserError):
-        monkeypatch.setattr("tune_dlrm.train", partial(refuse, cause))
-        with pytest.raises(raised, match=r"Make room\."):
-            run_trial({"number": 0}, {}, record, threads=1, workers=1)
-        assert (record.folder(0) / CAUSE).exists() == (raised is UserError)
+    for cause, kept in (OSError(28, "No space left on device"), DISK), (None, "UserError: "):
+        monkeypatch.setattr("dlrm.train.train", partial(refuse, cause))
+        with pytest.raises(UserError, match=r"Make room\."):
+            run_trial({"number": 0}, record, {}, workers=1)
+        assert (record.folder(0) / CAUSE_FILE).read_text() == f"{kept}Make room."
 
 
 def test_a_full_disk_leaves_a_trial_to_go_on_with(monkeypatch, tmp_path):
-    monkeypatch.setattr(Progress, "_check_nodes", lambda self: None)
-    record, kept = SearchRecord(tmp_path), tmp_path / "error.pkl"
+    monkeypatch.setattr(SearchProgress, "_check_nodes", lambda self: None)
+    record, kept = SearchRecord(tmp_path), tmp_path / "error.txt"
     record.add({})
-    progress, trial = Progress(record, 1), SimpleNamespace(config={"number": 0}, pickled_error_file=str(kept))
-    full = RayTaskError("train", "a traceback", OSError("Make room.")).as_instanceof_cause()
-    kept.write_bytes(cloudpickle.dumps(full))
-    with pytest.raises(UserError, match=r"^Make room\. Then the same command goes on"):
+    progress, trial = SearchProgress(record, 1), SimpleNamespace(config={"number": 0}, error_file=str(kept))
+    trial.pickled_error_file = str(tmp_path / "error.pkl")  # Ray's: opening it could run code
+    record.folder(0).mkdir(parents=True)
+    (record.folder(0) / CAUSE_FILE).write_text(f"{DISK}Make room.")
+    with pytest.raises(UserError, match=r"^Make room\. Then the same command continues"):
         progress.on_trial_error(0, [], trial)
     assert SearchRecord(tmp_path).trials[0] == record.trials[0]
     assert record.trials[0]["state"] == "started" and record.trials[0]["deaths"] == 0
 
-    kept.write_bytes(cloudpickle.dumps(RayActorError(error_msg="The process was killed.")))
+    kept.write_text("Failure # 1\nThe actor died.\nThe process was killed.\n")
     progress.on_trial_error(0, [], trial)
     assert record.trials[0]["cause"] == "its process died: The process was killed."
 
@@ -245,9 +291,9 @@ def test_a_full_disk_ends_a_search_with_a_message(monkeypatch, outputs, tmp_path
 
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    monkeypatch.setattr("tune_dlrm.tune.Tuner", Tuner)
+    monkeypatch.setattr("common.cluster.search.tune.Tuner", Tuner)
     for name in ("start_ray", "check_resources", "tune.with_parameters", "tune.with_resources"):
-        monkeypatch.setattr(f"tune_dlrm.{name}", lambda *values, **keywords: None)
+        monkeypatch.setattr(f"common.cluster.search.{name}", lambda *values, **keywords: None)
     with pytest.raises(UserError, match="Make room"):
         search()
 
@@ -256,12 +302,12 @@ def test_a_search_whose_ray_is_gone_ends_with_a_message(monkeypatch, tmp_path, c
     def end(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr("common.search.LOOK_SECONDS", -1)
-    monkeypatch.setattr("common.search.os._exit", end)
-    progress = Progress(SearchRecord(tmp_path), 3)
-    monkeypatch.setattr("common.search.ray.nodes", lambda: [{"Alive": False}, {"Alive": True}])
+    monkeypatch.setattr("common.cluster.search.LOOK_SECONDS", -1)
+    monkeypatch.setattr("common.cluster.search.os._exit", end)
+    progress = SearchProgress(SearchRecord(tmp_path), 3)
+    monkeypatch.setattr("common.cluster.search.ray.nodes", lambda: [{"Alive": False}, {"Alive": True}])
     progress.on_step_end(1, [])
-    monkeypatch.setattr("common.search.ray.nodes", lambda: [{"Alive": False}])
+    monkeypatch.setattr("common.cluster.search.ray.nodes", lambda: [{"Alive": False}])
     with pytest.raises(SystemExit, match="1"):
         progress.on_step_end(2, [])
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "The same command continues" in capsys.readouterr().err

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.download
+import common.data.download
+from common.data.download import unpack
 from common.errors import UserError
-from data.download import unpack
 
 RANDOM = np.random.default_rng(0).bytes(3_000_000)
 
@@ -74,8 +74,43 @@ def test_only_the_files_asked_for_are_unpacked(tmp_path, kind):
     ids=["link", "hard link", "device", "pipe", "bomb", "wrong bytes", "cut", "no archive", "empty"],
 )
 def test_bad_archives_leave_nothing(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(data.download, "LARGEST_FILE", 4_000_000)
+    monkeypatch.setattr(common.data.download, "LARGEST_FILE", 4_000_000)
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(UserError, match=message):
         unpack(tmp_path / "a", {"rows.txt": "md5:0"}, tmp_path / "set")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("kind", ["member", "tar.xz", "tar.bz2"])
+def test_damage_within_any_compression_is_one_message(tmp_path, method, kind):
+    path, content = tmp_path / "a.zip", {"rows.txt": RANDOM[:200_000]}
+    if kind != "member":
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode=f"w:{kind.removeprefix('tar.')}") as packed:
+            member = tarfile.TarInfo("rows.txt")
+            member.size = len(content["rows.txt"])
+            packed.addfile(member, io.BytesIO(content["rows.txt"]))
+        packed = bytearray(buffer.getvalue())
+        packed[100_000:100_100] = bytes(100)
+        content = {"a.tar.gz": bytes(packed)}
+        method = zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    if kind == "member":
+        whole = bytearray(path.read_bytes())
+        whole[60:160] = bytes(100)
+        path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"a.zip: the archive is damaged .*Remove it to download it again"):
+        unpack(path, {"rows.txt": None}, tmp_path / "folder")
+
+
+def test_an_archive_that_cannot_be_read_is_not_one_that_cannot_be_written(tmp_path, monkeypatch):
+    def fail(self, count: int = -1) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    path = make_zip(tmp_path / "a.zip", {"rows.txt": b"rows"})
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+    with pytest.raises(UserError, match=r"cannot read .*a.zip: Input/output error"):
+        unpack(path, {"rows.txt": None}, tmp_path / "folder")

@@ -1,4 +1,4 @@
-"""`python tests/two_processes.py DEVICES FILE`: what 100 steps of each model give, trained by so many processes.
+"""`python tests/two_processes.py devices FILE`: what 100 steps of each model give, trained by so many processes.
 
 Called by test_processes.py, as Lightning starts a script again for each further process.
 """
@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 
 from bst.bst import BST
-from common.processes import is_first, trainer_settings
-from data.loader import BatchLoader, EpochOrder
+from common.data.loader import BatchLoader, EpochSampler
+from common.process_group import distributed_trainer_kwargs, is_rank_zero
 from deepfm.deepfm import DeepFM
 from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
@@ -39,11 +39,11 @@ class Loaders(pl.LightningDataModule):
         self.batch = batch
 
     def train_dataloader(self) -> BatchLoader:
-        return BatchLoader(Rows(self.batch), EpochOrder(range(ROWS), seed=1), BATCH_SIZE)
+        return BatchLoader(Rows(self.batch), EpochSampler(range(ROWS), seed=1), BATCH_SIZE)
 
 
 def run(model: pl.LightningModule, batch: list[torch.Tensor], devices: int) -> dict:
-    processes = trainer_settings({"devices": devices, "num_nodes": 1, "strategy": "auto"})
+    processes = distributed_trainer_kwargs({"devices": devices, "num_nodes": 1, "strategy": "auto"})
     trainer = pl.Trainer(
         max_steps=STEPS, logger=False, enable_checkpointing=False, enable_progress_bar=False, **processes
     )
@@ -60,7 +60,7 @@ def main(devices: int, path: str) -> None:
             pl.seed_everything(1, verbose=False)
             model = module.make_model(optimizer=optimizer, embedding_l2=l2, learning_rate=0.01).train()
             results[f"{kind.__name__} {optimizer}"] = run(model, module.make_batch(ROWS), devices)
-    if is_first():
+    if is_rank_zero():
         torch.save(results, path)
 
 

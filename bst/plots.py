@@ -1,0 +1,62 @@
+"""What a tested BST got wrong by length of history, and what it looked at."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bst.bst import BST
+from common.model.metrics import auc, rating_metrics
+from data.movie_history import PADDING
+from data.movie_rating_seq import MovieRatingDataModule
+
+LENGTH_BINS = 8  # of about equally many test rows
+EXAMPLES, SHOWN_RATINGS = 4, 15  # of the attention figure
+
+
+def plot_history_length_and_attention(
+    model: BST, data: MovieRatingDataModule, prediction: Tensor, target: Tensor, folder: Path
+) -> None:
+    """history_length.png and attention.png of the test rows."""
+    _plot_history_length(data, prediction, target, folder / "history_length.png")
+    if model.hparams.use_sequence:
+        _plot_attention(model, data, folder / "attention.png")
+
+
+def _plot_history_length(data: MovieRatingDataModule, prediction: Tensor, target: Tensor, path: Path) -> None:
+    length = 1 + data.past_ratings("test")
+    edges = np.unique(np.quantile(length, np.linspace(0, 1, LENGTH_BINS + 1)))
+    part = np.clip(np.searchsorted(edges, length, "right") - 1, 0, len(edges) - 2)
+    middles, values = [], []
+    for i in range(len(edges) - 1):
+        rows = torch.from_numpy(part == i)
+        metrics = auc if data.target == "click" else lambda p, t: rating_metrics(p, t)["rmse"]
+        middles.append(np.median(length[part == i]))
+        values.append(metrics(prediction[rows], target[rows]))
+    figure = Figure((5.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(middles, values, "o-")
+    axes.set(xscale="log", xlabel="1 + past ratings of the user", ylabel="AUC" if data.target == "click" else "RMSE")
+    axes.set_xticks(middles, [f"{middle:.0f}" for middle in middles])
+    axes.minorticks_off()
+    axes.set_title("test rows by length of history (equally many at each point)")
+    figure.savefig(path, dpi=120)
+
+
+def _plot_attention(model: BST, data: MovieRatingDataModule, path: Path) -> None:
+    rows = np.array(data.rows["test"])[:: max(1, len(data.rows["test"]) // EXAMPLES)][:EXAMPLES]
+    movie_id, history, residual, time_gap, *_, target = data.examples()[torch.from_numpy(rows)]
+    weights = model.cpu().attention(movie_id, history, residual, time_gap).numpy()
+    figure = Figure((14, 2.2 * len(rows)), layout="constrained")
+    for i, axes in enumerate(figure.subplots(-(-len(rows) // 2), 2, squeeze=False).flat[: len(rows)]):
+        positions = [p for p in range(history.shape[1])[-SHOWN_RATINGS:] if history[i, p] != PADDING]
+        names = [f"{data.title(int(history[i, p]))}  ({residual[i, p]:+.1f})" for p in positions] + [
+            "the target itself"
+        ]
+        axes.barh(range(len(names)), weights[i, [*positions, -1]], tick_label=names)
+        axes.set_title(f"{data.title(int(movie_id[i]))}: {target[i]:g}", fontsize=9)
+        axes.tick_params(labelsize=7)
+    figure.suptitle("attention to the latest ratings (in brackets: above or below expectation), mean of the heads")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,156 @@
+"""Training and searching on a Ray cluster, which may be this machine alone."""
+
+import atexit
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray._private import ray_constants
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from common.errors import UserError, check
+from common.files import read_json
+from common.paths import REPO, data_root, output_root
+from common.process_group import is_rank_zero
+from common.settings import check_settings
+from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, find_or_create_run
+
+RESTARTS = 3  # of a run of which a process or a machine dies
+OBJECT_STORE = 128 * 2**20  # bytes; data is read from the cache, Ray carries settings and results
+
+
+def start_ray(address: str | None, threads: int, show_output: bool) -> None:
+    """Connect to a running cluster ($RAY_ADDRESS without an address), or start Ray here, without a dashboard.
+
+    threads: of a process. show_output: whether what the processes print comes to this terminal.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    own = {}
+    if address == "local":
+        own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "_temp_dir": _private_folder()}
+        # Ray listens on all interfaces without it. Its public switch, a variable of the environment, is read when Ray
+        # is imported, before the address is known, and must not be set for a cluster of several machines
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    variables = {"PYTHONPATH": str(REPO), "OUTPUT_ROOT": str(output_root()), "DATA_ROOT": str(data_root())}
+    variables |= {"OMP_NUM_THREADS": str(threads), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    try:
+        ray.init(
+            address,
+            log_to_driver=show_output,
+            logging_level=logging.CRITICAL,
+            runtime_env={
+                "env_vars": variables,
+                "worker_process_setup_hook": "common.cluster.ray_cluster.silence_ray_train",
+            },
+            **own,
+        )
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address}. Where `ray start` turned authentication on, set RAY_AUTH_MODE=token."
+        ) from error
+    except OSError as error:  # of sockets, whose names may have some 100 characters
+        raise UserError(f"Ray does not start: {error}. Set RAY_TMPDIR to a folder with a short name.") from error
+
+
+def _private_folder() -> str:
+    """A new folder for Ray's files, which no other user can change (Ray's own place is the same for all users).
+
+    It is removed when this process ends.
+    """
+    home = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "darwin" else None)  # short, see start_ray
+    folder = tempfile.mkdtemp(prefix="ray-", dir=home)
+
+    def remove() -> None:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return str(Path(folder, "ray"))  # Ray opens its folder to all users
+
+
+def check_resources(settings: str, kind: str, amount: float, on_one_machine: bool = False) -> None:
+    """Raise UserError if the cluster is too small: Ray would wait forever. Start the machines of an autoscaler first.
+
+    settings: the names of those that ask for `amount` of the kind "CPU" or "GPU".
+    """
+    amounts = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
+    there = max(amounts, default=0) if on_one_machine else sum(amounts)
+    where = "the largest machine" if on_one_machine else "all machines together"
+    check(amount <= there, f"{settings}: {amount:g} {kind}s are asked for; Ray has {there:g} ({where}).")
+
+
+def silence_ray_train() -> None:
+    """Show only errors of Ray Train. Runs in every Ray worker."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dict:
+    """Call `train(**settings)` in devices times num_nodes workers of a cluster. If one dies, all are restarted from the
+    last checkpoint.
+
+    Returns what `train` returns. Raises: UserError if workers die more than RESTARTS times, or the cluster has too few
+    CPUs or GPUs for them.
+    """
+    check_settings(settings)
+    processes = settings["devices"] * settings["num_nodes"]
+    if not ray.is_initialized():
+        start_ray(None, threads=1, show_output=True)
+    use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    try:
+        reports = [TuneReportCallback()]
+    except RuntimeError:  # this is no trial of a search
+        reports = []
+    asking = "devices times num_nodes (in a search: workers_per_trial)"
+    if not reports:  # a trial has its CPUs already
+        check_resources(asking, "CPU", processes)
+    if use_gpu:
+        check_resources(asking, "GPU", processes)
+    folder = settings.get("run_folder")
+    if folder is None:
+        folder, lock = find_or_create_run(output_root() / "runs" / script, settings["resume"])
+        if lock:
+            lock.release()  # to the first process
+
+    def work() -> None:
+        os.environ["RUN_FOLDER"] = str(folder)
+        if (Path(folder) / LAST_CHECKPOINT).exists() and is_rank_zero():
+            print(f"Continuing {folder}", flush=True)
+        train(**settings)
+
+    trainer = TorchTrainer(
+        work,
+        scaling_config=ScalingConfig(
+            num_workers=processes,
+            use_gpu=use_gpu,
+            # the CPUs of a trial's processes are those of the trial, which Ray surely frees when it is stopped
+            resources_per_worker={"memory": 1} if reports else {"CPU": 1},
+            placement_strategy="SPREAD" if settings["num_nodes"] > 1 else "PACK",
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(folder),
+            # what other trials hold becomes free; what is gone with a machine may not
+            failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=-1 if reports else RESTARTS),
+            callbacks=reports,
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise UserError(f"the processes on the Ray cluster failed: {_cause(error)}") from error
+    results = read_json(Path(folder) / "results.json")
+    return results | {"run_folder": str(folder), "checkpoint": str(Path(folder) / BEST_CHECKPOINT)}
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """Message of the first worker that says more than that another one is gone."""
+    failures = [str(failure) for failure in getattr(error, "worker_failures", {}).values()]
+    return next((text for text in failures if UserError.__name__ in text), str(error)).strip().splitlines()[-1]

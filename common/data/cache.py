@@ -1,0 +1,153 @@
+"""Prepared data on disk: built once by one process, complete or absent, found again by later runs."""
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from common.data.parallel import ordered_map
+from common.errors import check
+from common.files import as_user_error
+from common.paths import output_root
+
+MANIFEST = "manifest.json"
+PARTIAL, LOCK = ".partial", ".lock"  # beside an entry: its unfinished build, and its lock
+
+
+def cache_root() -> Path:
+    """Folder that holds every cache; it may be deleted at any time when nothing runs."""
+    return output_root() / "data" / "cache"
+
+
+def build_once(
+    name: str,
+    sources: Sequence[Path],
+    settings: dict[str, Any],
+    build: Callable[[Path], None],
+    *,
+    code: Sequence[ModuleType | str],
+    expected_bytes: int | None = None,
+) -> Path:
+    """Folder with what `build(folder)` wrote for these source files and settings; built now if it is not there yet.
+
+    Everything that decides what `build` writes is part of the key: the sources (path, size and modification time), all
+    `settings`, and the source text of the modules in `code` (or their names). Entries of older sources or code are
+    removed, damaged ones are built again: checksums are compared each time, which takes a second per gigabyte. A build
+    goes to a folder of its own that is renamed when complete, under a lock that dies with its process.
+    expected_bytes: roughly what `build` writes, for the message that a disk is full; None: the sources' sizes.
+
+    Raises: UserError if the disk is full or read-only or a source changes meanwhile, and whatever `build` raises.
+    """
+    modules = [sys.modules[module] if isinstance(module, str) else module for module in code]
+    parent = cache_root() / f"{name}-{_digest([str(path) for path in sources])}"
+    try:
+        state = _state(sources)
+        entry = parent / f"{_digest([state, [inspect.getsource(module) for module in modules]])}-{_digest(settings)}"
+        parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(entry.with_suffix(LOCK), name):
+            _remove_partial(parent, entry)
+            if not _is_intact(entry):
+                _remove_outdated(parent, entry, name)
+                _build(entry, build, sources, state)
+    except OSError as error:
+        raise as_user_error(error, parent, _size_of(sources) if expected_bytes is None else expected_bytes) from error
+    return entry
+
+
+def _state(sources: Sequence[Path]) -> list:
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+
+
+def _build(entry: Path, build: Callable[[Path], None], sources: Sequence[Path], state: list) -> None:
+    partial = entry.with_suffix(PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        build(partial)
+        check(_state(sources) == state, f"{' or '.join(map(str, sources))} changed while it was read; start again.")
+        (partial / MANIFEST).write_text(json.dumps(_checksums(partial)))
+        os.replace(partial, entry)
+    except BaseException as error:
+        if isinstance(error, OSError) and not error.filename:  # a full disk: the file written last
+            error.filename = max(partial.iterdir(), key=lambda path: path.stat().st_mtime_ns, default=partial)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of each file but the manifest."""
+    paths = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+    return dict(zip([path.name for path in paths], ordered_map(_checksum, paths), strict=True))
+
+
+def _checksum(path: Path) -> list[int]:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+        return [file.tell(), crc]
+
+
+def _is_intact(entry: Path) -> bool:
+    if not entry.exists():
+        return False
+    try:
+        if json.loads((entry / MANIFEST).read_text()) == _checksums(entry):
+            return True
+    except (OSError, ValueError):
+        pass
+    print(f"The cache {entry} is damaged; it is built again.")
+    shutil.rmtree(entry)
+    return False
+
+
+def _remove_outdated(parent: Path, entry: Path, name: str) -> None:
+    """Remove the entries of other states of sources and code."""
+    state = entry.name.split("-")[0]
+    outdated = [p for p in parent.iterdir() if p.is_dir() and p.suffix != PARTIAL and not p.name.startswith(state)]
+    if outdated:
+        print(f"The raw files of {name}, or the code that reads them, have changed: the cache is built again.")
+    for path in outdated:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_partial(parent: Path, entry: Path) -> None:
+    """Remove what killed builds of other entries have left behind; a live build holds its lock."""
+    for partial in parent.glob(f"*{PARTIAL}"):
+        if partial.stem != entry.name:
+            with suppress(Timeout), FileLock(partial.with_suffix(LOCK), timeout=0):
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
+    """Hold the lock; print a message while another process has it. A dead process's lock is released by the system."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Waiting for another process that prepares {name} ...", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _size_of(sources: Sequence[Path]) -> float:
+    """Roughly the bytes that prepared data takes: those of the raw text."""
+    return sum(path.stat().st_size * (3 if path.suffix == ".gz" else 1) for path in sources if path.exists())
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

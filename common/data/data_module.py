@@ -1,0 +1,70 @@
+"""What all data modules share: the loaders of the three splits, and the attributes that the trainers read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from common.data.loader import BatchLoader, EpochSampler, MemmapDataset
+from common.settings import check_settings
+
+SPLITS = ("train", "val", "test")
+EVALUATION_BATCHES = 4  # batches of validation and test hold so many times the rows: they need no gradients
+
+Rows = np.ndarray | range
+
+
+class RecommendationDataModule(pl.LightningDataModule):
+    """Rows of three splits from one dataset of encoded rows.
+
+    A subclass gives setup(), which sets is_sample and rows, examples(), protocol, best_possible() and state_dict(): all
+    that is needed to score new rows with a checkpoint alone.
+    """
+
+    is_sample: bool  # whether the rows are the built-in sample's
+    rows: Mapping[str, Rows]  # row numbers of "train", "val" and "test"
+
+    def __init__(self, *, dataset: str, data_root: str | None, batch_size: int, num_workers: int, seed: int):
+        super().__init__()
+        check_settings({"dataset": dataset, "data_root": data_root, "batch_size": batch_size})
+        self.dataset, self.data_root = dataset, data_root
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+
+    @property
+    def protocol(self) -> str:
+        """How the rows were split, for results and tables."""
+        raise NotImplementedError
+
+    def examples(self) -> MemmapDataset:
+        """The encoded rows of all splits: row numbers (B,) -> (*inputs, target)."""
+        raise NotImplementedError
+
+    def best_possible(self) -> dict[str, float]:
+        """Test metrics of the planted model of the built-in sample."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def read(self, rows: Rows | Sequence[int]) -> list[np.ndarray]:
+        """Inputs and target of some rows, as arrays in memory."""
+        return [array.numpy() for array in self.examples()[torch.from_numpy(np.array(rows, np.int64))]]
+
+    def targets(self, split: str) -> torch.Tensor:
+        """Targets of a split's rows (N,) or (N, K) float32."""
+        return self.examples().arrays[-1][torch.from_numpy(np.array(self.rows[split], np.int64))]
+
+    def train_dataloader(self) -> BatchLoader:
+        return self._loader("train", self.seed, self.batch_size)
+
+    def val_dataloader(self) -> BatchLoader:
+        return self._loader("val", None, EVALUATION_BATCHES * self.batch_size)
+
+    def test_dataloader(self) -> BatchLoader:
+        return self._loader("test", None, EVALUATION_BATCHES * self.batch_size)
+
+    def _loader(self, split: str, seed: int | None, batch_size: int) -> BatchLoader:
+        sampler = EpochSampler(self.rows[split], seed)
+        return BatchLoader(self.examples(), sampler, batch_size, self.num_workers)

@@ -1,0 +1,115 @@
+"""Batches straight from memory-mapped arrays: index arrays in, tensors out, no work per row."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common.errors import check
+from common.process_group import is_distributed
+
+
+class MemmapDataset(Dataset):
+    """Rows of the .npy files `names` in `folder`, opened where they are read (each loader worker maps them itself)."""
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self.paths = [folder / f"{name}.npy" for name in names]
+        self._arrays: list[Tensor] | None = None
+        _ = self.arrays  # opened now: what is open stays readable when a changed raw file has the cache removed
+
+    @property
+    def arrays(self) -> list[Tensor]:
+        if self._arrays is None:
+            # copy-on-write mapping: torch wants a writable array, the file is never written
+            self._arrays = [torch.from_numpy(np.load(path, mmap_mode="c")) for path in self.paths]
+        return self._arrays
+
+    def __getitem__(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Row numbers (B,) -> one tensor (B, ...) per array."""
+        return tuple(array.index_select(0, rows) for array in self.arrays)
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"_arrays": None}
+
+
+class EpochSampler(Sampler):
+    """The rows of a split in the order of an epoch: a function of (seed, epoch), or file order without a seed."""
+
+    def __init__(self, rows: range | np.ndarray, seed: int | None):
+        self.rows, self.seed, self.epoch = rows, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """Row numbers (len,) of the whole epoch."""
+        rows = np.asarray(self.rows, dtype=np.int64)
+        if self.seed is not None:
+            rows = np.random.default_rng([self.seed, self.epoch]).permutation(rows)
+        return torch.from_numpy(rows)
+
+
+class BatchLoader:
+    """Iterates over batches of `dataset[row numbers]` and can go on in mid-epoch with exactly the rows that are left.
+
+    Where several processes train together, batch_size is that of all of them and each gets its part of the rows. A
+    training batch holds the same rows for any number of processes; without a seed each process has one piece of the
+    file, so that what is gathered over processes is in file order.
+
+    Lightning calls `sampler.set_epoch`, and saves and restores `state_dict`.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: EpochSampler, batch_size: int, num_workers: int = 0):
+        self.dataset, self.sampler, self.batch_size, self.num_workers = dataset, sampler, batch_size, num_workers
+        self.batch_sampler = None  # Lightning asks for it where there is a sampler
+        self.position = 0  # batches of the current epoch that were handed out
+        self.rank = torch.distributed.get_rank() if is_distributed() else 0
+        self.world = torch.distributed.get_world_size() if is_distributed() else 1
+        check(
+            self.world <= min(batch_size, len(sampler)),
+            f"{self.world} processes for batches of {batch_size} of {len(sampler)} rows: each must get a row.",
+        )
+
+    def __len__(self) -> int:
+        # a rest of fewer than two rows for each process, too few for batch norm, goes with the batch before
+        least = min(2 * self.world, self.batch_size)
+        return max(0, len(self.sampler) - least) // self.batch_size + 1
+
+    def local_share(self, index: int) -> float:
+        """This process's share of the rows of a training batch."""
+        last = len(self) - 1
+        rows = self.batch_size if index < last else len(self.sampler) - last * self.batch_size
+        return len(range(self.rank, rows, self.world)) / rows
+
+    def __iter__(self) -> Iterator:
+        self.position %= len(self)  # a complete epoch leaves it at the end
+        for batch in DataLoader(
+            self.dataset,
+            sampler=self._batches()[self.position :],
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each pass would draw from the random numbers of dropout
+        ):
+            self.position += 1
+            yield batch
+
+    def _batches(self) -> Sequence[Tensor]:
+        """Row numbers of this process's part of each batch."""
+        order = self.sampler.order()
+        if self.sampler.seed is None:
+            return order.tensor_split(self.world)[self.rank].tensor_split(len(self))
+        ends = range(self.batch_size, len(self) * self.batch_size, self.batch_size)
+        return [batch.tensor_split(self.world)[self.rank] for batch in order.tensor_split(list(ends))]
+
+    def state_dict(self) -> dict:
+        return {"position": self.position % len(self)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.position = state["position"]

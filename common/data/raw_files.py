@@ -1,0 +1,132 @@
+"""Raw files: where they are, and their lines and numbers for the formats that are read line by line."""
+
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from common.errors import UserError, check
+from common.paths import data_root as default_data_root
+
+CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n"))
+WHOLE_NUMBER = re.compile("[0-9]{1,9}")
+SHOWN_NAMES = 8  # of a folder's files, in messages
+LINE_BYTES = 1 << 20  # a thousand times the longest of any set; without a limit a small .gz of zeros fills the memory
+
+
+@dataclass(frozen=True)
+class Source:
+    """How raw files are got: a command, and the datasets that it downloads."""
+
+    command: str
+    datasets: Collection[str]
+
+
+def find_dataset(
+    dataset: str, data_root: str | None, source: Source, make_sample: Callable[[], Path]
+) -> tuple[Path, bool]:
+    """The folder with the raw files, and whether it is the built-in sample: there is no data_root/<dataset> then.
+
+    Raises: UserError for a name that is neither a folder nor one of the source's datasets.
+    """
+    root = Path(data_root).resolve() if data_root else default_data_root()
+    if (root / dataset).exists():
+        return root / dataset, False
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    there = f"it has {_listed(folders)}" if folders else "it has no folders"
+    known = ", ".join(source.datasets)
+    check(
+        dataset in source.datasets,
+        f"there is no folder {dataset!r} in {root} ({there}). Set `dataset` to one of its folders; "
+        f"`{source.command}` downloads {known}.",
+    )
+    print(
+        f"No folder {root / dataset}: using the built-in sample. `{source.command}`, with dataset = {dataset!r} in it, "
+        "gets the real data.",
+        flush=True,
+    )
+    return make_sample(), True
+
+
+def raw_file(folder: Path, name: str, source: Source) -> Path:
+    """Path of `name` in `folder`, plain or as .gz; UserError if neither is there."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.exists():
+            return path
+    raise missing_file(folder, f"no {name} (nor {name}.gz)", source)
+
+
+def missing_file(folder: Path, lack: str, source: Source) -> UserError:
+    """Says what the folder has instead, and names the command if it downloads this dataset."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = f"it has {_listed(names)}" if names else "it is empty"
+    how = f" Remove the folder, and `{source.command}` gets the data." if folder.name in source.datasets else ""
+    return UserError(f"{folder} has {lack}; {found}.{how}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join([*names[:SHOWN_NAMES], "..."] if len(names) > SHOWN_NAMES else names)
+
+
+@contextmanager
+def gzip_errors(name: str | Path) -> Iterator[None]:
+    """Raise UserError where the .gz file that is read in the block is cut or damaged."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{name}: the compressed file is cut or damaged ({error}); get it again.") from error
+
+
+def bounded_lines(stream: BinaryIO, name: str | Path) -> Iterator[bytes]:
+    """The lines of the stream with their ends; UserError for one that is too long."""
+    for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES + 1), b""), 1):
+        _check_length(line, name, number)
+        yield line
+
+
+def line_blocks(stream: BinaryIO, name: str | Path, block_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Pieces of the stream that end with a line end, each with the number of its first line.
+
+    Raises: UserError for a line that is too long, and for a .gz that is cut or damaged.
+    """
+    rest, line = b"", 1
+    with gzip_errors(name):
+        while read := stream.read(block_bytes):
+            cut = read.rfind(b"\n") + 1
+            if cut:
+                block = rest + read[:cut]
+                yield line, block
+                line += block.count(b"\n")
+            rest = read[cut:] if cut else rest + read
+            _check_length(rest, name, line)
+    if rest:
+        yield line, rest + b"\n"
+
+
+def _check_length(line: bytes, name: str | Path, number: int) -> None:
+    check(
+        len(line) <= LINE_BYTES,
+        f"{name}, line {number} is longer than {LINE_BYTES:,} bytes. Correct the file, or get it again.",
+    )
+
+
+def decode_line(line: bytes, encoding: str) -> str:
+    """A line without its end (LF or CRLF); ValueError for what is no text: control characters, another encoding."""
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    if len(line.translate(None, CONTROL_BYTES)) < len(line):
+        raise ValueError("control characters")
+    try:
+        return line.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"bytes that are not {encoding.upper()}") from error
+
+
+def parse_id(text: str) -> int:
+    """A number of up to 9 digits; ValueError for all else (`int` takes "1_0", " 1" and digits of other scripts)."""
+    if WHOLE_NUMBER.fullmatch(text) is None:
+        raise ValueError
+    return int(text)

@@ -1,0 +1,103 @@
+"""Optimizers for models with a large embedding table, of which a batch touches a small part."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.lr_scheduler import LambdaLR
+
+from common.errors import check
+from common.model.embedding import PackedEmbedding
+from common.model.sparse_gradients import touched_rows
+
+
+class LazyAdam(torch.optim.Adam):
+    """As torch.optim.SparseAdam, plus L2 on the touched rows, a fused step, and dense parameters in the same optimizer.
+
+    A parameter with a sparse gradient is stepped in the gradient's rows only. Row-wise in memory traffic alone: each
+    element has its own moments, as in Adam. Differs from Adam: a row that is not touched keeps value and moments; the
+    number of steps, for the bias correction, is that of the whole parameter. Checkpoints hold the same state as Adam's.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    self._step_rows(parameter, group)
+                    parameter.grad = None  # done: Adam's own step below must not see it
+        super().step()
+        return loss
+
+    def _step_rows(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        tables = parameter, state["exp_avg"], state["exp_avg_sq"]
+        rows, grad = touched_rows(parameter.grad)
+        value, average, average_square = (table.index_select(0, rows) for table in tables)
+        beta1, beta2 = group["betas"]
+        adam(
+            [value],
+            [grad],
+            [average],
+            [average_square],
+            [],
+            [state["step"]],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            fused=True,
+        )
+        for table, stepped in zip(tables, (value, average, average_square), strict=True):
+            table.index_copy_(0, rows, stepped)
+
+
+def build_optimizer(
+    model: nn.Module,
+    total_steps: int | None,
+    *,
+    optimizer: str,
+    learning_rate: float,
+    embedding_learning_rate: float | None = None,
+    embedding_l2: float = 0.0,
+    schedule: str,
+) -> OptimizerLRSchedulerConfig:
+    """Optimizer and learning rate schedule, as LightningModule.configure_optimizers returns them.
+
+    optimizer: "adam" (LazyAdam), "adagrad" or "sgd". embedding_learning_rate: of the tables; None: learning_rate.
+    embedding_l2: on the table rows in a batch. schedule: "linear" (to 0 after total_steps) or "plateau" (see
+    PlateauSchedule).
+
+    Raises: UserError for L2 with an optimizer that has no such thing for sparse gradients.
+    """
+    check(optimizer == "adam" or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")
+    tables = [module.weight for module in model.modules() if isinstance(module, PackedEmbedding)]
+    others = [parameter for parameter in model.parameters() if all(parameter is not table for table in tables)]
+    embedding_rate = learning_rate if embedding_learning_rate is None else embedding_learning_rate
+    groups = [
+        {"params": others, "lr": learning_rate},
+        {"params": tables, "lr": embedding_rate, "weight_decay": embedding_l2},
+    ]
+    built: torch.optim.Optimizer
+    if optimizer == "adam":
+        built = LazyAdam(groups, fused=True)
+    else:
+        built = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[optimizer](groups)
+    if schedule == "plateau" or total_steps is None:
+        return {"optimizer": built}
+    decay = LambdaLR(built, lambda step: 1 - step / total_steps)
+    return {"optimizer": built, "lr_scheduler": {"scheduler": decay, "interval": "step"}}

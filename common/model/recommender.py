@@ -1,0 +1,129 @@
+"""What the four models share as LightningModules: one step for all stages, metrics over a split, the optimizer."""
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._pytree import tree_flatten
+
+from common.checkpoint import check_can_resume
+from common.errors import check
+from common.model.embedding import PackedEmbedding
+from common.model.metrics import ClickMetrics, PredictionMetric
+from common.model.optimizer import build_optimizer
+from common.model.sparse_gradients import average_touched_rows
+from common.process_group import is_distributed
+
+
+class Recommender(pl.LightningModule):
+    """A model of `forward(*inputs) -> logits` for batches (*inputs, target).
+
+    A subclass sets `metrics`, gives `loss` and `predict`, and has the hyperparameter `optimizer`: the arguments of
+    build_optimizer, which are the OPTIMIZER settings of its script.
+    """
+
+    metrics: PredictionMetric
+
+    @property
+    def display_name(self) -> str:
+        """The model's name in results and tables."""
+        return type(self).__name__
+
+    def count_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of a batch."""
+        raise NotImplementedError
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """What a user wants to read: probabilities or ratings, of the shape of the target."""
+        raise NotImplementedError
+
+    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
+        *inputs, target = batch
+        loss = self.loss(self(*inputs), target)
+        if is_distributed():  # DDP averages over ranks, of which one may have a row more than another
+            loss = loss * self.trainer.world_size * self.trainer.train_dataloader.local_share(batch_index)
+        return loss
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        # torch's name for what DDP leaves alone: the tables, whose touched rows are averaged below
+        return [f"{name}.weight" for name, module in self.named_modules() if isinstance(module, PackedEmbedding)]
+
+    def on_after_backward(self) -> None:
+        if is_distributed():
+            for name in self._ddp_params_and_buffers_to_ignore:
+                average_touched_rows(self.get_parameter(name))
+
+    def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
+        *inputs, target = batch
+        self.metrics.update(self.predict(self(*inputs).float()), target)
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        self.metrics.sync()  # over all ranks; not reset before the next split, because figures are drawn from it
+        # checked before a checkpoint is written, so that a diverged model cannot replace a good one
+        step = self.trainer.global_step  # 0 when a finished checkpoint is tested
+        check(
+            bool(self.metrics.prediction.isfinite().all()),
+            f"predictions for the {split} rows are not finite{f' after step {step}' if step else ''}. "
+            "Earlier checkpoints are kept. A new run with a smaller learning_rate may help.",
+        )
+        self.log_dict({f"{split}_{name}": value for name, value in self.metrics.compute().items()})
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["model"] = type(self).__name__  # tells predict.py what to build
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if self._trainer is None:  # load_from_checkpoint: there is nothing to resume
+            return
+        check_can_resume(checkpoint, self, self.trainer.ckpt_path)
+        data = self.trainer.datamodule
+        check(
+            equal_states(checkpoint[type(data).__qualname__], data.state_dict()),
+            f"{self.trainer.ckpt_path} was trained with other vocabularies or scales: the raw data of {data.dataset!r} "
+            "has changed. Put it back, or start a new run with resume=False.",
+        )
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        total_steps = None
+        if self._trainer is not None and self.trainer.max_epochs:
+            # not trainer.estimated_stepping_batches, which loses the position of a run resumed within an epoch
+            total_steps = self.trainer.max_epochs * len(self.trainer.datamodule.train_dataloader())
+        return build_optimizer(self, total_steps, **self.hparams.optimizer)
+
+
+def equal_states(one: object, other: object) -> bool:
+    """Whether two nested states hold the same values."""
+    (leaves, structure), (others, other_structure) = tree_flatten(one), tree_flatten(other)
+    return structure == other_structure and all(
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(leaves, others, strict=True)
+    )
+
+
+class CTRModel(Recommender):
+    """A Recommender whose logits (B,) are those of a click."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics = ClickMetrics()
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(logits, target)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()

@@ -1,0 +1,117 @@
+"""The process group: rank, broadcast, and the Trainer's strategy."""
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
+from torch import distributed
+
+from common.errors import UserError
+
+# environment variables: the file where the processes of one machine meet, and the process that starts the others
+RENDEZVOUS, STARTER = "RENDEZVOUS_FILE", "RENDEZVOUS_STARTER"
+LOOK_SECONDS = 1  # between two checks that the starter is alive
+
+
+def is_distributed() -> bool:
+    """Whether the process group is initialized."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes and prints."""
+    if is_distributed():
+        return distributed.get_rank() == 0
+    # before it is initialized: environment variables of Lightning, torchrun and Slurm
+    return not (rank_zero_only.rank or int(os.environ.get("NODE_RANK", 0)))
+
+
+def broadcast(value: str | None) -> str | None:
+    """Rank zero's value on all ranks; without a process group, `value`."""
+    box = [value]
+    if is_distributed():
+        distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def started_by_launcher() -> bool:
+    """Whether a launcher (Lightning, torchrun, Slurm) started this process."""
+    return any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID"))
+
+
+class LocalDDPStrategy(DDPStrategy):
+    """DDP whose processes meet through a file: torch's own store listens on all network interfaces."""
+
+    def setup_distributed(self) -> None:
+        if not is_distributed():
+            self.set_world_ranks()
+            backend = distributed.get_default_backend_for_device(self.root_device)
+            store = distributed.FileStore(os.environ[RENDEZVOUS], self.world_size)
+            with _watching_starter():
+                distributed.init_process_group(backend, store=store, rank=self.global_rank, world_size=self.world_size)
+            atexit.register(_leave_group)
+        super().setup_distributed()
+
+
+@contextmanager
+def _watching_starter() -> Iterator[None]:
+    """End this process if the one that started it is gone: torch would wait half an hour for it."""
+    starter, met = int(os.environ[STARTER]), threading.Event()
+
+    def watch() -> None:
+        while not met.wait(LOOK_SECONDS):
+            if os.getppid() != starter:
+                sys.stderr.write("error: the first process of this run died.\n")
+                os._exit(1)  # not by an exception: the main thread is within torch
+
+    if os.getpid() != starter:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        met.set()
+
+
+def _leave_group() -> None:
+    """Otherwise gloo's threads can outlive what they use and abort the process at exit (pytorch#190489)."""
+    if is_distributed():
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def peer_failures_as_user_errors() -> Iterator[None]:
+    """Raise UserError if another process of this run has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_distributed() and ("gloo" in str(error) or isinstance(error, distributed.DistError)):
+            message = "another process of this run died; resume=True continues from the last checkpoint."
+            raise UserError(message) from error
+        raise
+
+
+def distributed_trainer_kwargs(training: Mapping[str, Any], *plugins: object) -> dict[str, Any]:
+    """Arguments of Lightning's Trainer for the settings devices, num_nodes and strategy."""
+    keywords = {name: training[name] for name in ("devices", "num_nodes", "strategy")}
+    if training["devices"] > 1 and training["num_nodes"] == 1 and training["strategy"] in ("auto", "ddp"):
+        if RENDEZVOUS not in os.environ and not started_by_launcher():
+            folder = tempfile.mkdtemp()
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            # for the processes that Lightning starts, too
+            os.environ |= {RENDEZVOUS: f"{folder}/store", STARTER: str(os.getpid())}
+        if RENDEZVOUS in os.environ:
+            keywords["strategy"] = LocalDDPStrategy()
+    if training["strategy"] == "ray":  # this is a worker of Ray Train, which has made the processes
+        from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+        plugins = *plugins, RayLightningEnvironment()
+        keywords = {"devices": "auto", "strategy": RayDDPStrategy()}
+    return keywords | {"accelerator": "auto", "plugins": list(plugins)}

@@ -1,0 +1,63 @@
+"""What a click model must beat, on the same encoded rows: the constant click rate and a tuned logistic regression."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+
+from common.model.metrics import click_metrics
+
+if TYPE_CHECKING:
+    from scipy import sparse
+    from sklearn.linear_model import LogisticRegression
+
+REGULARISATION = [0.02, 0.05, 0.1]  # C of scikit-learn; validation log loss chooses
+TRAIN_ROWS = 1_000_000  # at most so many, the last ones (nearest to the test rows in a time split)
+
+
+@partial(rank_zero_only, default={})
+def click_baselines(data: Any) -> dict[str, dict[str, float]]:
+    """Test metrics of both, for a data module with `cardinalities` and batches (dense, ids, label)."""
+    (x_train, y_train), (x_val, y_val), (x_test, y_test) = (
+        one_hot(*data.read(rows), data.cardinalities)
+        for rows in (data.rows["train"][-TRAIN_ROWS:], data.rows["val"], data.rows["test"])
+    )
+    model = tuned_logistic_regression(x_train, y_train, x_val, y_val)
+    constant = {"constant": _metrics(np.full(len(y_test), y_train.mean()), y_test)}
+    if model is None:
+        return constant
+    return {"logistic regression": _metrics(model.predict_proba(x_test)[:, 1], y_test)} | constant
+
+
+def tuned_logistic_regression(x_train, y_train, x_val, y_val) -> "LogisticRegression | None":
+    """The regression whose C has the best log loss on the validation rows; None if training rows are of one class."""
+    from sklearn.linear_model import LogisticRegression  # here, as it is slow to import and not needed before the end
+
+    if len(np.unique(y_train)) == 1:
+        return None
+    models, losses = [], []
+    for c in REGULARISATION:
+        models.append(LogisticRegression(C=c, max_iter=500).fit(x_train, y_train))
+        losses.append(_metrics(models[-1].predict_proba(x_val)[:, 1], y_val)["log_loss"])
+    return models[int(np.argmin(losses))]
+
+
+def one_hot(
+    dense: np.ndarray, ids: np.ndarray, label: np.ndarray, cardinalities: list[int]
+) -> "tuple[sparse.csr_array, np.ndarray]":
+    """Design matrix (N, ids of all fields + numbers) and labels (N,)."""
+    from scipy import sparse
+
+    count, fields = ids.shape
+    columns = ids + (np.cumsum(cardinalities) - cardinalities)
+    ones = np.ones(ids.size, np.float32)
+    embedding = sparse.csr_array(
+        (ones, columns.ravel(), np.arange(count + 1) * fields), shape=(count, sum(cardinalities))
+    )
+    return sparse.hstack([embedding, sparse.csr_array(dense)], format="csr"), label
+
+
+def _metrics(probability: np.ndarray, click: np.ndarray) -> dict[str, float]:
+    return click_metrics(torch.from_numpy(probability), torch.from_numpy(click))

@@ -1,0 +1,206 @@
+"""The training run that all scripts share: fit, test the best checkpoint, results.json, one table."""
+
+import gc
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
+from torch import Tensor, nn
+
+from common.checkpoint import MappedCheckpointIO, load_checkpoint
+from common.data.data_module import RecommendationDataModule
+from common.errors import check
+from common.files import remove_leftovers, write_json
+from common.model.recommender import Recommender
+from common.process_group import distributed_trainer_kwargs
+from common.settings import Settings
+from common.training.callbacks import (
+    MetricsLog,
+    PlateauSchedule,
+    RandomState,
+    RelocatableCheckpoint,
+    ResumableEarlyStopping,
+)
+from common.training.plots import plot_learning_curves
+from common.training.results import peak_memory_mib, print_table, versions
+from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, check_unchanged
+
+CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
+QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+LOSSES = ("rmse", "log_loss")  # metrics that are better when smaller
+
+Metrics = dict[str, float]
+Plot = Callable[[Any, Any, Tensor, Tensor, Path], None]
+
+
+def fit_and_test(
+    model: Recommender,
+    data: RecommendationDataModule,
+    folder: Path,
+    settings: Settings,
+    *,
+    monitor: str,
+    baselines: Callable[[Any], dict[str, Metrics]],
+    plot: Plot,
+    callbacks: Sequence[pl.Callback] = (),
+    test: bool = True,
+) -> dict[str, Any]:
+    """Fit (from checkpoints/last.ckpt on, if the folder has one), test the best checkpoint once, write all results.
+
+    monitor: the validation metric that chooses the checkpoint. baselines(data): test metrics of simple models on the
+    same split; called on all ranks. plot(model, data, prediction, target, folder): figures of the test rows. test:
+    False for a trial of a search, which must not see the test split.
+
+    Returns the contents of results.json, and where the run and its best checkpoint are.
+    """
+    start = time.perf_counter()
+    gc.collect()  # a Trainer and its module refer to each other: those of an earlier run are freed now
+    silence_lightning()
+    training = settings.training
+    check_batch_norm(model, settings)
+    monitor = defined_monitor(monitor, data)
+    mode = "min" if monitor.endswith(LOSSES) else "max"
+    best, last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
+    log = MetricsLog(folder)
+    trainer = pl.Trainer(
+        max_epochs=training["max_epochs"],
+        val_check_interval=1 / training["validations_per_epoch"],
+        precision=resolve_precision(training["precision"]),
+        callbacks=[
+            log,
+            RandomState(),
+            *([PlateauSchedule(monitor, mode)] if settings.optimizer["schedule"] == "plateau" else []),
+            ResumableEarlyStopping(
+                monitor, mode=mode, patience=training["patience"], check_finite=False, check_on_train_epoch_end=False
+            ),
+            *callbacks,
+            *_progress_bar(),
+            _checkpoint(best, monitor=monitor, mode=mode, save_weights_only=True),
+            _checkpoint(last),
+            _checkpoint(last, train_time_interval=timedelta(minutes=CHECKPOINT_MINUTES)),
+        ],
+        enable_progress_bar=_is_terminal(),
+        **distributed_trainer_kwargs(training, MappedCheckpointIO()),
+        **QUIET_TRAINER,
+    )
+    data_summary = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
+    if trainer.is_global_zero:
+        check_unchanged(folder / "data.json", data_summary, "data")
+        remove_leftovers(last.parent)  # each as large as a checkpoint; the folder is this run's alone
+    trainer.fit(model, data, ckpt_path=last if last.exists() else None)
+    metrics = evaluate(model, data, training, best, test)
+    if test and trainer.is_global_zero:
+        plot(model, data, model.metrics.prediction.cpu(), model.metrics.target.cpu(), folder)
+        plot_learning_curves(log.rows, monitor, mode, folder / "learning_curves.png")
+    results = {
+        "model": model.display_name,
+        "dataset": data.dataset,
+        "protocol": data.protocol,
+        **data_summary,
+        "seed": training["seed"],
+        "settings": settings.flat(),
+        **metrics,
+        "baselines": baselines(data) if test else {},
+        "best_possible": data.best_possible() if data.is_sample and test else None,
+        "epochs": math.ceil(log.rows[-1]["epoch"]),
+        "train_samples_per_second": log.samples_per_second,
+        "wall_seconds": time.perf_counter() - start,
+        "peak_memory_mib": peak_memory_mib(),
+        "parameters": model.count_parameters(),
+        "precision": trainer.precision,
+        "versions": versions(),
+    }
+    if trainer.is_global_zero:
+        write_json(folder / "results.json", results)
+        if test:
+            print_table(results, folder)
+    return results | {"run_folder": str(folder), "checkpoint": str(best)}
+
+
+def resolve_precision(precision: str) -> str:
+    """ "auto" becomes bf16 where the processor multiplies it natively, else float32; other names are Lightning's."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    processor = torch.cpu.get_capabilities()
+    native = processor.get("avx512_bf16") or processor.get("amx_bf16") or processor.get("bf16")
+    return "bf16-mixed" if native and not torch.mps.is_available() else "32-true"
+
+
+def defined_monitor(monitor: str, data: RecommendationDataModule) -> str:
+    """The monitor, or "val_log_loss" if it is an AUC that the validation rows leave undefined; says so."""
+    if "auc" not in monitor:
+        return monitor
+    label = data.targets("val")
+    if (label.amin(0) < label.amax(0)).any():
+        return monitor
+    print(
+        f"All {len(label):,} validation rows have the label {label.flatten()[0]:g}, so their AUC is undefined: the "
+        "checkpoint is chosen by log loss.",
+        flush=True,
+    )
+    return "val_log_loss"
+
+
+def check_batch_norm(model: nn.Module, settings: Settings) -> None:
+    """Raise UserError if batch norm would get a single row, of which it can take no variance."""
+    least = 2 * settings.training["devices"] * settings.training["num_nodes"]
+    check(
+        settings.data["batch_size"] >= least or not any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()),
+        f"batch_size is {settings.data['batch_size']}; with batch_norm it must be at least {least}: 2 per process.",
+    )
+
+
+def _checkpoint(path: Path, **when: Any) -> RelocatableCheckpoint:
+    # a str, because a checkpoint holds the callback's state and must hold plain values only
+    return RelocatableCheckpoint(
+        str(path.parent), path.stem, enable_version_counter=False, save_on_train_epoch_end=False, **when
+    )
+
+
+def evaluate(
+    model: Recommender, data: RecommendationDataModule, training: dict[str, Any], checkpoint: Path, test: bool
+) -> dict[str, Metrics]:
+    """Metrics of a checkpoint on the validation and, if asked for, test rows; always in float32, as predict.py."""
+    model.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
+    # another Trainer, because that of the fit may compute in bf16
+    trainer = pl.Trainer(
+        enable_progress_bar=False, enable_checkpointing=False, **distributed_trainer_kwargs(training), **QUIET_TRAINER
+    )
+    (validation,) = trainer.validate(model, data, verbose=False)
+    metrics = {"validation": _without_prefix(validation)}
+    if test:
+        (tested,) = trainer.test(model, data, verbose=False)
+        metrics["test"] = _without_prefix(tested)
+    model.eval()  # for the figures
+    return metrics
+
+
+def _without_prefix(metrics: Metrics) -> Metrics:
+    return {name.split("_", 1)[1]: value for name, value in metrics.items()}
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _progress_bar() -> list[pl.Callback]:
+    # no bar in log files; refreshing it at every step would cost more than a small step
+    return [TQDMProgressBar(refresh_rate=20, leave=False)] if _is_terminal() else []
+
+
+def silence_lightning() -> None:
+    """Keep Lightning's own messages off the terminal."""
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")

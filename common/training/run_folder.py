@@ -1,0 +1,151 @@
+"""The folder of a run: claimed by one process, resumed by its settings, finished when results.json is there."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from common.errors import Terminated, UserError, check
+from common.files import as_user_error, read_json, write_json
+from common.paths import output_root
+from common.process_group import broadcast, is_rank_zero, peer_failures_as_user_errors
+from common.settings import check_settings
+
+BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the folder
+# Settings that may change on resume; they affect at most the dropout masks
+NOT_COMPARED = ("resume", "num_workers", "devices", "num_nodes", "strategy", "shard_table")
+
+
+@contextmanager
+def claim_run_folder(script: str, settings: dict, folder: str | Path | None = None) -> Iterator[Path]:
+    """The folder of this run, locked until the block ends: `folder`, else $RUN_FOLDER, else runs/<script>/version_N.
+
+    With settings["resume"] it is the folder of the newest unfinished run that no process holds. Rank zero locks the
+    folder and prints; the other ranks receive its path. A run that fails before its first validation leaves no folder.
+
+    Raises: UserError if a setting is out of range, that run had other settings, or the folder cannot be written.
+    """
+    check_settings(settings)
+    folder = folder or os.environ.get("RUN_FOLDER")
+    # a Ray cluster restarts all workers, and needs the original error for that
+    deaths = nullcontext() if settings.get("strategy") == "ray" else peer_failures_as_user_errors()
+    if is_rank_zero():
+        with deaths, _locked(script, settings, folder) as held:
+            before = os.environ.get("RUN_FOLDER")
+            os.environ["RUN_FOLDER"] = broadcast(str(held))  # for the ranks that Lightning starts with this script
+            try:
+                yield held
+            finally:
+                os.environ.pop("RUN_FOLDER") if before is None else os.environ.update(RUN_FOLDER=before)
+    else:
+        folder = broadcast(folder)
+        check(folder is not None, "set RUN_FOLDER, the same for all processes: the folder that the run writes to.")
+        with deaths, redirect_stdout(io.StringIO()):
+            yield Path(folder)
+
+
+@contextmanager
+def _locked(script: str, settings: dict, folder: str | Path | None) -> Iterator[Path]:
+    home = output_root() / "runs" / script
+    chosen, lock = folder is not None, None
+    try:
+        if folder is None:
+            folder, lock = find_or_create_run(home, settings["resume"])
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock or _lock(folder)
+        if lock is None:
+            raise UserError(f"another process is at work in {folder}.")
+        check_unchanged(
+            folder / "settings.json", {k: v for k, v in settings.items() if k not in NOT_COMPARED}, "settings"
+        )
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise as_user_error(error, folder or home) from error
+    except (KeyboardInterrupt, SystemExit) as error:  # the latter is what Lightning makes of the former
+        kind = Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt
+        raise kind(_how_to_go_on(folder, chosen)) from error
+    finally:
+        if folder and not chosen and not any((folder / name).exists() for name in ("metrics.csv", LAST_CHECKPOINT)):
+            shutil.rmtree(folder, ignore_errors=True)
+        if lock:
+            lock.release()
+
+
+def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
+    """The newest unfinished run, locked, or a new folder. Prints which."""
+    folder, lock = _newest_unfinished(home) if resume else (None, None)
+    if resume:
+        print(f"Continuing {folder}" if folder else "No unfinished run to resume: starting a new one.", flush=True)
+    return folder or new_version_folder(home), lock
+
+
+def _how_to_go_on(folder: Path | None, chosen: bool) -> str:
+    if folder and chosen:
+        return f"the same command continues in {folder}"
+    if folder and _is_unfinished(folder):
+        return f"resume=True continues from {folder / LAST_CHECKPOINT}"
+    return "there was no checkpoint yet to continue from"
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return (folder / LAST_CHECKPOINT).exists() and not (folder / "results.json").exists()
+
+
+def _newest_unfinished(home: Path) -> tuple[Path | None, FileLock | None]:
+    for _, folder in sorted(version_folders(home).items(), reverse=True):
+        if _is_unfinished(folder) and (lock := _lock(folder)):
+            if _is_unfinished(folder):  # checked again under the lock
+                return folder, lock
+            lock.release()
+    return None, None
+
+
+def version_folders(home: Path) -> dict[int, Path]:
+    """The folders home/version_N by N."""
+    folders = {path.name.removeprefix("version_"): path for path in home.glob("version_*")}
+    return {int(number): path for number, path in folders.items() if number.isdecimal()}
+
+
+def new_version_folder(home: Path) -> Path:
+    """home/version_N of the next N, made. Raises: UserError where it cannot be."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        number = max(version_folders(home), default=-1) + 1
+        while True:
+            folder = home / f"version_{number}"
+            with suppress(FileExistsError):  # another process may take the same number at the same time
+                folder.mkdir()
+                return folder
+            number += 1
+    except OSError as error:
+        raise as_user_error(error, home) from error
+
+
+def _lock(folder: Path) -> FileLock | None:
+    lock = FileLock(folder / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
+
+
+def check_unchanged(path: Path, content: dict, what: str) -> None:
+    """Keep `content` in `path`; where a run before has left it there, it must be the same: else UserError."""
+    content = json.loads(json.dumps(content))
+    if path.exists():
+        earlier = read_json(path)
+        if changed := {name: earlier.get(name) for name in content if earlier.get(name) != content[name]}:
+            raise UserError(
+                f"the unfinished run in {path.parent} had other {what}: {changed}. "
+                "Set them back to resume it, or start a new run with resume=False."
+            )
+    write_json(path, content)

@@ -1,0 +1,174 @@
+"""MovieLens ratings in time order, their splits, and what the training rows tell: vocabularies and biases.
+
+N: ratings, M: movie ids, C: feature columns of a user.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import check
+from data.movie_history import FIRST_ID, OOV
+from data.movie_raw import Movies, Users
+
+SPLIT_METHODS = ("leave_last", "time", "random")
+RANDOM_SPLIT_SEED = 2018  # of "random", not that of the training run
+SHARES = (0.8, 0.1)  # training and validation rows of "time" and "random"
+LEAST_TIMESTAMP = 100_000_000  # seconds since 1970; smaller times are ranks
+USER_SHRINKAGE, MOVIE_SHRINKAGE = 15.0, 10.0  # ratings of 0 deviation added to a bias (Surprise's defaults)
+USER_BIAS_SHRINKAGE = 5.0  # the same for a user's past
+
+
+def time_order(ratings: dict[str, np.ndarray]) -> np.ndarray:
+    """Row numbers sorted by user and time, ties in the order of the file."""
+    return np.lexsort((ratings["time"], ratings["user"]))  # stable
+
+
+def in_time_order(ratings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns in time order, with `start` (N,), the first row of the user, and `user_row` (N,), its number."""
+    order = time_order(ratings)
+    ordered = {name: column[order] for name, column in ratings.items()}
+    is_rank_zero = np.diff(ordered["user"], prepend=-1) != 0
+    ordered["user_row"] = (np.cumsum(is_rank_zero) - 1).astype(np.int32)
+    ordered["start"] = np.flatnonzero(is_rank_zero).astype(np.int32)[ordered["user_row"]]
+    return ordered
+
+
+def split_rows(ordered: dict[str, np.ndarray], split: str) -> dict[str, np.ndarray]:
+    """Row numbers of train, val and test.
+
+    "leave_last": each user's last rating tests, the one before validates; users with fewer than 3 only train.
+    "time": a cut through all users. "random" leaks: a training row may come after a test row of the same user.
+    """
+    rows = np.arange(len(ordered["user"]))
+    if split == "leave_last":
+        first = np.flatnonzero(ordered["start"] == rows)
+        counts = np.diff(first, append=len(rows))
+        last = (first + counts - 1)[counts >= 3]
+        part = np.zeros(len(rows), np.int8)
+        part[last - 1], part[last] = 1, 2
+    elif split == "time":
+        check(
+            ordered["time"].max() >= LEAST_TIMESTAMP,
+            'SPLIT is "time", but the times of this dataset are ranks within each user, not timestamps. '
+            'Use split = "leave_last", or a dataset with timestamps.',
+        )
+        cuts = np.quantile(ordered["time"], np.cumsum(SHARES), method="lower")
+        part = np.searchsorted(cuts, ordered["time"], "left")  # one moment is never cut in two
+    else:
+        drawn = np.random.default_rng(RANDOM_SPLIT_SEED).random(len(rows))
+        part = np.searchsorted(np.cumsum(SHARES), drawn, "right")
+    return {name: np.flatnonzero(part == i) for i, name in enumerate(("train", "val", "test"))}
+
+
+def fit_biases(
+    user: np.ndarray, movie: np.ndarray, rating: np.ndarray, num_users: int, num_movies: int, sweeps: int = 10
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Mean, user biases and movie biases of rating = mean + b_user + b_movie, by alternating least squares."""
+    mean = float(rating.mean(dtype=np.float64))
+    user_bias = np.zeros(num_users)
+    user_count, movie_count = np.bincount(user, minlength=num_users), np.bincount(movie, minlength=num_movies)
+    for _ in range(sweeps):
+        rest = np.bincount(movie, rating - mean - user_bias[user], num_movies)
+        movie_bias = rest / (MOVIE_SHRINKAGE + movie_count)
+        rest = np.bincount(user, rating - mean - movie_bias[movie], num_users)
+        user_bias = rest / (USER_SHRINKAGE + user_count)
+    return mean, user_bias, movie_bias
+
+
+@dataclass
+class MovieEncoder:
+    """What the training rows tell: vocabularies, and the biases that the model starts from.
+
+    Ids of movies and users: 0 unseen in training, 1 padding of a history, then the raw ids in ascending order; of a
+    user's features and of genres: 0 unseen, then the values in order.
+    """
+
+    movie_ids: list[int]
+    user_ids: list[int]
+    feature_values: list[list[str]]
+    genres: list[str]
+    mean: float
+    movie_bias: list[float]  # by id
+
+    @classmethod
+    def fit(
+        cls, ordered: dict[str, np.ndarray], train: np.ndarray, movies: Movies, users: Users, start_from_biases: bool
+    ) -> "MovieEncoder":
+        """start_from_biases: False leaves every bias at 0."""
+        movie_ids, movie = np.unique(ordered["movie"][train], return_inverse=True)
+        user_ids, user = np.unique(ordered["user"][train], return_inverse=True)
+        rating = ordered["rating"][train]
+        mean, _, movie_bias = fit_biases(user, movie, rating, len(user_ids), len(movie_ids))
+        known = [users[number] for number in user_ids.tolist() if users]
+        return cls(
+            movie_ids.tolist(),
+            user_ids.tolist(),
+            [sorted(set(values)) for values in zip(*known, strict=True)],
+            sorted({genre for number in movie_ids.tolist() for genre in movies[number][1]}),
+            mean,
+            [0.0] * FIRST_ID + (movie_bias * start_from_biases).tolist(),
+        )
+
+    @property
+    def num_movies(self) -> int:
+        return FIRST_ID + len(self.movie_ids)
+
+    @property
+    def user_cardinalities(self) -> list[int]:
+        """Number of ids of the user itself, then of each of its features."""
+        return [FIRST_ID + len(self.user_ids), *(1 + len(values) for values in self.feature_values)]
+
+    def genre_shares(self, movies: Movies) -> Tensor:
+        """(movie ids, genres): 1 / number of its genres for each genre of a movie."""
+        shares = torch.zeros(self.num_movies, len(self.genres))
+        for row, number in enumerate(self.movie_ids, FIRST_ID):
+            for genre in movies[number][1]:
+                shares[row, self.genres.index(genre)] = 1 / len(movies[number][1])
+        return shares
+
+    def encode(
+        self, ordered: dict[str, np.ndarray], users: Users, start_from_biases: bool
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """The arrays ENCODED of ratings in time order, one after the other (they may be large)."""
+        rows = np.arange(len(ordered["start"]))
+        yield "user_ids", self._encode_users(ordered["user"][ordered["start"] == rows], users)
+        movie = encode_ids(ordered["movie"], self.movie_ids)
+        yield "movie", movie
+        expected = (self.mean + np.array(self.movie_bias))[movie]
+        residual = ordered["rating"] - expected
+        yield "residual", residual.astype(np.float32)
+        # the user's shrunken mean deviation over the past alone
+        total = np.concatenate([[0.0], residual.cumsum()[:-1]])
+        total -= total[ordered["start"]]
+        user_bias = total / (USER_BIAS_SHRINKAGE + rows - ordered["start"]) * start_from_biases
+        yield "expected", expected.astype(np.float32)
+        yield "user_bias", user_bias.astype(np.float32)
+
+    def _encode_users(self, raw: np.ndarray, users: Users) -> np.ndarray:
+        """Raw ids (U,) -> ids of each user and its features (U, 1 + C) int32."""
+        unknown = [""] * len(self.feature_values)
+        texts = [users.get(number, unknown) for number in raw.tolist()]
+        columns = [encode_ids(raw, self.user_ids)]
+        for values, column in zip(self.feature_values, zip(*texts, strict=True), strict=True):
+            ids = {value: number for number, value in enumerate(values, 1)}
+            columns.append(np.array([ids.get(value, OOV) for value in column], np.int32))
+        return np.stack(columns, 1)
+
+    def state_dict(self) -> dict:
+        """What a checkpoint carries: plain values."""
+        return vars(self)
+
+    @classmethod
+    def from_state(cls, state: dict) -> "MovieEncoder":
+        return cls(**state)
+
+
+def encode_ids(raw: np.ndarray, vocabulary: list[int]) -> np.ndarray:
+    """Raw ids (N,) -> ids (N,) int32."""
+    known = np.array(vocabulary, raw.dtype)
+    position = np.searchsorted(known, raw).clip(max=len(known) - 1)
+    return np.where(known[position] == raw, position + FIRST_ID, OOV).astype(np.int32)

@@ -1,0 +1,226 @@
+"""The raw files of the MovieLens releases as arrays, every line checked.
+
+1M: users.dat, movies.dat, ratings.dat ("::", latin-1). 100K: u.user, u.item ("|", latin-1), u.data (TAB). latest, 20M,
+25M, 32M: movies.csv, ratings.csv (with header, UTF-8, half stars, no features of users). N: ratings.
+"""
+
+import csv
+import gzip
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from common.data.raw_files import (
+    Source,
+    bounded_lines,
+    decode_line,
+    gzip_errors,
+    line_blocks,
+    missing_file,
+    parse_id,
+    raw_file,
+)
+from common.errors import UserError, check
+
+BLOCK_BYTES = 16 << 20  # read at a time: some 700,000 lines
+AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M
+GENRES_100K = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
+NO_GENRES = "(no genres listed)"
+
+Movies = dict[int, tuple[str, list[str]]]  # title and genres by raw id
+Users = dict[int, list[str]]  # gender, age group and occupation by raw id
+
+
+@dataclass(frozen=True)
+class Release:
+    """One raw format. rating_line: a regular expression with nothing but digits, dots and separators."""
+
+    ratings_file: str
+    movies_file: str
+    users_file: str | None
+    encoding: str
+    header: bytes  # of the ratings
+    movies_header: bytes
+    rating_line: bytes
+    expected_line: str
+    rating_range: tuple[float, float]
+    parse_movie: Callable[[str], tuple[int, tuple[str, list[str]]]]
+    parse_user: Callable[[str], tuple[int, list[str]]] | None
+
+    @property
+    def files(self) -> list[str]:
+        return [name for name in (self.ratings_file, self.movies_file, self.users_file) if name]
+
+
+def _movie_1m(line: str) -> tuple[int, tuple[str, list[str]]]:
+    number, title, genres = line.split("::")
+    return parse_id(number), (title, _genres(genres))
+
+
+def _user_1m(line: str) -> tuple[int, list[str]]:
+    number, gender, age, occupation, _ = line.split("::")
+    return parse_id(number), [gender, str(parse_id(age)), occupation]
+
+
+def _movie_100k(line: str) -> tuple[int, tuple[str, list[str]]]:
+    number, title, _, _, _, *flags = line.split("|")
+    if len(flags) != len(GENRES_100K) or not set(flags) <= {"0", "1"}:
+        raise ValueError
+    return parse_id(number), (title, [name for name, flag in zip(GENRES_100K, flags, strict=True) if flag == "1"])
+
+
+def _user_100k(line: str) -> tuple[int, list[str]]:
+    number, age, gender, occupation, _ = line.split("|")
+    group = max(group for group in AGE_GROUPS if group <= max(1, parse_id(age)))
+    return parse_id(number), [gender, str(group), occupation]
+
+
+def _movie_csv(line: str) -> tuple[int, tuple[str, list[str]]]:
+    ((number, title, genres),) = csv.reader([line], strict=True)
+    return parse_id(number), (title, [] if genres == NO_GENRES else _genres(genres))
+
+
+def _genres(text: str) -> list[str]:
+    genres = text.split("|")
+    if "" in genres:  # a line that was cut
+        raise ValueError
+    return genres
+
+
+ML_1M = Release(
+    "ratings.dat", "movies.dat", "users.dat", "latin-1", b"", b"",
+    rb"\d{1,9}::\d{1,9}::[1-5]::\d{1,12}", "UserID::MovieID::Rating (1 to 5)::Timestamp",
+    (1, 5), _movie_1m, _user_1m,
+)  # fmt: skip
+ML_100K = Release(
+    "u.data", "u.item", "u.user", "latin-1", b"", b"",
+    rb"\d{1,9}\t\d{1,9}\t[1-5]\t\d{1,12}", "user, movie, rating (1 to 5), timestamp, separated by TAB",
+    (1, 5), _movie_100k, _user_100k,
+)  # fmt: skip
+ML_CSV = Release(
+    "ratings.csv", "movies.csv", None, "utf-8", b"userId,movieId,rating,timestamp", b"movieId,title,genres",
+    rb"\d{1,9},\d{1,9},(?:0\.5|[1-4](?:\.[05])?|5(?:\.0)?),\d{1,12}", "userId,movieId,rating (0.5 to 5),timestamp",
+    (0.5, 5), _movie_csv, None,
+)  # fmt: skip
+RELEASES = (ML_1M, ML_100K, ML_CSV)
+SEPARATORS_TO_BLANKS = bytes.maketrans(b":,", b"  ")
+
+
+def detect_release(folder: Path, source: Source) -> Release:
+    """The release whose ratings file is in the folder; UserError if there is none, or another of its files is not."""
+    for release in RELEASES:
+        if any((folder / f"{release.ratings_file}{end}").exists() for end in ("", ".gz")):
+            for name in release.files:
+                raw_file(folder, name, source)
+            return release
+    names = ", ".join(release.ratings_file for release in RELEASES)
+    raise missing_file(folder, f"none of {names} (nor one of them as .gz)", source)
+
+
+def read_ratings(path: Path, release: Release) -> dict[str, np.ndarray]:
+    """user, movie (N,) int32, rating (N,) float32, time (N,) int64, in the order of the file.
+
+    Raises: UserError naming file and line of the first line that is not of the release's form.
+    """
+    form = re.compile(rb"(?:%b\r?\n)*+" % release.rating_line)
+    columns: dict[str, list[np.ndarray]] = {"user": [], "movie": [], "rating": [], "time": []}
+    types = (np.int32, np.int32, np.float32, np.int64)
+    with _opened(path) as stream:
+        for line, block in line_blocks(stream, path, BLOCK_BYTES):
+            if line == 1 and release.header:
+                header, block = block.split(b"\n", 1)
+                line = 2
+                _check_header(path, header, release.header)
+            if form.fullmatch(block) is None:
+                raise _bad_rating(path, release, block, line)
+            # checked above: every line holds four numbers, exact in float64
+            values = np.fromstring(block.translate(SEPARATORS_TO_BLANKS), sep=" ").reshape(-1, 4)
+            for name, dtype, column in zip(columns, types, values.T, strict=True):
+                columns[name].append(column.astype(dtype))
+    check(bool(columns["user"]), f"{path} is empty; expected lines {release.expected_line}.")
+    ratings = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
+    check(len(ratings["user"]) > 0, f"{path} has no ratings; expected lines {release.expected_line}.")
+    return ratings
+
+
+def _bad_rating(path: Path, release: Release, block: bytes, first_line: int) -> UserError:
+    one = re.compile(release.rating_line + rb"\r?")
+    for line, text in enumerate(block.split(b"\n"), first_line):
+        if one.fullmatch(text) is None:
+            found = text[:60].decode(release.encoding, "backslashreplace")
+            return UserError(
+                f"{path}, line {line}: found {found!r}, expected {release.expected_line}. Correct or remove the line."
+            )
+    raise AssertionError("a block of good lines is good")
+
+
+def read_movies(path: Path, release: Release) -> Movies:
+    """Title and genres of each movie; errors as in read_ratings, and for an id that is there twice."""
+    return _parse_lines(path, release, release.movies_header, release.parse_movie, "movie id, title and genres")
+
+
+def read_users(path: Path, release: Release) -> Users:
+    """Gender, age group and occupation of each user; errors as in read_movies."""
+    return _parse_lines(path, release, b"", release.parse_user, "user id, gender, age, occupation and zip code")
+
+
+def _parse_lines(path: Path, release: Release, header: bytes, parse: Callable[[str], tuple], expected: str) -> dict:
+    rows = {}
+    with _opened(path) as stream:
+        for line, raw in enumerate(bounded_lines(stream, path), 1):
+            raw = raw.removesuffix(b"\n")
+            if line == 1 and header:
+                _check_header(path, raw, header)
+                continue
+            try:
+                number, row = parse(decode_line(raw, release.encoding))
+            except (ValueError, csv.Error):
+                found = raw[:60].decode(release.encoding, "backslashreplace")
+                raise UserError(
+                    f"{path}, line {line}: found {found!r}, expected {expected} as in this release. "
+                    "Correct or remove the line."
+                ) from None
+            check(number not in rows, f"{path}, line {line}: found the id {number} twice. Correct or remove the line.")
+            rows[number] = row
+    check(bool(rows), f"{path} is empty; expected lines of {expected}.")
+    return rows
+
+
+def _check_header(path: Path, found: bytes, expected: bytes) -> None:
+    shown = found[:60].decode("utf-8", "backslashreplace")
+    check(
+        found.removesuffix(b"\r") == expected,
+        f"{path}, line 1: found {shown!r}, expected {expected.decode()!r}. Correct the file.",
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A plain or .gz file; UserError for a .gz that is cut or damaged."""
+    with gzip_errors(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        yield stream

@@ -1,0 +1,233 @@
+"""A table of your own: `python data/table_data.py FILE [NAME]` looks at a file and says what its columns seem to be.
+
+With NAME it writes DATA_ROOT/NAME/columns.json, which holds the path of FILE: correct it by hand, then set
+`dataset="NAME"` in deepfm/train.py, dlrm/train.py or multitask/train.py. FILE is CSV, TSV or Parquet, plain or .gz,
+or a folder of such parts.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.data.cache import build_once
+from common.data.data_module import SPLITS, RecommendationDataModule
+from common.data.loader import MemmapDataset
+from common.data.raw_files import Source, find_dataset
+from common.errors import check, run_script
+from common.files import write_json
+from common.paths import data_root
+from data.table_cache import Columns, nearly_unseen, write_columns, write_encoded
+from data.table_encoder import TableEncoder
+from data.table_reader import data_files
+from data.table_schema import COLUMNS_FILE, Schema, read_columns_file
+from data.table_splits import RANDOM_SEED
+
+ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
+CODE = [f"data.table_{name}" for name in ("schema", "reader", "text", "values", "keys", "encoder", "splits", "cache")]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A table: its name in the cache, its columns, and its files (or folders of parts): "all", or of each split."""
+
+    name: str
+    schema: Schema
+    files: dict[str, Path]
+
+
+class TableDataset(MemmapDataset):
+    """Batches with the labels of some tasks: (B, K), or (B,) for `one_label`."""
+
+    def __init__(self, folder: Path, tasks: list[int], one_label: bool):
+        super().__init__(folder, ARRAYS)
+        self.tasks, self.one_label = tasks, one_label
+
+    def __getitem__(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        dense, ids, label = super().__getitem__(rows)
+        return dense, ids, self.chosen(label)
+
+    def chosen(self, label: torch.Tensor) -> torch.Tensor:
+        return label[:, self.tasks[0]] if self.one_label else label[:, self.tasks]
+
+
+class TableDataModule(RecommendationDataModule):
+    """Batches (dense (B, I) float32, ids (B, F) int32, label float32) of a table, described by columns.json or in code.
+
+    A subclass sets `source` and `settings` (split, dense_transform, min_count, num_bins), and gives make_sample(),
+    official() and choose_tasks(). A column of several values in a cell takes several columns of the ids (`slots`).
+    """
+
+    source: Source
+    settings: dict[str, Any]
+    tasks: list[str]
+    encoder: TableEncoder | None = None
+
+    def make_sample(self) -> Path:
+        """The folder of the built-in sample's raw files."""
+        raise NotImplementedError
+
+    def official(self, folder: Path) -> Description:
+        """The published set whose raw files are in `folder`; UserError where there are none."""
+        raise NotImplementedError
+
+    def choose_tasks(self) -> list[str]:
+        """The tasks that are trained; UserError for one that the table has not."""
+        raise NotImplementedError
+
+    @property
+    def one_label(self) -> bool:
+        """Whether a batch's label is (B,)."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what a model predicts of a row."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache; build it first where there is none."""
+        if self.encoder is not None:
+            return
+        self.table_folder, self.is_sample = find_dataset(self.dataset, self.data_root, self.source, self.make_sample)
+        own = self.table_folder / COLUMNS_FILE
+        table = describe_own(own) if own.exists() else self.official(self.table_folder)
+        self.schema = table.schema
+        self.tasks = self.choose_tasks()
+        files = {part: data_files(path) for part, path in table.files.items()}
+        sources = [path for paths in files.values() for path in paths]
+        settings = {"split": "time" if self.schema.of_role("time") else "random"} | self.settings
+        read = as_read(self.schema)
+        columns = build_once(
+            f"{table.name}-columns",
+            sources,
+            {"schema": read.to_dict(), "parts": {part: len(paths) for part, paths in files.items()}},
+            partial(write_columns, files, read),
+            code=CODE,
+        )
+        where = f"{own if own.exists() else sources[0]}"
+        self.folder = build_once(
+            table.name,
+            sources,
+            settings | {"schema": self.schema.to_dict(), "columns": columns.name},  # the raw file may change meanwhile
+            partial(write_encoded, Columns(columns, self.schema), settings, where),
+            code=CODE,
+        )
+        self.summary = json.loads((self.folder / "summary.json").read_text())
+        self.encoder = TableEncoder.from_state(torch.load(self.folder / "encoder.pt", weights_only=True))
+        self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
+        self._protocol = _protocol(self.schema, files, settings["split"])
+        self._warn(where)
+
+    def _warn(self, where: str) -> None:
+        """Say which columns hold next to nothing that the training rows have."""
+        counts = {
+            name: (field["held_out_unseen"], field["held_out_values"]) for name, field in self.summary["fields"].items()
+        }
+        if names := nearly_unseen(counts):
+            print(
+                f"{where}: more than nine in ten validation and test values of {', '.join(map(repr, names))} are "
+                'unseen or rare in training. Leave such a column out ("excluded"), or lower min_count.',
+                flush=True,
+            )
+
+    @property
+    def num_dense(self) -> int:
+        return self.encoder.num_dense
+
+    @property
+    def cardinalities(self) -> list[int]:
+        return self.encoder.cardinalities
+
+    @property
+    def slots(self) -> list[int]:
+        """Columns of the ids that each field takes: 1, or more where a cell may hold several values (-1: none)."""
+        return self.encoder.slots
+
+    @property
+    def pooling(self) -> list[str | None]:
+        """How the vectors of a field's values are joined: "sum" or "mean"; None where a cell holds one."""
+        return [field.pooling for field in self.encoder.fields]
+
+    @property
+    def bin_edges(self) -> list[list[float]]:
+        return self.encoder.bin_edges
+
+    @property
+    def protocol(self) -> str:
+        return self._protocol
+
+    def examples(self) -> TableDataset:
+        names = list(self.schema.tasks)
+        return TableDataset(self.folder, [names.index(task) for task in self.tasks], self.one_label)
+
+    def targets(self, split: str) -> torch.Tensor:
+        return self.examples().chosen(super().targets(split))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Travels in every checkpoint, so that new rows can be scored with it alone."""
+        return self.encoder.state_dict() | {"tasks": self.tasks, "outputs": self.outputs}
+
+    def describe(self) -> str:
+        """Rows, shares of positive labels and fields, for a terminal."""
+        rows = pd.DataFrame({"rows": self.summary["rows"]} | self.summary["positive"])
+        fields = pd.DataFrame(self.summary["fields"]).T[["ids", "unseen_or_rare", "missing"]].astype({"ids": int})
+        return (
+            f"{rows.to_string(float_format='{:.4f}'.format)}\n{fields.to_string(float_format='{:.4f}'.format)}\n"
+            f"{sum(self.cardinalities):,} ids in {len(self.cardinalities)} fields; cache: {self.folder}"
+        )
+
+
+def describe_own(path: Path) -> Description:
+    """The table of a columns.json."""
+    schema, files = read_columns_file(path)
+    return Description(path.parent.name, schema, files)
+
+
+def as_read(schema: Schema) -> Schema:
+    """The schema without what makes no difference to the columns on disk."""
+    columns = [
+        replace(column, transform=None, pooling=None, hash_size=None, min_count=None) for column in schema.columns
+    ]
+    return replace(schema, columns=tuple(columns), split=schema.split if schema.split_column else None)
+
+
+def _protocol(schema: Schema, files: dict[str, list[Path]], split: str) -> str:
+    if "val" in files:
+        return "split by given files"
+    if "test" in files:
+        return f"published files, test rows split 1:1 (seed {RANDOM_SEED})"
+    if schema.split_column:
+        return f"split by column {schema.split_column!r}"
+    return f"{schema.split['by'] if schema.split else split} split"
+
+
+def main() -> None:
+    """Inspect a file; with a name, write its columns.json."""
+    from data.table_guess import guess_table
+
+    check(len(sys.argv) in (2, 3), "usage: python data/table_data.py FILE [NAME]")
+    content, report = guess_table(Path(sys.argv[1]))
+    print(report)
+    if len(sys.argv) == 2:
+        print(f"`python data/table_data.py {sys.argv[1]} NAME` writes this to {data_root()}/NAME/{COLUMNS_FILE}.")
+        return
+    name = sys.argv[2]
+    check(name == Path(name).name and not name.startswith("."), f"{name!r} is no name for a folder.")
+    path = data_root() / name / COLUMNS_FILE
+    check(not path.exists(), f"{path} is there already; edit it, or remove it to write it anew.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+    print(f"Written to {path}. Check the roles and correct what is wrong; then set dataset={name!r} in a train.py.")
+
+
+if __name__ == "__main__":
+    run_script(main)

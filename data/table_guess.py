@@ -1,0 +1,163 @@
+"""A guess of what the columns of a file are, from its first rows: what columns.json says until a human corrects it."""
+
+import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from common.errors import UserError, check
+from data.table_reader import Rows, data_files, first_names, read_files
+from data.table_schema import Column, Schema, Task
+from data.table_values import parse_number, read_texts
+
+SAMPLE_ROWS = 100_000
+MISSING_TEXTS = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "\\N")
+LABEL_NAMES = re.compile(r"(is_?)?(label|target|click(ed)?|y|conver(ted|sion)|purchased?|income|churn)", re.I)
+TIME_NAMES = re.compile(r".*(time|date|timestamp|_at|_ts)|ts|day|hour", re.I)
+WEIGHT_NAMES = re.compile(r".*weight", re.I)
+SPLIT_NAMES = re.compile(r"split|fold|set|partition", re.I)
+LIST_SEPARATORS = "|;"
+MANY_VALUES = 20  # distinct numbers from which on a column of numbers is dense
+FREE_TEXT_LENGTH, FREE_TEXT_SHARE = 40, 0.5  # characters on average, and distinct texts per row, of sentences
+POSITIVE_TEXTS = ("1", "true", "yes", "y", "t", "click", "clicked", "positive", "pos", ">50k", "50000+", "50000+.")
+EXAMPLES = 3
+TIME_WHY = "not an input; orders the rows"
+
+
+def guess_table(path: Path) -> tuple[dict[str, Any], str]:
+    """Content of a columns.json for a file or a folder of parts, and the guess as a table for the terminal.
+
+    Raises: UserError for a file that cannot be read as a table.
+    """
+    files = data_files(path)
+    separator, names = first_names(files[0])
+    check(len(names) > 1, f"{files[0]}: found one column only ({names[0][:80]!r}); is it a table with a header line?")
+    if all(parse_number(name) is not None or name in MISSING_TEXTS for name in names):
+        raise UserError(
+            f"{files[0]}, line 1: found no names of columns but values ({', '.join(names[:4])} ...). Add a line of "
+            'names, or write columns.json by hand with "header": false and the columns in their order.'
+        )
+    columns = tuple(Column(name, "kept") for name in names)
+    schema = Schema(columns, {}, separator=separator, missing=MISSING_TEXTS)
+    rows, blocks = 0, []
+    for block in read_files(files[:1], schema, lambda rows: rows):
+        blocks.append(block)
+        rows += len(block)
+        if rows >= SAMPLE_ROWS:
+            break
+    entries = {name: _Look(name, blocks, schema).entry() for name in names}
+    _choose_label(entries)
+    times = [name for name, (entry, *_) in entries.items() if entry["role"] == "time"]
+    for name in times[1:]:
+        entries[name] = ({"role": "excluded"}, *entries[name][1:-1], "another time")
+    inputs = ("categorical", "excluded")
+    splits = [n for n, (entry, *_) in entries.items() if SPLIT_NAMES.fullmatch(n) and entry["role"] in inputs]
+    content = {
+        "file": str(path.resolve()),
+        "separator": separator,
+        "header": True,
+        "missing": list(MISSING_TEXTS),
+        "split": None,
+        "columns": {name: entry for name, (entry, *_) in entries.items()},
+    }
+    report = pd.DataFrame(
+        [
+            [name, entry["role"], kind, distinct, f"{missing:.1%}", examples, why]
+            for name, (entry, kind, distinct, missing, examples, why) in entries.items()
+        ],
+        columns=["column", "role", "type", "distinct", "missing", "examples", "why"],
+    )
+    text = f"{path}: the first {rows:,} rows, {len(names)} columns\n\n{report.to_string(index=False)}\n"
+    if splits:
+        text += f'\nColumn {splits[0]!r} may be a split: see "split" in data/table_schema.py.\n'
+    if not any(entry["role"] == "label" for entry in content["columns"].values()):
+        text += '\nNo column looks like a label: give one the role "label" and "positive", a list of its texts.\n'
+    return content, text
+
+
+class _Look:
+    """One column of the first rows."""
+
+    def __init__(self, name: str, blocks: list[Rows], schema: Schema):
+        self.name, self.schema = name, schema
+        parts = [read_texts(rows, Column(name, "categorical"), schema) for rows in blocks]
+        self.type = blocks[0].columns[name].type
+        self.is_list = parts[0][1] is not None
+        self.rows = sum(len(rows) for rows in blocks)
+        texts = pa.chunked_array([texts for texts, _ in parts], pa.string())
+        empty = sum(int((counts == 0).sum()) for _, counts in parts if counts is not None)
+        self.missing = (texts.null_count + empty) / max(self.rows, 1)
+        self.counts = Counter({v["values"]: v["counts"] for v in texts.drop_null().value_counts().to_pylist()})
+
+    def entry(self) -> tuple[dict, str, int, float, str, str]:
+        """Entry in columns.json, type, distinct values, share of missing ones, examples, and why it is left out."""
+        values = list(self.counts)
+        numeric = bool(values) and all(parse_number(text) is not None for text in values)
+        codes = any(re.fullmatch("0[0-9]+", text) for text in values)  # "007" is no number
+        kind = "list" if self.is_list else "number" if numeric and not codes else "text"
+        examples = ", ".join(text if len(text) <= 16 else f"{text[:13]}..." for text in islice(self.counts, EXAMPLES))
+        role, why = self._role(kind, values)
+        return role, kind, len(values), self.missing, examples, why
+
+    def _role(self, kind: str, values: list[str]) -> tuple[dict, str]:
+        distinct, known = len(values), sum(self.counts.values())
+        if distinct <= 1:
+            return {"role": "excluded"}, "constant"
+        if self.is_list:
+            return {"role": "categorical", "pooling": "mean"}, ""
+        if TIME_NAMES.fullmatch(self.name) and (kind == "number" or _are_dates(values)) and distinct > MANY_VALUES:
+            return {"role": "time"}, TIME_WHY
+        if _are_dates(values):
+            return ({"role": "time"}, TIME_WHY) if distinct > MANY_VALUES else ({"role": "excluded"}, "dates")
+        if WEIGHT_NAMES.fullmatch(self.name) and kind == "number":
+            return {"role": "weight"}, "not an input"
+        whole = kind == "number" and all(float(text).is_integer() for text in values[:1000])
+        if distinct == known and known > MANY_VALUES and (kind == "text" or whole):
+            return {"role": "excluded"}, "unique per row"
+        if kind == "text":
+            separator = self._separator(values)
+            if separator:
+                return {
+                    "role": "categorical",
+                    "separator": separator,
+                    "pooling": "mean",
+                }, f"several values, {separator!r}"
+            length = sum(map(len, values)) / distinct
+            if length > FREE_TEXT_LENGTH and distinct > FREE_TEXT_SHARE * known:
+                return {"role": "excluded"}, "free text"
+            return {"role": "categorical", "type": "text"}, ""
+        if re.fullmatch(r".*(_|\b)id|id|.*Id|.*ID|.*code|zip.*", self.name) or distinct <= MANY_VALUES:
+            return {"role": "categorical", "type": "number"}, ""
+        negative = any(float(text) < 0 for text in values)
+        return {"role": "dense", "transform": "signed_log+missing"} if negative else {"role": "dense"}, ""
+
+    def _separator(self, values: list[str]) -> str | None:
+        """What separates several values in a cell: there are far fewer parts than cells."""
+        for separator in LIST_SEPARATORS:
+            several = [text for text in values if separator in text]
+            parts = {part for text in values for part in text.split(separator)}
+            if len(several) > len(values) / 4 and len(parts) < len(values):
+                return separator
+        return None
+
+
+def _are_dates(values: list[str]) -> bool:
+    return all(re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) for text in values[:1000])
+
+
+def _choose_label(entries: dict[str, tuple]) -> None:
+    """Make the likeliest column of two values the label."""
+    binary = [name for name, (entry, _, distinct, *_) in entries.items() if distinct == 2]
+    named = [name for name in binary if LABEL_NAMES.fullmatch(name)]
+    for name in named:
+        _, kind, distinct, missing, examples, _ = entries[name]
+        texts = examples.split(", ") if ", " in examples else []
+        positive = [text for text in texts if text.lower() in POSITIVE_TEXTS]
+        if len(texts) == 2 and len(positive) == 1:
+            task = Task(name, tuple(positive), tuple(text for text in texts if text not in positive))
+            entry = {"role": "label", "positive": list(task.positive), "negative": list(task.negative)}
+            entries[name] = (entry, kind, distinct, missing, examples, "")

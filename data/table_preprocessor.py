@@ -1,0 +1,98 @@
+"""Raw rows of a table for a checkpoint alone, in the formats of training, in any order of columns if line 1 names them.
+
+N: rows of a block, K: outputs.
+"""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.table_cache import nearly_unseen
+from data.table_encoder import FIRST_ID, OOV, PADDING, PIECEWISE, TableEncoder
+from data.table_reader import Rows, read_stream
+from data.table_values import as_texts, input_values, read_labels
+
+
+class TablePreprocessor:
+    """state: what a checkpoint holds of a TableDataModule. unseen: rows with an unseen or rare category, by field.
+
+    kept: the columns that are copied to the output.
+    """
+
+    def __init__(self, state: dict[str, Any]):
+        self.encoder = TableEncoder.from_state(state)
+        self.schema = self.encoder.schema
+        self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
+        if not set(self.tasks) <= self.schema.tasks.keys() or len(self.tasks) != len(self.columns):
+            raise ValueError(f"tasks {self.tasks} for the outputs {self.columns}")
+        self.kept = tuple(column.name for column in self.schema.of_role("kept"))
+        fields = [field.name for field in self.encoder.fields]
+        self._unseen, self._values = dict.fromkeys(fields, 0), dict.fromkeys(fields, 0)
+
+    @property
+    def unseen(self) -> dict[str, int]:
+        """Rows with an unseen or rare category; of numbers that are categories too, it means little."""
+        return {field.name: self._unseen[field.name] for field in self.encoder.fields if field.source == "text"}
+
+    def nearly_unseen(self) -> list[str]:
+        """The fields nearly all of whose values in the rows so far are not in the vocabulary."""
+        return nearly_unseen({name: (self._unseen[name], count) for name, count in self._values.items()})
+
+    def batches(self, stream: BinaryIO, name: str) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
+        """The model's inputs, the labels (N, K), nan where not known, and the texts of `kept`; in the stream's order.
+
+        Raises: UserError naming line and column of the first wrong row.
+        """
+        first = np.cumsum([0, *self.encoder.slots[:-1]]) if self.encoder.fields else []
+        for dense, ids, labels, kept in read_stream(stream, name, self.schema, self._encode, scoring=True):
+            known = ids[:, first]
+            for field, unseen, missing in zip(
+                self._unseen, (known == OOV).sum(0).tolist(), (known == 1).sum(0).tolist(), strict=True
+            ):
+                self._unseen[field] += unseen
+                self._values[field] += len(ids) - missing
+            yield [torch.from_numpy(dense), torch.from_numpy(ids)], torch.from_numpy(labels), kept
+
+    def _encode(self, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[str]]]:
+        values, _ = input_values(rows, self.schema)
+        kept = [as_texts(rows, rows.columns[name], self.schema[name], self.schema).to_pylist() for name in self.kept]
+        labels = read_labels(rows, self.schema, self.tasks, scoring=True)
+        return *self.encoder.encode(values), labels, [[text or "" for text in column] for column in kept]
+
+    def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
+        """Inputs of made-up rows."""
+        dense = np.floor(rng.exponential(20.0, (rows, self.encoder.num_dense))).astype(np.float32)
+        if not any(column.transform == PIECEWISE for column in self.encoder.dense):
+            dense = np.log1p(dense)
+        sizes = np.repeat(self.encoder.cardinalities, self.encoder.slots)
+        ids = rng.integers(sizes, size=(rows, len(sizes)), dtype=np.int32)
+        start = 0
+        for slots in self.encoder.slots:
+            ids[:, start + 1 : start + slots] = PADDING
+            start += slots
+        return [torch.from_numpy(dense), torch.from_numpy(ids)]
+
+    def metadata(self) -> dict[str, Any]:
+        """What another program needs to make inputs of a raw row; categories by their text."""
+        transforms = [column.transform for column in self.encoder.dense]
+        return {
+            "columns": self.schema.names,
+            "missing": list(self.schema.missing),
+            "outputs": list(self.columns),
+            "dense_columns": [column.name for column in self.encoder.dense],
+            # one for all where all have the same
+            "dense_transform": transforms[0] if len(set(transforms)) == 1 else transforms,
+            "dense_std": [column.std for column in self.encoder.dense],
+            "fields": {
+                field.name: {"source": field.source, "edges": field.edges, "hash_size": field.hash_size}
+                | {"slots": field.slots, "pooling": field.pooling}
+                for field in self.encoder.fields
+            },
+            "vocabularies": {
+                field.name: {text: number for number, text in enumerate(field.texts(), FIRST_ID)}
+                for field in self.encoder.fields
+            },
+        }

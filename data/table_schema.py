@@ -1,0 +1,244 @@
+"""What the columns of a table are: their roles, the tasks, the text format and the split.
+
+A dataset of your own is described by DATA_ROOT/<name>/columns.json: `python data/table_data.py FILE NAME` writes it, a
+human edits it. Criteo, Census-Income and Adult are schemas in code.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError, check
+
+COLUMNS_FILE = "columns.json"
+ROLES = ("label", "dense", "categorical", "time", "weight", "kept", "excluded")
+TYPES = ("text", "number", "integer")
+LOG_TRANSFORMS = ("log", "log+missing", "signed_log", "signed_log+missing")
+DENSE_TRANSFORMS = (*LOG_TRANSFORMS, "bucket", "quantile")
+POOLINGS = ("sum", "mean")
+SPLITS = ("train", "val", "test")
+LARGEST_COUNT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. Roles weight, time and excluded are no inputs; kept is copied to the output of predict.py.
+
+    type: of categorical values, "number": equal by value ("39" is "39.0"); of dense ones, "integer": 32 bits, else an
+    error. transform: of a dense column, None: that of DATA["dense_transform"]. separator: between several values in a
+    cell (a list in Parquet needs none), whose vectors are pooled. hash_size: ids by hash instead of a vocabulary.
+    min_count: instead of DATA["min_count"].
+    """
+
+    name: str
+    role: str
+    type: str = "text"
+    transform: str | None = None
+    separator: str | None = None
+    pooling: str | None = None
+    hash_size: int | None = None
+    min_count: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A binary label: 1 where `column` holds a text of `positive`, 0 for `negative` (None: for every other text)."""
+
+    column: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A table. Text format: separator; header: whether line 1 names the columns; quoted: "a, b" is one value;
+    strip: spaces around values are no part of them; comment: first character of lines to skip before the first row.
+
+    missing: texts for "no value". split: None (DATA["split"]), {"by": "time" or "random"}, or {"column": name, "train":
+    [texts], "val": ..., "test": ...}.
+    """
+
+    columns: tuple[Column, ...]
+    tasks: dict[str, Task]
+    separator: str = ","
+    header: bool = True
+    quoted: bool = True
+    strip: bool = False
+    comment: str | None = None
+    missing: tuple[str, ...] = ("",)
+    split: dict[str, Any] | None = field(default=None)
+
+    def __getitem__(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    def of_role(self, *roles: str) -> list[Column]:
+        return [column for column in self.columns if column.role in roles]
+
+    @property
+    def inputs(self) -> list[Column]:
+        return self.of_role("dense", "categorical")
+
+    @property
+    def label_columns(self) -> list[str]:
+        """Each once, the first task's first."""
+        return list(dict.fromkeys(task.column for task in self.tasks.values()))
+
+    @property
+    def split_column(self) -> str | None:
+        return self.split.get("column") if self.split else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints and cache keys."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "Schema":
+        tasks = {
+            name: Task(
+                task["column"],
+                tuple(task["positive"]),
+                None if task["negative"] is None else tuple(task["negative"]),
+            )
+            for name, task in state["tasks"].items()
+        }
+        columns = tuple(Column(**column) for column in state["columns"])
+        return cls(**(state | {"columns": columns, "tasks": tasks, "missing": tuple(state["missing"])}))
+
+
+Rule = tuple[Callable[[Any], bool], str]
+_is_text: Rule = (lambda v: type(v) is str, "a text")
+_is_name: Rule = (lambda v: type(v) is str and v != "", "a text that is not empty")
+_is_count: Rule = (lambda v: type(v) is int and 1 <= v <= LARGEST_COUNT, "an integer above 0")
+_is_texts: Rule = (
+    lambda v: type(v) is list and len(v) > 0 and all(type(text) is str for text in v),
+    'a list of texts, such as ["0"]',
+)
+
+
+def _one_of(values: tuple[str, ...]) -> Rule:
+    return lambda v: v in values, f"one of {', '.join(map(json.dumps, values))}"
+
+
+# what an entry may hold, by role
+ENTRY_RULES: dict[str, dict[str, Rule]] = {
+    "label": {"positive": _is_texts, "negative": _is_texts, "task": _is_name},
+    "dense": {"transform": _one_of(DENSE_TRANSFORMS), "type": _one_of(("number", "integer"))},
+    "categorical": {
+        "type": _one_of(TYPES),
+        "separator": _is_name,
+        "pooling": _one_of(POOLINGS),
+        "hash_size": _is_count,
+        "min_count": _is_count,
+    },
+    **{role: {} for role in ("time", "weight", "kept", "excluded")},
+}
+FILE_RULES: dict[str, Rule] = {
+    "file": _is_name,
+    "files": (
+        lambda v: (
+            type(v) is dict and {"train", "test"} <= v.keys() <= set(SPLITS) and all(map(_is_name[0], v.values()))
+        ),
+        'a dict of the files "train", "test" and, if there is one, "val"',
+    ),
+    "separator": (lambda v: type(v) is str and len(v) == 1 and v not in '"\r\n', "one character"),
+    "header": (lambda v: type(v) is bool, "true or false"),
+    "missing": (lambda v: type(v) is list and all(type(text) is str for text in v), "a list of texts"),
+    "split": (
+        lambda v: v is None or (type(v) is dict and (v in ({"by": "time"}, {"by": "random"}) or _is_column_split(v))),
+        'null (as DATA["split"] says), {"by": "time"}, {"by": "random"} or '
+        '{"column": ..., "train": [...], "val": [...], "test": [...]}',
+    ),
+    "columns": (lambda v: type(v) is dict and len(v) > 0, "a dict with an entry for each column"),
+}
+
+
+def _is_column_split(value: dict) -> bool:
+    return (
+        value.keys() == {"column", *SPLITS}
+        and _is_name[0](value["column"])
+        and all(_is_texts[0](value[name]) for name in SPLITS)
+    )
+
+
+def read_columns_file(path: Path) -> tuple[Schema, dict[str, Path]]:
+    """Schema and data files of a columns.json: {"all": file}, or one of each split.
+
+    Raises: UserError naming file and column of the first entry that is wrong.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no JSON: {error}. Correct it, or write it again with data/table_data.py."
+        ) from error
+    check(type(content) is dict, f"{path}: found a {type(content).__name__}, expected a dict.")
+    _check_entries(content, FILE_RULES, str(path))
+    check(("file" in content) != ("files" in content), f'{path}: it needs either "file" or "files".')
+    check("columns" in content, f'{path}: it has no "columns".')
+    files = {"all": content["file"]} if "file" in content else content["files"]
+    schema = _schema(content, path)
+    check(
+        "file" in content or schema.split is None,
+        f'{path}: "files" are a split of their own; set "split" to null or leave it out.',
+    )
+    return schema, {name: path.parent / Path(file).expanduser() for name, file in files.items()}
+
+
+def _schema(content: dict, path: Path) -> Schema:
+    columns, tasks = [], {}
+    for name, entry in content["columns"].items():
+        where = f"{path}, column {name!r}"
+        check(
+            type(entry) is dict and entry.get("role") in ROLES,
+            f'{where}: its "role" must be {_one_of(ROLES)[1]}.',
+        )
+        options = {key: value for key, value in entry.items() if key != "role"}
+        _check_entries(options, ENTRY_RULES[entry["role"]], where, f' of a column of role "{entry["role"]}"')
+        if entry["role"] == "label":
+            check("positive" in entry, f'{where}: a label needs "positive", a list of texts such as ["1"].')
+            negative = tuple(entry["negative"]) if "negative" in entry else None
+            check(
+                not set(entry["positive"]) & set(negative or ()),
+                f'{where}: a text is both in "positive" and in "negative".',
+            )
+            task = entry.get("task", name)
+            check(task not in tasks, f"{where}: there are two tasks {task!r}.")
+            tasks[task] = Task(name, tuple(entry["positive"]), negative)
+            options = {}
+        check(
+            options.get("pooling") is None or options.get("separator") is not None or options["pooling"] in POOLINGS,
+            f'{where}: "pooling" is "sum" or "mean".',
+        )
+        if entry["role"] == "dense":
+            options.setdefault("type", "number")
+        columns.append(Column(name, entry["role"], **options))
+    check(bool(tasks), f'{path}: no column has the role "label".')
+    check(any(c.role in ("dense", "categorical") for c in columns), f"{path}: no column is an input.")
+    check(sum(c.role == "time" for c in columns) <= 1, f'{path}: more than one column has the role "time".')
+    split = content.get("split")
+    if split and "column" in split:
+        check(split["column"] in content["columns"], f'{path}: "split" names {split["column"]!r}, which is no column.')
+        role = content["columns"][split["column"]]["role"]
+        check(
+            role in ("kept", "excluded"),
+            f"{path}, column {split['column']!r}: it makes the split, so its role must be "
+            f'"excluded" or "kept", not "{role}".',
+        )
+    given = {key: content[key] for key in ("separator", "header") if key in content}
+    return Schema(tuple(columns), tasks, missing=tuple(content.get("missing", [""])), split=split, **given)
+
+
+def _check_entries(content: dict, rules: dict[str, Rule], where: str, of: str = "") -> None:
+    for key, value in content.items():
+        known = ", ".join(map(json.dumps, rules)) or "nothing but the role"
+        check(key in rules, f"{where}: {key!r} is no entry{of}; it may hold {known}.")
+        holds, expected = rules[key]
+        check(holds(value), f"{where}: {key!r} is {json.dumps(value)[:100]}; it must be {expected}.")

@@ -1,0 +1,214 @@
+"""Rows as the encoder takes them: numbers, keys of categories, labels; every value checked.
+
+N: rows, K: tasks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.table_keys import number_text, text_keys
+from data.table_reader import Rows
+from data.table_schema import Column, Schema, Task
+
+LARGEST = float(np.finfo(np.float32).max)
+CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+SHOWN_LABELS = 8
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells of several values: their keys one after the other, and how many each cell has."""
+
+    keys: np.ndarray  # (values,) uint64
+    counts: np.ndarray  # (N,) int32
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+
+@dataclass(frozen=True)
+class Values:
+    """Input columns of some rows. numbers: (N,) float64, nan where missing. keys: (N,) uint64, or Cells."""
+
+    numbers: dict[str, np.ndarray]
+    keys: dict[str, np.ndarray | Cells]
+
+    def __len__(self) -> int:
+        return len(next(iter((*self.numbers.values(), *self.keys.values()))))
+
+
+def input_values(rows: Rows, schema: Schema) -> tuple[Values, dict[str, pa.Array]]:
+    """The inputs, and the texts (of single values) that the keys stand for."""
+    numbers = {column.name: read_numbers(rows, column) for column in schema.of_role("dense")}
+    keys, texts = {}, {}
+    for column in schema.of_role("categorical"):
+        values, counts = read_texts(rows, column, schema)
+        texts[column.name] = values
+        keys[column.name] = text_keys(values) if counts is None else Cells(text_keys(values), counts)
+    return Values(numbers, keys), texts
+
+
+def read_numbers(rows: Rows, column: Column) -> np.ndarray:
+    """(N,) float64, nan where missing; UserError for what is no number."""
+    array = _decoded(rows.columns[column.name])
+    integer = column.type == "integer"
+    expected = "an integer of 32 bits, or nothing" if integer else "a number, or nothing"
+    is_text = pa.types.is_string(array.type)
+    try:
+        if integer and is_text and pc.any(pc.match_substring(array, "x", ignore_case=True)).as_py():
+            raise pa.ArrowInvalid("hexadecimal")  # which pyarrow takes
+        values = array.cast(pa.int32() if integer else pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise rows.error(_first_bad(array, integer), column.name, expected) from error
+    numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    bad = np.abs(numbers) > LARGEST
+    if is_text:
+        bad |= np.isnan(numbers) & array.is_valid().to_numpy(zero_copy_only=False)
+    if bad.any():
+        raise rows.error(int(bad.argmax()), column.name, f"{expected} (at most {LARGEST:.2g})")
+    return numbers
+
+
+def _first_bad(array: pa.Array, integer: bool) -> int:
+    for row, value in enumerate(array):
+        try:
+            value.cast(pa.int32() if integer else pa.float64())
+            if integer and pa.types.is_string(array.type) and "x" in (value.as_py() or "").lower():
+                return row
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return row
+    return 0
+
+
+def read_texts(rows: Rows, column: Column, schema: Schema) -> tuple[pa.Array, np.ndarray | None]:
+    """Texts, null where missing: (N,) and None; or those of all cells, and how many each cell (N,) has."""
+    array = _decoded(rows.columns[column.name])
+    counts = None
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        counts = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)
+        array = _decoded(array.flatten())
+    elif column.separator is not None:
+        split = pc.split_pattern(as_texts(rows, array, column, schema), column.separator)
+        counts = pc.list_value_length(split).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)
+        array = split.flatten()
+    return as_texts(rows, array, column, schema), counts
+
+
+def as_texts(rows: Rows, array: pa.Array, column: Column, schema: Schema) -> pa.Array:
+    """string (N,), null where missing; a number has one text ("39.0" is "39") where the column holds numbers."""
+    array = _decoded(array)
+    types = pa.types
+    if types.is_floating(array.type):
+        array = _by_distinct(array.cast(pa.float64()), lambda value: None if value != value else number_text(value))
+    elif types.is_null(array.type):
+        return array.cast(pa.string())
+    elif not types.is_string(array.type):
+        known = (types.is_integer, types.is_boolean, types.is_temporal, types.is_decimal)
+        if not any(holds(array.type) for holds in known):
+            raise rows.error(0, column.name, f"texts, numbers, dates or lists of them (the column holds {array.type})")
+        array = array.cast(pa.string())
+    if schema.missing and not schema.strip:
+        missing = pc.is_in(array, pa.array(schema.missing, pa.string()))
+        if pc.any(missing).as_py():
+            array = pc.if_else(missing, None, array)
+    if column.type != "text":
+        other = pc.invert(pc.match_substring_regex(array, CANONICAL_INTEGER))
+        if pc.any(other).as_py():
+            array = _by_distinct(array, _canonical)
+    return array
+
+
+def _canonical(text: str) -> str:
+    """The one text of a number; what is none stays as it is."""
+    number = parse_number(text)
+    return text if number is None else number_text(number)
+
+
+def parse_number(text: str) -> float | None:
+    """None for what is no number."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) <= LARGEST and "_" not in text else None  # float takes "1_0" for 10
+
+
+def _by_distinct(array: pa.Array, function: Callable) -> pa.Array:
+    """function(value) for each value that is not missing, called once for equal ones."""
+    encoded = array.dictionary_encode()
+    texts = pa.array(
+        [None if value is None else function(value) for value in encoded.dictionary.to_pylist()], pa.string()
+    )
+    return texts.take(encoded.indices) if len(texts) else array.cast(pa.string())
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    is_text = pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type)
+    return array.cast(pa.string()) if is_text else array
+
+
+def read_labels(rows: Rows, schema: Schema, tasks: list[str], scoring: bool = False) -> np.ndarray:
+    """(N, K) float32 of 0 and 1; UserError for a text that is neither. scoring: nan where not known."""
+    labels = [_label(rows, schema, schema.tasks[name], scoring) for name in tasks]
+    return np.stack(labels, 1)
+
+
+def _label(rows: Rows, schema: Schema, task: Task, scoring: bool) -> np.ndarray:
+    if scoring and task.column not in rows.columns:
+        return np.full(len(rows), np.nan, np.float32)
+    encoded = as_texts(rows, rows.columns[task.column], schema[task.column], schema).dictionary_encode()
+    values = np.array([_label_value(text, task, schema) for text in encoded.dictionary.to_pylist()] + [np.nan])
+    codes = encoded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
+    labels = values.astype(np.float32)[codes]
+    bad = np.isnan(labels)
+    if scoring:
+        bad &= encoded.is_valid().to_numpy(zero_copy_only=False)
+    if bad.any():
+        raise rows.error(int(bad.argmax()), task.column, _expected_labels(task, schema))
+    return labels
+
+
+def _label_value(text: str, task: Task, schema: Schema) -> float:
+    forms = {text, _canonical(text)}
+    if schema.strip:
+        forms.add(text.rstrip("."))  # the labels of UCI's test files
+    if forms & set(task.positive):
+        return 1.0
+    return 0.0 if task.negative is None or forms & set(task.negative) else np.nan
+
+
+def _expected_labels(task: Task, schema: Schema) -> str:
+    known = sorted({*task.positive, *(task.negative or ())})
+    shown = " or ".join(map(repr, known[:SHOWN_LABELS])) + (" or another" if len(known) > SHOWN_LABELS else "")
+    return shown + ("" if schema.header else " (the file must have no header line)")
+
+
+def read_times(rows: Rows, column: Column) -> np.ndarray:
+    """(N,) float64 in the order of time; UserError for what is neither a number nor a date."""
+    array = _decoded(rows.columns[column.name])
+    for kind in (pa.float64(), pa.timestamp("us")):
+        try:
+            values = array.cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+        values = values.cast(pa.int64()).cast(pa.float64()) if kind != pa.float64() else values
+        times = values.to_numpy(zero_copy_only=False)
+        if np.isfinite(times).all():
+            return times
+        raise rows.error(int((~np.isfinite(times)).argmax()), column.name, "a time in every row")
+    row = next((i for i, value in enumerate(array) if not _is_time(value)), 0)
+    raise rows.error(row, column.name, "a number or a date such as 2014-05-31 23:59:00, as in the other rows")
+
+
+def _is_time(value: pa.Scalar) -> bool:
+    try:
+        value.cast(pa.timestamp("us"))
+        return True
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False

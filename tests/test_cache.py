@@ -1,0 +1,180 @@
+"""The key of a cache holds all that decides its content; damage to an entry is noticed."""
+
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import common.data.cache
+import common.data.parallel
+import common.data.raw_files
+import common.errors
+import common.files
+import common.model.metrics
+import data.movie_rating_seq
+import data.table_data
+from bst.train import DATA as MOVIE_DATA
+from common.data.cache import build_once
+from common.data.data_module import RecommendationDataModule
+from data.census_income import CensusIncomeDataModule
+from data.census_sample import census_sample
+from data.criteo_data import CriteoDataModule
+from data.movie_rating_seq import MovieRatingDataModule
+from deepfm.train import DATA as CRITEO_DATA
+from multitask.train import DATA as CENSUS_DATA
+from tests.criteo_rows import make_lines, write_lines
+from tests.movie_rows import make_ratings, write_1m
+
+DEFAULTS = {CriteoDataModule: CRITEO_DATA, CensusIncomeDataModule: CENSUS_DATA, MovieRatingDataModule: MOVIE_DATA}
+# values of each setting, of which any two may give other arrays
+SETTINGS = {
+    CriteoDataModule: {
+        "split": ["time", "random"],
+        "dense_transform": ["log", "log+missing", "bucket"],
+        "min_count": [1, 2, 5],
+    },
+    CensusIncomeDataModule: {
+        "tasks": [("income",), ("never_married", "income")],
+        "min_count": [1, 5],
+        "num_bins": [4, 16],
+    },
+    MovieRatingDataModule: {
+        "split": ["leave_last", "time", "random"],
+        "target": ["rating", "click"],
+        "history_length": [3, 5],
+        "history_ratings": [True, False],
+        "start_from_biases": [True, False],
+    },
+}
+OF_LOADING = {"dataset", "data_root", "batch_size", "seed", "num_workers"}  # the same rows, in other batches
+# they open and check; what they change in the arrays is an error
+HARMLESS = [common.errors, common.files, common.data.cache, common.data.parallel, common.data.raw_files]
+MODULES = {
+    CriteoDataModule: data.table_data,
+    CensusIncomeDataModule: data.table_data,
+    MovieRatingDataModule: data.movie_rating_seq,
+}
+
+
+@pytest.fixture
+def root(tmp_path, rng) -> Path:
+    """DATA_ROOT with a few raw rows of each kind."""
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 300))
+    write_1m(tmp_path / "ml-1m", make_ratings(rng, users=30))
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    return tmp_path
+
+
+@pytest.fixture
+def arrays(root, tmp_path, monkeypatch) -> Callable[..., dict[str, list[torch.Tensor]]]:
+    """Opens a data module with the caches of OUTPUT_ROOT/<home>; all that its loaders give, and what it carries."""
+
+    def arrays(module: type[RecommendationDataModule], home: str, **settings) -> dict[str, list[torch.Tensor]]:
+        monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / home))
+        opened = module(**{"seed": 0} | DEFAULTS[module] | {"data_root": str(root), "batch_size": 64} | settings)
+        opened.setup()
+        loaders = {"train": opened.train_dataloader, "val": opened.val_dataloader, "test": opened.test_dataloader}
+        found = {name: [torch.cat(parts) for parts in zip(*loader(), strict=True)] for name, loader in loaders.items()}
+        encoder = str(opened.encoder.state_dict()).encode()
+        return found | {"encoder": [torch.from_numpy(np.frombuffer(encoder, np.uint8).copy())]}
+
+    return arrays
+
+
+def same(one: dict[str, list[torch.Tensor]], other: dict[str, list[torch.Tensor]]) -> bool:
+    return all(
+        len(one[name]) == len(other[name]) and all(map(lambda a, b: bool(torch.equal(a, b)), one[name], other[name]))
+        for name in one
+    )
+
+
+@pytest.mark.parametrize("module", SETTINGS)
+def test_settings_that_change_the_arrays_have_a_cache_of_their_own(arrays, module):
+    """What a setting gives does not depend on which caches are there already."""
+    values = SETTINGS[module]
+    assert set(values) | OF_LOADING == set(inspect.signature(module).parameters)
+    for name, choices in values.items():
+        alone = {choice: arrays(module, f"{name}_{choice}", **{name: choice}) for choice in choices}
+        for first, second in permutations(choices, 2):
+            after = arrays(module, f"{name}_{first}", **{name: second})
+            assert not same(after, alone[first]), f"{name} = {second!r} changes nothing after {first!r}"
+            assert same(after, alone[second]), f"{name} = {second!r} after {first!r}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_code_that_computes_is_part_of_the_key(root, tmp_path, monkeypatch, module):
+    """All functions of the repo that a build calls are of modules whose text is in the key."""
+    calls = []
+
+    def traced(name, sources, settings, build, *, code, **keywords) -> Path:
+        files = set()
+
+        def profile(frame, event, _) -> None:
+            files.add(frame.f_code.co_filename)
+
+        def profiled(folder: Path) -> None:
+            threading.setprofile(profile)
+            sys.setprofile(profile)
+            try:
+                build(folder)
+            finally:
+                sys.setprofile(None)
+                threading.setprofile(None)
+
+        entry = build_once(name, sources, settings, profiled, code=code, **keywords)
+        repo = Path(common.errors.__file__).parents[1]
+        used = {path for path in files if Path(path).is_relative_to(repo) and ".venv" not in path and path != __file__}
+        modules = [sys.modules[part] if isinstance(part, str) else part for part in code]
+        assert used, "was not built"
+        assert not used - {part.__file__ for part in [*modules, *HARMLESS, MODULES[module]]}, name
+        calls.append(name)
+        return entry
+
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "output"))
+    monkeypatch.setattr(MODULES[module], "build_once", traced)
+    module(**DEFAULTS[module] | {"data_root": str(root)}, seed=0).setup()
+    assert calls
+
+
+def test_other_code_is_another_entry(tmp_path, monkeypatch, capsys):
+    source = tmp_path / "raw.txt"
+    source.touch()
+    build = lambda folder: (folder / "a.npy").touch()  # noqa: E731
+    one = build_once("code", [source], {}, build, code=[common.data.parallel])
+    assert build_once("code", [source], {}, build, code=[common.data.parallel]) == one
+    text = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda module: text(module) + "#" * (module is common.data.parallel))
+    capsys.readouterr()
+    assert build_once("code", [source], {}, build, code=[common.data.parallel]) != one and not one.exists()
+    assert "or the code that reads them, have changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", SETTINGS)
+def test_a_flipped_bit_is_noticed(root, tmp_path, monkeypatch, capsys, module):
+    """In any file of an entry, of the same size and time."""
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "output"))
+
+    def state() -> list[torch.Tensor]:
+        opened = module(**DEFAULTS[module] | {"data_root": str(root)}, seed=0)
+        opened.setup()
+        return [torch.cat(parts) for parts in zip(*opened.train_dataloader(), strict=True)]
+
+    whole = state()
+    files = [path for path in common.data.cache.cache_root().rglob("*") if path.is_file() and path.stat().st_size]
+    generator = np.random.default_rng(0)
+    for path in generator.permutation(files)[:8]:
+        stat, content = path.stat(), bytearray(path.read_bytes())
+        content[generator.integers(len(content))] ^= 1 << int(generator.integers(8))
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        capsys.readouterr()
+        again = state()
+        assert "is damaged; it is built again" in capsys.readouterr().out, path
+        assert all(map(torch.equal, whole, again)), path

@@ -1,0 +1,40 @@
+"""The pages: what they name is there, and the letters of shapes are those of the legend."""
+
+import ast
+import re
+
+import pytest
+
+from common.paths import REPO
+from docs import architectures
+
+PAGES = [*sorted(REPO.glob("docs/*.md")), REPO / "CONTRIBUTING.md"]
+PLANNED = {"dcn", "events", "label_smoothing"}  # made by following docs/extending.md
+LEGEND = set(re.findall(r"^\| ([A-Z]) \|", (REPO / "docs" / "legend.md").read_text(), re.MULTILINE))
+PACKAGES = ("common", "data", "deepfm", "dlrm", "multitask", "bst")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_are_there(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([\w/.]+)\)", text):
+        assert (page.parent / link).exists(), link
+    for name in re.findall(r"[\w/]+\.py\b", text):
+        if "/" in name and not any(planned in name for planned in PLANNED):
+            assert (REPO / name).exists(), name
+
+
+def test_letters_of_docstrings_are_in_the_legend():
+    """A file explains its letters as `B: rows of a batch, L: ...`."""
+    used = {}
+    for package in PACKAGES:
+        for path in (REPO / package).rglob("*.py"):
+            docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+            used |= dict.fromkeys(re.findall(r"(?:^|[,;.] |[,;.]\n|\n)([A-Z]): ", docstring), path.name)
+    assert len(used) > 10
+    assert used.keys() <= LEGEND, {letter: used[letter] for letter in used.keys() - LEGEND}
+
+
+def test_letters_of_the_figure_are_in_the_legend():
+    letters = {entry[0] for line in architectures.LETTERS for entry in line.split(", ")}
+    assert letters - LEGEND == {"⇢"}

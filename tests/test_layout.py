@@ -1,0 +1,60 @@
+"""Imports go one way, and in no circle."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from common.paths import REPO
+
+PACKAGES = ("common", "data", "deepfm", "dlrm", "multitask", "bst", "benchmarks")
+FILES = [*REPO.glob("*.py"), *(path for package in PACKAGES for path in (REPO / package).rglob("*.py"))]
+FILES = [path for path in FILES if not {"raw", "cache"} & set(path.relative_to(REPO).parts)]
+ROOMS = ["common", "common.data", "common.model", "common.training", "common.cluster"]  # each may import those before
+MODELS = ("deepfm", "dlrm", "multitask", "bst")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(path) for path in FILES}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this repo that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found & NAMES
+
+
+IMPORTS = {name_of(path): imports(path) for path in FILES}
+
+
+def room(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def test_there_is_no_circle():
+    # launch sends train() to Ray when it is called: an arrow in time, not of the module
+    graph = IMPORTS | {"common.cluster.launch": IMPORTS["common.cluster.launch"] - {"common.cluster.ray_cluster"}}
+    list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("name", sorted(IMPORTS))
+def test_arrows_go_one_way(name):
+    for other in IMPORTS[name]:
+        where = f"{name} imports {other}"
+        assert not other.startswith("benchmarks") or name.startswith("benchmarks"), where
+        if name.startswith("common."):
+            assert other.startswith("common"), where
+            assert ROOMS.index(room(other)) <= ROOMS.index(room(name)), where
+        if name.startswith("data."):
+            assert not other.startswith(MODELS), where
+        if other.endswith(".train"):
+            assert name in ("tune_dlrm", "multitask.compare") or name.startswith("benchmarks"), where

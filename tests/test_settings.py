@@ -1,0 +1,107 @@
+"""The dicts at the top of the scripts: each setting once, with a rule, and taken by what its group names."""
+
+import inspect
+import re
+from types import ModuleType
+
+import pytest
+
+import bst.train
+import deepfm.train
+import dlrm.train
+import multitask.train
+import tune_dlrm
+from bst.bst import BST
+from common.cluster.search import run_search
+from common.errors import UserError
+from common.model.optimizer import build_optimizer
+from common.settings import RULES, Settings, check_settings
+from data.census_income import CensusIncomeDataModule
+from data.criteo_data import CriteoDataModule
+from data.movie_rating_seq import MovieRatingDataModule
+from deepfm.deepfm import DeepFM
+from dlrm.dlrmnet import DLRM
+from multitask.mmoe import MMoE
+
+SCRIPTS = {
+    deepfm.train: (CriteoDataModule, DeepFM),
+    dlrm.train: (CriteoDataModule, DLRM),
+    multitask.train: (CensusIncomeDataModule, MMoE),
+    bst.train: (MovieRatingDataModule, BST),
+}
+# what a train.py gives beside its settings
+OF_THE_RUN = {CriteoDataModule: {"seed"}, CensusIncomeDataModule: {"seed"}, MovieRatingDataModule: {"seed"}}
+OF_THE_RUN |= {model: {"optimizer"} for _, model in SCRIPTS.values()}
+OF_THE_RUN |= {BST: {"optimizer", "history_length", "target", "rating_range"}}
+
+
+def groups(script: ModuleType) -> tuple[dict, ...]:
+    return script.DATA, script.MODEL, script.OPTIMIZER, script.TRAINING
+
+
+def keywords(function: object, without_default: bool = False) -> set[str]:
+    """Keyword-only parameters."""
+    return {
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and not (without_default and parameter.default is not parameter.empty)
+    }
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_each_group_is_what_its_consumer_takes(script):
+    data_module, model = SCRIPTS[script]
+    assert keywords(data_module) == script.DATA.keys() | OF_THE_RUN[data_module]
+    assert keywords(model) == script.MODEL.keys() | OF_THE_RUN[model]
+    assert keywords(build_optimizer, without_default=True) <= script.OPTIMIZER.keys() <= keywords(build_optimizer)
+    for consumer in (data_module, model):
+        assert keywords(consumer) == keywords(consumer, without_default=True), "a second default"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_each_setting_is_in_one_group_and_has_a_rule(script):
+    names = [name for group in groups(script) for name in group]
+    assert len(names) == len(set(names)) and set(names) <= RULES.keys()
+    check_settings(Settings(*groups(script)).flat())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_each_setting_has_a_comment_or_says_it_all(script):
+    """A line `name=value,` without a comment is of a name that needs none."""
+    source = inspect.getsource(script)
+    bare = re.findall(r"^    (\w+)=[^#\n]*,\n", source[: source.index("@on_ray")], re.MULTILINE)
+    assert set(bare) <= {"optimizer", "learning_rate", "embedding_dim", "max_epochs", "validations_per_epoch"} | {
+        "num_experts"
+    }
+
+
+def test_the_search_takes_its_settings():
+    assert tune_dlrm.SEARCH.keys() - {"storage"} <= keywords(run_search)
+    assert tune_dlrm.SEARCH.keys() <= RULES.keys()
+    known = Settings(*groups(dlrm.train)).flat()
+    assert tune_dlrm.SPACE.keys() | tune_dlrm.FIXED.keys() <= known.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("droput", r"there is no setting 'droput'; did you mean 'dropout'\?"),
+        ("zzz", r"there is no setting 'zzz'; the settings are dataset, data_root, "),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(outputs, name, message):
+    for script in SCRIPTS:
+        with pytest.raises(UserError, match=message):
+            script.train(**{name: 1})
+    with pytest.raises(UserError, match=r"there is no setting 'trial'; did you mean 'trials'\?"):
+        tune_dlrm.search(trial=1)
+    assert not (outputs / "runs").exists()
+
+
+def test_a_change_reaches_its_group_alone():
+    before = Settings(*groups(deepfm.train))
+    after = before.changed({"dropout": 0.5, "seed": 7})
+    assert (after.model["dropout"], after.training["seed"]) == (0.5, 7)
+    assert before.flat() == Settings(*groups(deepfm.train)).flat()
+    assert after.flat() == before.flat() | {"dropout": 0.5, "seed": 7}
