@@ -3,14 +3,13 @@
 Writes CHECKPOINT with the ending .onnx (inputs of any number of rows -> probabilities or ratings) and beside it .json,
 what turns a raw row into inputs. Both are checked first: the outputs of onnxruntime on the first rows of RAW_FILE, or
 without one on rows drawn at random, equal those of PyTorch to 1e-4.
-The README scores a raw Criteo row with both, without torch and without this repo.
+docs/onnx.md scores a raw Criteo row with both, without torch and without this repo.
 It needs onnx, onnxscript and onnxruntime (requirements-dev.txt).
 """
 
 import inspect
 import json
 import logging
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError, check, one_line, run_script
 from common.model.recommender import Recommender
-from predict import load, open_input, predict_batch
+from predict import Preprocessor, load, open_input, predict_batch
 
 TOLERANCE = 1e-4
 CHECKED_ROWS = 2000
@@ -122,20 +121,21 @@ def _difference(model: Recommender, inputs: list[Tensor], path: Path) -> float:
     return difference
 
 
-def _first_rows(preprocessor, raw: str | Path) -> list[Tensor]:
+def _first_rows(preprocessor: Preprocessor, raw: str | Path) -> list[Tensor]:
     with open_input(raw) as (stream, _):
         first = next(preprocessor.batches(stream, str(raw)), None)
-    check(first is not None and len(first[0][0]) > 0, f"{raw} has no rows.")
+    if first is None or len(first[0][0]) == 0:
+        raise UserError(f"{raw} has no rows.")
     return [column[:CHECKED_ROWS] for column in first[0]]
 
 
-def main() -> None:
-    check(len(sys.argv) in (2, 3), "usage: python export_onnx.py CHECKPOINT [RAW_FILE]")
-    result = export(*sys.argv[1:])
-    path, kind = result["path"], "rows" if len(sys.argv) == 3 else "made-up rows"
+def main(checkpoint: str, raw: str | None = None) -> None:
+    """Export, and say how near the outputs are."""
+    result = export(checkpoint, raw)
+    path, kind = result["path"], "rows" if raw else "made-up rows"
     print(f"{path} and {path.with_suffix('.json').name}: within {result['difference']:.1e} of PyTorch on", end=" ")
     print(f"{result['rows']:,} {kind}")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "CHECKPOINT [RAW_FILE]")

@@ -14,16 +14,15 @@ predictions are scored against them; this, unseen categories and progress go to 
 """
 
 import csv
-import gzip
 import io
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from tqdm import tqdm
 from bst.bst import BST
 from common.checkpoint import check_same_sizes, load_checkpoint
 from common.data.parallel import ordered_map
-from common.data.raw_files import gzip_errors
+from common.data.raw_files import Stream, decompressed, gzip_errors
 from common.errors import UserError, check, one_line, run_script, shown
 from common.files import atomic_write
 from common.model.recommender import Recommender
@@ -49,7 +48,7 @@ BATCH_ROWS = 1024  # scored at a time; more do not fit into the cache of a proce
 
 Preprocessor = TablePreprocessor | MoviePreprocessor
 # class of the model, by the name in the checkpoint; key of the data's state in it; what reads raw rows with that state
-MODELS = {
+MODELS: dict[str, tuple[type[Recommender], str, type[TablePreprocessor] | type[MoviePreprocessor]]] = {
     "DeepFM": (DeepFM, "CriteoDataModule", TablePreprocessor),
     "DLRM": (DLRM, "CriteoDataModule", TablePreprocessor),
     "MMoE": (MMoE, "CensusIncomeDataModule", TablePreprocessor),
@@ -64,7 +63,8 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Preprocessor]:
     """
     content = load_checkpoint(checkpoint)
     name = content.get("model")
-    check(name in list(MODELS), f"{checkpoint}: found the model {shown(name)}, expected one of {', '.join(MODELS)}.")
+    if not isinstance(name, str) or name not in MODELS:
+        raise UserError(f"{checkpoint}: found the model {shown(name)}, expected one of {', '.join(MODELS)}.")
     model_class, data, preprocessor = MODELS[name]
     try:
         settings = content["hyper_parameters"]
@@ -85,7 +85,7 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Preprocessor]:
         ) from error
 
 
-def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None = None, bf16: bool = BF16) -> dict:
+def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None = None, *, bf16: bool = BF16) -> dict:
     """Score `raw` ("-": standard input) to `output` (None: standard output); memory does not grow with the file.
 
     Returns rows, seconds, unseen {field: rows} and metrics {column: {metric: value}}, empty where no label is known.
@@ -150,7 +150,8 @@ def _warn_of_another_set(preprocessor: Preprocessor, raw: str) -> None:
 def predict_batch(model: Recommender, inputs: list[Tensor], bf16: bool = False) -> Tensor:
     """Predictions (N, columns) float32 of inputs of any number of rows N."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        parts = zip(*(column.split(BATCH_ROWS) for column in inputs), strict=True)
+        # cloned: a matrix product rounds otherwise where memory is not aligned as torch aligns it
+        parts = zip(*(column.clone().split(BATCH_ROWS) for column in inputs), strict=True)
         predicted = torch.cat([model.predict(model(*part).float()) for part in parts])
     return predicted.unsqueeze(1) if predicted.dim() == 1 else predicted
 
@@ -204,14 +205,15 @@ def _name(raw: str | Path) -> str:
 
 
 @contextmanager
-def open_input(raw: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_input(raw: str | Path) -> Iterator[tuple[Stream, IO[bytes]]]:
     """The (decompressed) stream, and the file below it, whose position is the progress."""
-    check(str(raw) != "-" or sys.stdin is not None, "cannot read standard input: it is closed.")
-    with _reading(raw), nullcontext(sys.stdin.buffer) if str(raw) == "-" else open(raw, "rb") as file:
-        yield (gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file), file
+    is_stdin = str(raw) == "-"
+    check(not is_stdin or sys.stdin is not None, "cannot read standard input: it is closed.")
+    with _reading(raw), open(sys.stdin.fileno() if is_stdin else raw, "rb", closefd=not is_stdin) as file:
+        yield decompressed(file), file
 
 
-def _batches(preprocessor: Preprocessor, stream: BinaryIO, raw: str | Path) -> Iterator[tuple[list[Tensor], Tensor]]:
+def _batches(preprocessor: Preprocessor, stream: Stream, raw: str | Path) -> Iterator[tuple[Any, ...]]:
     with _reading(raw):  # here, where no error can be one of writing
         yield from preprocessor.batches(stream, _name(raw))
 
@@ -225,13 +227,13 @@ def _reading(raw: str | Path) -> Iterator[None]:
         raise UserError(f"cannot read {_name(raw)}: {error.strerror or error}.") from error
 
 
-def _progress_bar(file: BinaryIO) -> tqdm:
+def _progress_bar(file: IO[bytes]) -> tqdm:
     size = os.fstat(file.fileno()).st_size if file.seekable() else None
-    return tqdm(total=size, desc="Preprocessor", unit="B", unit_scale=True)
+    return tqdm(total=size, desc="Scoring", unit="B", unit_scale=True)
 
 
 @contextmanager
-def _open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_result]) -> Iterator[TextIO]:
+def _open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_result]) -> Iterator[IO[str]]:
     """Standard output, a device or pipe, or a file that is there when it is complete; never one of the inputs."""
     try:
         if path is None:
@@ -253,12 +255,12 @@ def _open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_resul
         raise UserError(f"cannot write {path or 'standard output'}: {error.strerror or error}.") from error
 
 
-def main() -> None:
-    check(len(sys.argv) in (3, 4), "usage: python predict.py CHECKPOINT RAW_FILE [OUT.csv]; RAW_FILE may be -")
+def main(checkpoint: str, raw: str, output: str | None = None) -> None:
+    """Score a file; what is found of it goes to standard error."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict.py ... | head` ends in silence
     torch.set_num_threads(1)  # whole blocks are scored in threads; more within a block would only get in their way
-    result = predict(*sys.argv[1:])
+    result = predict(checkpoint, raw, output)
     print(f"{result['rows']:,} rows in {result['seconds']:.1f} s", file=sys.stderr)
     if result["unseen"]:
         counts = ", ".join(f"{one_line(name)} {count:,}" for name, count in result["unseen"].items())
@@ -268,4 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "CHECKPOINT RAW_FILE [OUT.csv]")

@@ -91,7 +91,8 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     identity = {name: value for name, value in settings.flat().items() if name not in {*space, *NOT_COMPARED}}
     identity |= {"space": {name: str(values) for name, values in distributions(space).items()}}
     identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
-    home = Path(storage).resolve() if (storage := options.pop("storage")) else output_root() / "runs" / "tune_dlrm"
+    storage = options.pop("storage")
+    home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
     with claim_run_folder("tune_dlrm", identity, find_folder(home, identity, options["trials"])) as folder:
         record = SearchRecord(folder)
         print(f"{'Continuing' if record.trials else 'Writing to'} {folder}", flush=True)
@@ -139,16 +140,16 @@ def find_folder(home: Path, identity: dict[str, Any], trials: int) -> Path:
     for _, folder in sorted(version_folders(home).items(), reverse=True):
         kept = folder / "settings.json"
         try:
-            if kept.exists() and read_json(kept) == identity and not is_complete(folder, trials):
+            if kept.exists() and read_json(kept) == identity and not is_complete(SearchRecord(folder), trials):
                 return folder
         except UserError as error:
             print(f"Not continuing {folder}: {error}", flush=True)
     return new_version_folder(home)
 
 
-def is_complete(folder: Path, trials: int) -> bool:
-    """Whether the search in the folder was concluded, with so many trials or more."""
-    return (folder / "best.json").exists() and len(SearchRecord(folder).in_state(*ENDED)) >= trials
+def is_complete(record: SearchRecord, trials: int) -> bool:
+    """Whether a search was concluded, with so many trials or more."""
+    return record.path.with_name("best.json").exists() and len(record.in_state(*ENDED)) >= trials
 
 
 def conclude(record: SearchRecord, fixed: dict[str, Any], start: float) -> dict[str, Any]:
@@ -158,9 +159,10 @@ def conclude(record: SearchRecord, fixed: dict[str, Any], start: float) -> dict[
     if best is None:
         raise UserError(
             f"all {len(record.trials)} trials failed; the first one: {record.trials[0]['cause']}\n"
-            f"When that is mended, remove {record.path.parent} to search again."
+            f"Fix the cause, then remove {record.path.parent} to search again."
         )
     config, folder = lists_to_tuples(best["config"]), record.folder(best["number"])
+    # a finished trial is not trained again: it continues from its last checkpoint, and is tested
     results = dlrm.train(run_folder=str(folder), **fixed, **config)
     log(record, "\n" + write_table(record))
     contents = {

@@ -56,8 +56,8 @@ VARIANTS: dict[str, tuple[Callable[[], AbstractContextManager], dict]] = {
 }
 
 
-def main() -> None:
-    models = sys.argv[1:] or list(MODELS)
+def main(*names: str) -> None:
+    models = names or list(MODELS)
     check(set(models) <= set(MODELS), f"there is no model {' '.join(models)}; there are {', '.join(MODELS)}.")
     OUTPUT.mkdir(parents=True, exist_ok=True)
     os.environ["OUTPUT_ROOT"] = str(
@@ -95,4 +95,4 @@ def write_tables(rows: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "[NAME...]")

@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch
-from data.criteo_encoding import FIRST_ID, CriteoEncoder
 
 from benchmarks.generate_criteo import CARDINALITIES, CLICK_RATE, FULL_ROWS, SKEW, generate
 from common.paths import output_root
-from data.criteo_data import ARRAYS, CriteoDataModule
+from data.criteo_data import CriteoDataModule
+from data.criteo_schema import CATEGORICAL, CRITEO, DENSE
+from data.table_data import ARRAYS
+from data.table_encoder import FIRST_ID, Dense, Field, TableEncoder
 from deepfm.train import DATA
 
 OUTPUT = output_root() / "runs" / "speed"
@@ -47,8 +49,12 @@ class FullVocabulary(RawRows):
     def __init__(self, batch_size: int, train_rows: int = rows_written):
         CriteoDataModule.__init__(self, **UNPRUNED | dict(batch_size=batch_size), seed=0)
         self.folder, self.is_sample = OUTPUT / "full_vocabulary", False
-        vocabularies = [np.arange(count, dtype=np.uint32) for count in CARDINALITIES]
-        self.encoder = CriteoEncoder("log", vocabularies, np.ones(13))
+        self.schema, self.tasks = CRITEO, ["click"]
+        fields = [
+            Field(name, "text", np.arange(count, dtype=np.uint64), {})
+            for name, count in zip(CATEGORICAL, CARDINALITIES, strict=False)  # fewer in a test
+        ]
+        self.encoder = TableEncoder(CRITEO, fields, [Dense(name, "log") for name in DENSE])
         if not (self.folder / "label.npy").exists():
             self._write()
         rows = np.arange(self.rows_written)
@@ -66,6 +72,6 @@ class FullVocabulary(RawRows):
             is_new = rng.random(count) < values / FULL_ROWS
             value = values * np.where(is_new, rng.random(count), rng.random(count) ** SKEW)
             ids[:, i] = FIRST_ID + rng.permutation(values)[value.astype(np.int64)]
-        dense, label = rng.normal(size=(count, 13)), rng.random(count) < CLICK_RATE
+        dense, label = rng.normal(size=(count, 13)), (rng.random(count) < CLICK_RATE)[:, None]
         for name, array in zip(ARRAYS, (dense.astype(np.float32), ids, label.astype(np.float32)), strict=True):
             np.save(self.folder / f"{name}.npy", array)

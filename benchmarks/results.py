@@ -32,9 +32,9 @@ MAIN = ("auc", "rmse")  # metrics shown of the baselines
 SHOWN = (*MAIN, "log_loss", "mae")  # metrics of the table; an AUC of a task starts with auc_
 
 
-def main() -> None:
+def main(folder: str | None = None) -> None:
     """Replace the table between the two markers of the README."""
-    runs = Path(sys.argv[1]) if len(sys.argv) > 1 else output_root() / "runs"
+    runs = Path(folder) if folder else output_root() / "runs"
     table = results_table(runs)
     readme = REPO / "README.md"
     before, rest = readme.read_text().split(BEGIN)
@@ -78,4 +78,4 @@ def _metrics(results: list[dict[str, float]], names: tuple[str, ...] = SHOWN) ->
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "[RUNS]")

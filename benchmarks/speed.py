@@ -111,9 +111,9 @@ COMPARISONS = {
 }
 
 
-def main() -> None:
+def main(*names: str) -> None:
     """The comparisons that are named, or all."""
-    names = sys.argv[1:] or list(COMPARISONS)
+    names = names or tuple(COMPARISONS)
     unknown = [name for name in names if name not in COMPARISONS]
     check(not unknown, f"no comparison {', '.join(unknown)}; there are {', '.join(COMPARISONS)}.")
     OUTPUT.mkdir(parents=True, exist_ok=True)
@@ -132,4 +132,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [TURN]:
         run_once(COMPARISONS[sys.argv[2]].contenders[sys.argv[3]])
     else:
-        run_script(main)
+        run_script(main, "[NAME...]")

@@ -1,15 +1,13 @@
 """What a rating model must beat, on the same split: the mean, biases, and a matrix factorization.
 
-N: ratings, K: factors.
+N: ratings, Z: factors.
 """
-
-from functools import partial
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
 from common.model.metrics import auc, rating_metrics
+from common.process_group import on_rank_zero
 from data.movie_encoder import fit_biases
 from data.movie_rating_seq import MovieRatingDataModule
 
@@ -20,7 +18,7 @@ BIAS_PENALTY = 0.02
 EXTRA_RATINGS = 5  # added to the number of ratings in a penalty, for those with few
 
 
-@partial(rank_zero_only, default={})
+@on_rank_zero
 def rating_baselines(data: MovieRatingDataModule) -> dict[str, dict[str, float]]:
     """Test metrics of models fitted on train, and on train + validation, as BST may read the validation rating."""
     user, movie, rating = data.user_movie_rating()
@@ -28,10 +26,10 @@ def rating_baselines(data: MovieRatingDataModule) -> dict[str, dict[str, float]]
     target = data.targets("test")
 
     def measure(predicted: np.ndarray) -> dict[str, float]:
-        predicted = torch.from_numpy(predicted.clip(*data.rating_range).astype(np.float32))
-        return {"auc": auc(predicted, target)} if data.target == "click" else rating_metrics(predicted, target)
+        clipped = torch.from_numpy(predicted.clip(*data.rating_range).astype(np.float32))
+        return {"auc": auc(clipped, target)} if data.target == "click" else rating_metrics(clipped, target)
 
-    def fit(rows: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def fit(rows: np.ndarray, penalty: float) -> tuple[float, np.ndarray, np.ndarray]:
         """Mean, biases and factorization of all rows (N,)."""
         known = user[rows], movie[rows], rating[rows]
         mean, user_bias, movie_bias = fit_biases(*known, user.max() + 1, movie.max() + 1)
@@ -100,7 +98,7 @@ def _solve(
 ) -> None:
     """Set vector and bias of each row of `own` to the ridge regression of its ratings."""
     for row, ratings in enumerate(groups):
-        x = others[other[ratings]]  # (its ratings, K + 1), ones in the last column
+        x = others[other[ratings]]  # (its ratings, Z + 1), ones in the last column
         gram = x.T @ x
         gram.flat[:: FACTORS + 2] += penalties * (len(ratings) + EXTRA_RATINGS)
         solved = np.linalg.solve(gram, x.T @ (residual[ratings] - other_bias[other[ratings]]))

@@ -25,8 +25,9 @@ POSITION_STD = 0.5  # of position embeddings; if they start alike, attention sta
 
 
 class Block(nn.Module):
-    """One transformer block, post-norm (section 2.2), for some queries of a sequence S.
+    """One transformer block, post-norm (section 2.2), for some queries of a sequence.
 
+    With the paper's matrices:
     S' = LN(Q + Dropout(MultiHead(Q, S, S))); F = LN(S' + Dropout(LeakyReLU(S' W1 + b1) W2 + b2))
     """
 
@@ -69,6 +70,8 @@ class BST(Recommender):
     rating_range: least and greatest rating; use_sequence: False leaves out the transformer and keeps all else;
     optimizer: arguments of build_optimizer, where the embedding's are those of the factors.
     """
+
+    genre_shares: Tensor
 
     def __init__(
         self,
@@ -121,7 +124,7 @@ class BST(Recommender):
 
     @property
     def display_name(self) -> str:
-        return "BST" if self.hparams.use_sequence else "BST without its sequence"
+        return "BST" if self.hparams["use_sequence"] else "BST without its sequence"
 
     def forward(
         self, movie_id: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor, user_ids: Tensor, dense: Tensor
@@ -133,7 +136,7 @@ class BST(Recommender):
         features = [table(ids) for table, ids in zip(self.user_features, user_ids.T[1:], strict=True)]
         user_factors, movie_factors = self.factors(torch.stack([user_ids[:, 0], movie_id], 1)).unbind(1)  # (B, Z + 1)
         vector = user_factors[:, :-1]
-        if self.hparams.use_sequence:
+        if self.hparams["use_sequence"]:
             encoded, _ = self.encode_sequence(target, movies, history, residual, time_gap)
             features.append(encoded)
             vector = vector + self.history_factors(encoded)
@@ -144,7 +147,7 @@ class BST(Recommender):
 
     def movie_vectors(self) -> Tensor:
         """(M, 2 D): the vector of each movie, and what a residual of 1 adds to it."""
-        factors = self.factors.weight[self.hparams.user_cardinalities[0] :, :-1]
+        factors = self.factors.weight[self.hparams["user_cardinalities"][0] :, :-1]
         # detached: the factors are learned by the factorization alone
         return self.movies.weight + self.genres(self.genre_shares) + self.movie_factors(factors.detach())
 
@@ -170,14 +173,12 @@ class BST(Recommender):
         return self.encode_sequence(target, movies, history, residual, time_gap)[1].mean(1).squeeze(1)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.hparams.target == "rating":
+        if self.hparams["target"] == "rating":
             return functional.mse_loss(logits, target)
         return functional.binary_cross_entropy_with_logits(logits, target)
 
     def predict(self, logits: Tensor) -> Tensor:
-        # floats: ONNX clips to two values of one type
-        return (
-            logits.clamp(*map(float, self.hparams.rating_range))
-            if self.hparams.target == "rating"
-            else logits.sigmoid()
-        )
+        if self.hparams["target"] == "click":
+            return logits.sigmoid()
+        least, greatest = map(float, self.hparams["rating_range"])  # ONNX clips to two values of one type
+        return logits.clamp(least, greatest)

@@ -21,7 +21,7 @@ def plot_history_length_and_attention(
 ) -> None:
     """history_length.png and attention.png of the test rows."""
     _plot_history_length(data, prediction, target, folder / "history_length.png")
-    if model.hparams.use_sequence:
+    if model.hparams["use_sequence"]:
         _plot_attention(model, data, folder / "attention.png")
 
 

@@ -83,7 +83,7 @@ def train(
 def fit(
     settings: Settings, data: MovieRatingDataModule, folder: Path, callbacks: Sequence[pl.Callback] = ()
 ) -> dict[str, Any]:
-    """Fit and test one model, and its baselines."""
+    """Fit and test one model; with its sequence, also the model without it, as a baseline."""
     pl.seed_everything(settings.training["seed"], verbose=False)
     model = BST(
         data.num_movies,

@@ -43,15 +43,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             _check_members(archive, path)
             damaged = archive.testzip()  # torch checks no sums: a weight with a flipped bit would go unnoticed
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        tensors = _tensors(content)
-        check(tensors is not None, f"{path} is damaged: a list in it holds itself. Take another, or train again.")
+        if (tensors := _tensors(content)) is None:
+            raise UserError(f"{path} is damaged: a list in it holds itself. Take another, or train again.")
         # one number repeated to any size: a file of a few KB would fill the memory where the tensor is copied
         repeated = any(tensor.untyped_storage().nbytes() < tensor.nbytes for tensor in tensors)
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}.") from error
-    except (IsADirectoryError, PermissionError) as error:
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder; {_inside(Path(path))}") from error
+    except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise UserError(
@@ -63,6 +65,18 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of this repo: it holds no state_dict.")
     return content
+
+
+def _inside(folder: Path) -> str:
+    """What to give in the place of a folder: the newest best checkpoint of the runs in it."""
+    found = [
+        path
+        for pattern in ("", "checkpoints/", "*/checkpoints/", "*/*/checkpoints/")
+        for path in folder.glob(f"{pattern}best.ckpt")
+    ]
+    if not found:
+        return "give a checkpoint, which is a file (runs/<model>/version_N/checkpoints/best.ckpt)."
+    return f"give a checkpoint in it, such as {max(found, key=lambda path: path.stat().st_mtime)}."
 
 
 def _check_members(archive: zipfile.ZipFile, path: str | Path) -> None:

@@ -18,15 +18,21 @@ class UserError(Exception):
     """Bad input or a bad setting; the message alone says where, what was found and what to do."""
 
 
-def run_script(main: Callable[[], object]) -> None:
-    """Call `main` as a script: what ends it is one line on stderr.
+def run_script(main: Callable[..., object], usage: str = "") -> None:
+    """Call `main` as a script, with the arguments of the command line: what ends it is one line on stderr.
 
-    The exit code is 1 after a UserError or without memory, 130 after Ctrl-C, 143 after SIGTERM; the last two may say
-    how to go on.
+    usage: names of the arguments, "FILE [NAME]" or "[NAME...]"; "": none, settings are edited in the file. --help
+    prints the script's docstring. The exit code is 1 after a UserError or without memory, 130 after Ctrl-C, 143 after
+    SIGTERM; the last two may say how to go on.
     """
     _open_standard_streams()
+    arguments = sys.argv[1:]
     try:
-        main()
+        if {"-h", "--help"} & set(arguments):
+            print((sys.modules[main.__module__].__doc__ or "").strip())
+            return
+        check_arguments(arguments, usage)
+        main(*arguments)
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
@@ -36,6 +42,19 @@ def run_script(main: Callable[[], object]) -> None:
     except MemoryError as error:
         print(f"error: not enough memory. {one_line(error)}".strip(), file=sys.stderr)
         sys.exit(1)
+
+
+def check_arguments(arguments: list[str], usage: str) -> None:
+    """Raise UserError unless there are as many arguments as `usage` names: [NAME] may be missing, [NAME...] be many."""
+    script, names = sys.argv[0], usage.split()
+    least = sum(not name.startswith("[") for name in names)
+    enough = least <= len(arguments) and (len(arguments) <= len(names) or usage.endswith("...]"))
+    check(enough or not usage, f"usage: python {script} {usage}")
+    check(
+        bool(usage) or not arguments,
+        f"{script} takes no arguments; found {shown(' '.join(arguments))}. Settings are edited in the file; "
+        f"`python {script} --help` describes it.",
+    )
 
 
 def _open_standard_streams() -> None:

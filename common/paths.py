@@ -3,14 +3,28 @@
 import os
 from pathlib import Path
 
+from common.errors import UserError
+
 REPO = Path(__file__).resolve().parents[1]
 
 
 def data_root() -> Path:
     """Folder with one folder per raw dataset: $DATA_ROOT, else data/raw of the repo."""
-    return Path(os.environ.get("DATA_ROOT", REPO / "data" / "raw")).resolve()
+    return _folder("DATA_ROOT", REPO / "data" / "raw")
 
 
 def output_root() -> Path:
     """Everything the scripts write lies below it (runs/ and data/cache/): $OUTPUT_ROOT, else the repo."""
-    return Path(os.environ.get("OUTPUT_ROOT", REPO)).resolve()
+    return _folder("OUTPUT_ROOT", REPO)
+
+
+def _folder(variable: str, default: Path) -> Path:
+    path = Path(os.environ.get(variable, default)).resolve()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # torch could not open a file there
+        raise UserError(
+            f"the locale cannot express the folder {variable}, {str(path)!a}. Set the environment variable "
+            "PYTHONUTF8=1, or a UTF-8 locale."
+        ) from error
+    return path

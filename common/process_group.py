@@ -6,15 +6,18 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 
 from common.errors import UserError
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 # environment variables: the file where the processes of one machine meet, and the process that starts the others
 RENDEZVOUS, STARTER = "RENDEZVOUS_FILE", "RENDEZVOUS_STARTER"
@@ -31,10 +34,16 @@ def is_rank_zero() -> bool:
     if is_distributed():
         return distributed.get_rank() == 0
     # before it is initialized: environment variables of Lightning, torchrun and Slurm
-    return not (rank_zero_only.rank or int(os.environ.get("NODE_RANK", 0)))
+    rank = rank_zero_only.rank  # type: ignore[attr-defined]  # Lightning sets it on the function
+    return not (rank or int(os.environ.get("NODE_RANK", 0)))
 
 
-def broadcast(value: str | None) -> str | None:
+def on_rank_zero(function: Callable[P, dict[str, T]]) -> Callable[P, dict[str, T]]:
+    """Decorator: rank zero calls the function, the other ranks get an empty dict."""
+    return rank_zero_only(function, default={})
+
+
+def broadcast(value: T) -> T:
     """Rank zero's value on all ranks; without a process group, `value`."""
     box = [value]
     if is_distributed():

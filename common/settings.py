@@ -7,7 +7,7 @@ from typing import Any
 
 from common.errors import check, shown
 
-Rule = tuple[Callable[[object], bool], str]
+Rule = tuple[Callable[[Any], bool], str]
 
 
 def _integer(least: int, greatest: int) -> Rule:
@@ -62,6 +62,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_norm", "self_interaction", "use_sequence"), FLAG),
     "variant": _one_of("mmoe", "omoe", "shared_bottom", "single_task"),
     "task_weights": _tuple_of(WEIGHT, "(1.0, 0.5)"),
+    "slots": _or_none(_tuple_of(_integer(1, 1024), "(1, 3)")),
+    "pooling": _or_none(
+        _tuple_of((lambda value: value in (None, "sum", "mean"), "None, 'sum' or 'mean'"), "(None, 'sum')")
+    ),
     # OPTIMIZER
     "optimizer": _one_of("adam", "adagrad", "sgd"),
     **dict.fromkeys(("learning_rate", "embedding_learning_rate"), RATE),

@@ -71,7 +71,7 @@ def _generate(rows: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray
     table |= {name: np.array(texts)[rank[name]] for name, texts in TEXTS.items()} | dense
     table["instance weight"] = rng.uniform(100, 3000, rows).round(2)
     for name, task in SCHEMA.tasks.items():
-        yes, no = (rng.choice(sorted(texts), rows) for texts in (task.positive, task.negative))
+        yes, no = (rng.choice(sorted(texts), rows) for texts in (task.positive, task.negative or ()))
         table[task.column] = np.where(rng.random(rows) < probability[name], yes, no)
     table["income"] = np.char.add(table["income"], ".")
     return table, probability

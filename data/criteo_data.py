@@ -5,7 +5,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
@@ -98,9 +97,6 @@ class CriteoDataModule(TableDataModule):
         rows = self.rows["test"]
         truth = np.load(self.table_folder / "true_probability.npy")[rows]
         return click_metrics(torch.from_numpy(truth), torch.from_numpy(self.read(rows)[-1]))
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict()
 
 
 def main() -> None:

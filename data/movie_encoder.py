@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.data.data_module import SPLITS
 from common.errors import check
 from data.movie_history import FIRST_ID, OOV
 from data.movie_raw import Movies, Users
@@ -18,7 +19,10 @@ SPLIT_METHODS = ("leave_last", "time", "random")
 RANDOM_SPLIT_SEED = 2018  # of "random", not that of the training run
 SHARES = (0.8, 0.1)  # training and validation rows of "time" and "random"
 LEAST_TIMESTAMP = 100_000_000  # seconds since 1970; smaller times are ranks
-USER_SHRINKAGE, MOVIE_SHRINKAGE = 15.0, 10.0  # ratings of 0 deviation added to a bias (Surprise's defaults)
+USER_SHRINKAGE, MOVIE_SHRINKAGE = (
+    15.0,
+    10.0,
+)  # ratings with residual 0 added when a bias is fitted (Surprise's defaults)
 USER_BIAS_SHRINKAGE = 5.0  # the same for a user's past
 
 
@@ -31,9 +35,9 @@ def in_time_order(ratings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Columns in time order, with `start` (N,), the first row of the user, and `user_row` (N,), its number."""
     order = time_order(ratings)
     ordered = {name: column[order] for name, column in ratings.items()}
-    is_rank_zero = np.diff(ordered["user"], prepend=-1) != 0
-    ordered["user_row"] = (np.cumsum(is_rank_zero) - 1).astype(np.int32)
-    ordered["start"] = np.flatnonzero(is_rank_zero).astype(np.int32)[ordered["user_row"]]
+    starts_user = np.diff(ordered["user"], prepend=-1) != 0
+    ordered["user_row"] = (np.cumsum(starts_user) - 1).astype(np.int32)
+    ordered["start"] = np.flatnonzero(starts_user).astype(np.int32)[ordered["user_row"]]
     return ordered
 
 
@@ -48,20 +52,20 @@ def split_rows(ordered: dict[str, np.ndarray], split: str) -> dict[str, np.ndarr
         first = np.flatnonzero(ordered["start"] == rows)
         counts = np.diff(first, append=len(rows))
         last = (first + counts - 1)[counts >= 3]
-        part = np.zeros(len(rows), np.int8)
+        part: np.ndarray = np.zeros(len(rows), np.int8)
         part[last - 1], part[last] = 1, 2
     elif split == "time":
         check(
             ordered["time"].max() >= LEAST_TIMESTAMP,
-            'SPLIT is "time", but the times of this dataset are ranks within each user, not timestamps. '
-            'Use split = "leave_last", or a dataset with timestamps.',
+            'split is "time", but the times of this dataset are ranks within each user, not timestamps. '
+            'Set split="leave_last", or use a dataset with timestamps.',
         )
         cuts = np.quantile(ordered["time"], np.cumsum(SHARES), method="lower")
         part = np.searchsorted(cuts, ordered["time"], "left")  # one moment is never cut in two
     else:
         drawn = np.random.default_rng(RANDOM_SPLIT_SEED).random(len(rows))
         part = np.searchsorted(np.cumsum(SHARES), drawn, "right")
-    return {name: np.flatnonzero(part == i) for i, name in enumerate(("train", "val", "test"))}
+    return {name: np.flatnonzero(part == i) for i, name in enumerate(SPLITS)}
 
 
 def fit_biases(
@@ -141,10 +145,10 @@ class MovieEncoder:
         expected = (self.mean + np.array(self.movie_bias))[movie]
         residual = ordered["rating"] - expected
         yield "residual", residual.astype(np.float32)
-        # the user's shrunken mean deviation over the past alone
+        # over the past alone
         total = np.concatenate([[0.0], residual.cumsum()[:-1]])
         total -= total[ordered["start"]]
-        user_bias = total / (USER_BIAS_SHRINKAGE + rows - ordered["start"]) * start_from_biases
+        user_bias = past_user_bias(total, rows - ordered["start"]) * start_from_biases
         yield "expected", expected.astype(np.float32)
         yield "user_bias", user_bias.astype(np.float32)
 
@@ -165,6 +169,11 @@ class MovieEncoder:
     @classmethod
     def from_state(cls, state: dict) -> "MovieEncoder":
         return cls(**state)
+
+
+def past_user_bias(total: np.ndarray, past: np.ndarray) -> np.ndarray:
+    """Shrunken mean residual of `past` earlier ratings, whose residuals sum to `total`."""
+    return total / (USER_BIAS_SHRINKAGE + past)
 
 
 def encode_ids(raw: np.ndarray, vocabulary: list[int]) -> np.ndarray:

@@ -9,15 +9,14 @@ N: ratings in the checkpoint, B: rows of a batch, U: users, L: length of the his
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.raw_files import bounded_lines
+from common.data.raw_files import Stream, bounded_lines
 from common.errors import UserError, check
-from data.movie_encoder import USER_BIAS_SHRINKAGE, MovieEncoder, encode_ids
+from data.movie_encoder import MovieEncoder, encode_ids, past_user_bias
 from data.movie_history import CLICK_RATING, OOV, dense_features, history_window
 from data.movie_raw import RELEASES
 
@@ -51,17 +50,18 @@ class MoviePreprocessor:
         self.movie = encode_ids(ratings["movie"], self.encoder.movie_ids)
         self.expected = self.encoder.mean + np.array(self.encoder.movie_bias)  # by id
         self.residual = ratings["rating"] - self.expected[self.movie]
-        self.past = [torch.from_numpy(column) for column in (self.movie, self.residual.astype(np.float32), self.time)]
-        self.total = np.concatenate([[0.0], self.residual.cumsum()])  # of the deviations before a row
+        residual = self.residual.astype(np.float32)
+        self.past = torch.from_numpy(self.movie), torch.from_numpy(residual), torch.from_numpy(self.time)
+        self.total = np.concatenate([[0.0], self.residual.cumsum()])  # of the residuals before a row
         row = np.repeat(np.arange(len(self.users)), np.diff(self.start))
         self.time_key = (row << TIME_BITS) + self.time  # ascending
         movie_key = (row << ID_BITS) + ratings["movie"]
         self.by_movie = np.argsort(movie_key, kind="stable")  # of one movie in the order of time
         self.movie_key = movie_key[self.by_movie]
         first = np.searchsorted(self.movie_key, self.movie_key)
-        self.place_key = (first << ID_BITS) + self.by_movie  # ascending
+        self.position_key = (first << ID_BITS) + self.by_movie  # ascending
 
-    def batches(self, stream: BinaryIO, name: str) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def batches(self, stream: Stream, name: str) -> Iterator[tuple[list[Tensor], Tensor]]:
         """The model's inputs and the target (B, 1), nan where there is no rating; in the order of the stream.
 
         Raises: UserError naming the first line that is not of the form.
@@ -92,25 +92,25 @@ class MoviePreprocessor:
         return self.encoder.state_dict() | {"history_length": self.history_length, "target": self.columns[0]}
 
     def inputs(self, user: np.ndarray, movie: np.ndarray, time: np.ndarray) -> list[Tensor]:
-        """Raw ids (B,) and timestamps or NO_TIME (B,) -> what Windows gives but its target."""
+        """Raw ids (B,) and timestamps or NO_TIME (B,) -> the inputs that HistoryDataset gives."""
         row = np.searchsorted(self.users, user).clip(max=len(self.users) - 1)
         known = self.users[row] == user
         start = np.where(known, self.start[row], 0)
         position, now = self._positions(row, known, movie, time)
         ids = encode_ids(movie, self.encoder.movie_ids)
         user_ids = np.where(known[:, None], self.user_ids[row], OOV)
-        user_bias = (
-            (self.total[position] - self.total[start])
-            / (USER_BIAS_SHRINKAGE + position - start)
-            * self.start_from_biases
+        past = position - start
+        user_bias = past_user_bias(self.total[position] - self.total[start], past) * self.start_from_biases
+        dense = dense_features(
+            torch.from_numpy(self.expected[ids].astype(np.float32)),
+            torch.from_numpy(user_bias.astype(np.float32)) * self.use_ratings,
+            torch.from_numpy(past),
+            self.click,
         )
-        user_bias = torch.from_numpy(user_bias.astype(np.float32)) * self.use_ratings
-        expected = torch.from_numpy(self.expected[ids].astype(np.float32))
-        position, start, now = (torch.from_numpy(values) for values in (position, start, now))
-        history, residual, time_gap = history_window(*self.past, position, start, now, self.history_length)
-        numbers = dense_features(expected, user_bias, position - start, self.click)
-        ids, user_ids = torch.from_numpy(ids), torch.from_numpy(user_ids)
-        return [ids, history, residual * self.use_ratings, time_gap, user_ids, numbers]
+        window = torch.from_numpy(position), torch.from_numpy(start), torch.from_numpy(now)
+        history, residual, time_gap = history_window(*self.past, *window, self.history_length)
+        residual = residual * self.use_ratings
+        return [torch.from_numpy(ids), history, residual, time_gap, torch.from_numpy(user_ids), dense]
 
     def _positions(
         self, row: np.ndarray, known: np.ndarray, movie: np.ndarray, time: np.ndarray
@@ -119,7 +119,7 @@ class MoviePreprocessor:
         key = (row << ID_BITS) + movie
         first = np.searchsorted(self.movie_key, key)
         since = np.where(time == NO_TIME, 0, np.searchsorted(self.time_key, (row << TIME_BITS) + time))
-        position = np.searchsorted(self.place_key, (first << ID_BITS) + since).clip(max=len(self.place_key) - 1)
+        position = np.searchsorted(self.position_key, (first << ID_BITS) + since).clip(max=len(self.position_key) - 1)
         own = self.by_movie[position]  # the user's first rating of the movie that is no earlier
         is_own = known & (self.movie_key[position] == key) & ((time == NO_TIME) | (self.time[own] == time))
         until = np.searchsorted(self.time_key, (row << TIME_BITS) + time, "right")

@@ -20,7 +20,7 @@ from common.data.raw_files import Source, find_dataset, raw_file
 from common.errors import check, run_script
 from common.model.metrics import click_metrics, rating_metrics
 from common.settings import check_settings
-from data import movie_encoder, movie_raw
+from data import movie_encoder, movie_history, movie_raw
 from data.movie_encoder import SPLIT_METHODS, MovieEncoder, in_time_order, split_rows, time_order
 from data.movie_history import CLICK_RATING, FIRST_ID, ORDERED, HistoryDataset
 from data.movie_raw import Release, detect_release, read_movies, read_ratings, read_users
@@ -43,6 +43,7 @@ ARCHIVES = {  # by folder below DATA_ROOT
         checksum="md5:0e33842e24a9c977be4e0107933c0723",
     ),
 }
+CODE = (movie_raw, movie_encoder, movie_history, __name__)  # what computes the arrays
 SOURCE = Source("python data/movie_rating_seq.py", ARCHIVES)
 
 
@@ -53,6 +54,9 @@ class MovieRatingDataModule(RecommendationDataModule):
     time (ties: order of the file), also ratings of an earlier split: a test rating sees the validation rating. Only
     "time" hides from training what other users rate later than a test rating.
     """
+
+    rows: dict[str, np.ndarray]
+    encoder: MovieEncoder  # set when the cache is open
 
     def __init__(
         self,
@@ -75,11 +79,10 @@ class MovieRatingDataModule(RecommendationDataModule):
         check(split in SPLIT_METHODS, f"split is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
         self.target, self.history_length, self.history_ratings = target, history_length, history_ratings
         self.settings = {"split": split, "start_from_biases": start_from_biases}
-        self.encoder: MovieEncoder | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; build it first where there is none."""
-        if self.encoder is not None:
+        if hasattr(self, "encoder"):
             return
         self.raw_folder, self.is_sample = find_dataset(self.dataset, self.data_root, SOURCE, movie_sample)
         self.release = detect_release(self.raw_folder, SOURCE)
@@ -89,18 +92,17 @@ class MovieRatingDataModule(RecommendationDataModule):
             files,
             {},
             lambda target: write_ordered(files, self.release, target),
-            code=(movie_raw, movie_encoder),
+            code=CODE,
         )
         self.folder = build_once(
             "movies",
             files,
             self.settings | {"ordered": self.ordered.name},
             lambda target: write_encoded(files, self.release, self.ordered, self.settings, target),
-            code=(movie_raw, movie_encoder),
+            code=CODE,
         )
         self.movies = read_movies(files[1], self.release)
         self.users = read_users(files[2], self.release) if self.release.users_file else {}
-        self.summary = json.loads((self.ordered / "summary.json").read_text())
         self.encoder = MovieEncoder.from_state(json.loads((self.folder / "encoder.json").read_text()))
         self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
 
@@ -194,14 +196,15 @@ def write_ordered(files: list[Path], release: Release, target: Path) -> None:
     known = np.isin(ratings["movie"], list(read_movies(files[1], release)))
     dropped = {"ratings of unknown movies": int((~known).sum())}
     if release.users_file:
-        of_user = np.isin(ratings["user"], list(read_users(files[2], release)))
-        dropped["ratings of unknown users"] = int((~of_user).sum())
-        known &= of_user
+        known_user = np.isin(ratings["user"], list(read_users(files[2], release)))
+        dropped["ratings of unknown users"] = int((~known_user).sum())
+        known &= known_user
     if not known.all():
         print(f"Left out: {', '.join(f'{count:,} {what}' for what, count in dropped.items() if count)}.", flush=True)
         ratings = {name: column[known] for name, column in ratings.items()}
     check(
-        known.any(), f"{files[0]} has no rating of a movie of {files[1].name} by a known user; the files do not match."
+        bool(known.any()),
+        f"{files[0]} has no rating of a movie of {files[1].name} by a known user; the files do not match.",
     )
     ordered = in_time_order(ratings)
     for name, column in ordered.items():

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from common.data.raw_files import (
     Source,
+    Stream,
     bounded_lines,
     decode_line,
     gzip_errors,
@@ -186,6 +186,7 @@ def read_movies(path: Path, release: Release) -> Movies:
 
 def read_users(path: Path, release: Release) -> Users:
     """Gender, age group and occupation of each user; errors as in read_movies."""
+    assert release.parse_user is not None  # as there is a file of users
     return _parse_lines(path, release, b"", release.parse_user, "user id, gender, age, occupation and zip code")
 
 
@@ -220,7 +221,7 @@ def _check_header(path: Path, found: bytes, expected: bytes) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[Stream]:
     """A plain or .gz file; UserError for a .gz that is cut or damaged."""
     with gzip_errors(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
         yield stream

@@ -67,13 +67,13 @@ def _prepared(schema: Schema, rows: Rows) -> _Block:
         long,
         read_labels(rows, schema, list(schema.tasks)),
         read_times(rows, time[0]) if time else None,
-        _read_splits(rows, schema) if schema.split_column else None,
+        _read_splits(rows, schema, schema.split) if schema.split and schema.split_column else None,
     )
 
 
-def _read_splits(rows: Rows, schema: Schema) -> np.ndarray:
+def _read_splits(rows: Rows, schema: Schema, split: dict[str, Any]) -> np.ndarray:
     """(N,) uint8: which of SPLITS each row belongs to."""
-    split, name = schema.split, schema.split_column
+    name = split["column"]
     encoded = read_texts(rows, schema[name], schema)[0].dictionary_encode()
     code = {text: i for i, part in enumerate(SPLITS) for text in split[part]}
     codes = np.array([code.get(text, len(SPLITS)) for text in encoded.dictionary.to_pylist()] + [len(SPLITS)], np.uint8)
@@ -116,7 +116,7 @@ class Columns:
     def __init__(self, folder: Path, schema: Schema):
         self.folder, self.schema = folder, schema
         self.parts: dict[str, int] = json.loads((folder / "rows.json").read_text())
-        self._starts = cache(self._starts)
+        self._starts = cache(self._read_starts)
 
     def __len__(self) -> int:
         return sum(self.parts.values())
@@ -170,7 +170,8 @@ class Columns:
         return Values({}, {name: Cells(keys, counts)})
 
     def values(self, rows: slice) -> Values:
-        numbers, keys = {}, {}
+        numbers: dict[str, np.ndarray] = {}
+        keys: dict[str, np.ndarray | Cells] = {}
         for column in self.schema.inputs:
             part = self.column(column.name, rows)
             numbers |= part.numbers
@@ -196,7 +197,7 @@ class Columns:
             return np.fromfile(path, dtype, rows.stop - rows.start, offset=rows.start * np.dtype(dtype).itemsize)
         return np.array(np.memmap(path, dtype, "r")[rows]) if path.stat().st_size else np.empty(0, dtype)
 
-    def _starts(self, name: str) -> np.ndarray:
+    def _read_starts(self, name: str) -> np.ndarray:
         """Where the values of each cell start, and the end."""
         return np.concatenate([[0], np.fromfile(self._path(name, "counts"), np.int32).cumsum(dtype=np.int64)])
 
@@ -210,9 +211,10 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
     splits = columns.split_rows(settings["split"], name)
     for part, rows in splits.items():
         np.save(target / f"rows_{part}.npy", rows)
-    train = splits["train"]
-    if len(train) == train[-1] + 1 - train[0] and (np.diff(train) == 1).all():
-        train = slice(int(train[0]), int(train[-1]) + 1)  # a piece of a file instead of a copy of single rows
+    numbers = splits["train"]
+    train: np.ndarray | slice = numbers
+    if len(numbers) == numbers[-1] + 1 - numbers[0] and (np.diff(numbers) == 1).all():
+        train = slice(int(numbers[0]), int(numbers[-1]) + 1)  # a piece of a file instead of a copy of single rows
     with tqdm(total=len(schema.inputs), desc="Fitting", unit="column") as bar:
 
         def train_column(column: str) -> Values:
@@ -226,7 +228,6 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
     held_out = np.ones(count, bool)
     held_out[train] = False
     oov, missing, held_out_oov, held_out_known = np.zeros((4, len(encoder.fields)), np.int64)
-    first = np.cumsum([0, *encoder.slots[:-1]]) if encoder.fields else []
     with (
         _npy_writer(target / "dense.npy", np.float32, (count, encoder.num_dense)) as dense_file,
         _npy_writer(target / "ids.npy", np.int32, (count, sum(encoder.slots))) as ids_file,
@@ -239,7 +240,8 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
         ):
             dense.tofile(dense_file)
             ids.tofile(ids_file)
-            is_oov, is_missing = ids[:, first] == OOV, ids[:, first] == MISSING  # of several values, the first
+            first = ids[:, encoder.starts]  # of several values
+            is_oov, is_missing = first == OOV, first == MISSING
             oov += is_oov.sum(0)
             missing += is_missing.sum(0)
             held_out_oov += is_oov[held_out[piece]].sum(0)
@@ -269,7 +271,7 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
 
 
 def nearly_unseen(fields: dict[str, tuple[int, int]]) -> list[str]:
-    """The columns nearly all of whose values are out of vocabulary; fields: such values and all values, by column."""
+    """Columns with nearly all values out of vocabulary. fields: (out-of-vocabulary count, value count) by column."""
     return [name for name, (unseen, values) in fields.items() if values and unseen / values > NEARLY_ALL]
 
 

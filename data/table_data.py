@@ -69,7 +69,8 @@ class TableDataModule(RecommendationDataModule):
     source: Source
     settings: dict[str, Any]
     tasks: list[str]
-    encoder: TableEncoder | None = None
+    rows: dict[str, np.ndarray]
+    encoder: TableEncoder  # set when the cache is open
 
     def make_sample(self) -> Path:
         """The folder of the built-in sample's raw files."""
@@ -95,7 +96,7 @@ class TableDataModule(RecommendationDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; build it first where there is none."""
-        if self.encoder is not None:
+        if hasattr(self, "encoder"):
             return
         self.table_folder, self.is_sample = find_dataset(self.dataset, self.data_root, self.source, self.make_sample)
         own = self.table_folder / COLUMNS_FILE
@@ -128,7 +129,7 @@ class TableDataModule(RecommendationDataModule):
         self._warn(where)
 
     def _warn(self, where: str) -> None:
-        """Say which columns hold next to nothing that the training rows have."""
+        """Warn of columns whose held-out values are nearly all unseen in training."""
         counts = {
             name: (field["held_out_unseen"], field["held_out_values"]) for name, field in self.summary["fields"].items()
         }
@@ -160,6 +161,13 @@ class TableDataModule(RecommendationDataModule):
     @property
     def bin_edges(self) -> list[list[float]]:
         return self.encoder.bin_edges
+
+    @property
+    def base_logits(self) -> list[float]:
+        """Logit of each task's share of positive labels in the training rows: where a model's output should start."""
+        least = 1 / (len(self.rows["train"]) + 2)  # rows of one class have no finite logit
+        rates = np.array([self.summary["positive"][task]["train"] for task in self.tasks]).clip(least, 1 - least)
+        return (np.log(rates) - np.log1p(-rates)).tolist()
 
     @property
     def protocol(self) -> str:
@@ -210,17 +218,15 @@ def _protocol(schema: Schema, files: dict[str, list[Path]], split: str) -> str:
     return f"{schema.split['by'] if schema.split else split} split"
 
 
-def main() -> None:
+def main(file: str, name: str | None = None) -> None:
     """Inspect a file; with a name, write its columns.json."""
     from data.table_guess import guess_table
 
-    check(len(sys.argv) in (2, 3), "usage: python data/table_data.py FILE [NAME]")
-    content, report = guess_table(Path(sys.argv[1]))
+    content, report = guess_table(Path(file))
     print(report)
-    if len(sys.argv) == 2:
-        print(f"`python data/table_data.py {sys.argv[1]} NAME` writes this to {data_root()}/NAME/{COLUMNS_FILE}.")
+    if name is None:
+        print(f"`python data/table_data.py {file} NAME` writes this to {data_root()}/NAME/{COLUMNS_FILE}.")
         return
-    name = sys.argv[2]
     check(name == Path(name).name and not name.startswith("."), f"{name!r} is no name for a folder.")
     path = data_root() / name / COLUMNS_FILE
     check(not path.exists(), f"{path} is there already; edit it, or remove it to write it anew.")
@@ -230,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "FILE [NAME]")

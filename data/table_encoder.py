@@ -1,9 +1,10 @@
 """From values of a table to what a model takes; everything is fitted on training rows only.
 
 N: rows, I: dense inputs, F: categorical fields. Ids of a field: 0 unseen or rare, 1 missing, then its vocabulary in
-order of text. Fields of several values in a cell take several columns of the ids, filled up with PADDING.
+order of text. Fields of several values in a cell take several columns of the ids, filled up with EMPTY_SLOT.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from data.table_schema import LOG_TRANSFORMS, Schema
 from data.table_values import Cells, Values
 
 OOV, MISSING, FIRST_ID = 0, 1, 2
-PADDING = -1
+EMPTY_SLOT = -1
 MAX_SLOTS = 64  # values of a cell that count: its first ones
 QUANTILE_BINS = 32
 PIECEWISE = "piecewise"  # raw numbers with the edges of bins, and each number a category too: for MMoE
@@ -64,12 +65,14 @@ class Field:
 
     name: str
     source: str
-    keys: np.ndarray  # (V,) uint64
+    keys: np.ndarray  # (keys,) uint64
     long: dict[int, str]
     edges: list[float] | None = None
     hash_size: int | None = None
     slots: int = 1
     pooling: str | None = None
+    _order: np.ndarray | None = dataclasses.field(init=False)  # sorts the keys; None: they are sorted
+    _sorted: np.ndarray = dataclasses.field(init=False)
 
     def __post_init__(self):
         order = None if (self.keys[1:] > self.keys[:-1]).all() else np.argsort(self.keys)
@@ -95,6 +98,7 @@ class Field:
         if self.source == "bucket":
             return in_chunks(bucket_dense, raw)
         if self.source == "quantile":
+            assert self.edges is not None
             return np.where(np.isnan(raw), np.nan, np.searchsorted(self.edges[1:-1], raw, side="right"))
         return raw
 
@@ -103,8 +107,8 @@ class Field:
         keys = self.category_keys(values)
         if not isinstance(keys, Cells):
             return self._ids(keys)[:, None]
-        ids = np.full((len(keys), self.slots), PADDING, np.int32)
-        ids[:, 0] = np.where(keys.counts == 0, MISSING, PADDING)
+        ids = np.full((len(keys), self.slots), EMPTY_SLOT, np.int32)
+        ids[:, 0] = np.where(keys.counts == 0, MISSING, EMPTY_SLOT)
         rows = np.repeat(np.arange(len(keys)), keys.counts)
         slot = np.arange(len(rows)) - np.repeat(np.cumsum(keys.counts) - keys.counts, keys.counts)
         kept = slot < self.slots
@@ -209,8 +213,14 @@ class TableEncoder:
         return [field.slots for field in self.fields]
 
     @property
+    def starts(self) -> np.ndarray:
+        """The first column of the ids of each field."""
+        return np.cumsum([0, *self.slots])[:-1]
+
+    @property
     def bin_edges(self) -> list[list[float]]:
-        return [column.edges for column in self.dense]
+        """Of the dense columns that are cut into bins."""
+        return [column.edges for column in self.dense if column.edges is not None]
 
     def encode(self, values: Values) -> tuple[np.ndarray, np.ndarray]:
         """(dense (N, I) float32, ids (N, F) int32)."""
@@ -259,11 +269,15 @@ class TableEncoder:
         if joined.shape != (sum(sizes),):
             raise ValueError(f"vocabularies of the shape {joined.shape} for fields of {sum(sizes)} categories")
         fields = []
-        for content, keys in zip(state["fields"], np.split(joined, np.cumsum(sizes)[:-1]), strict=True):
+        for content, keys in zip(state["fields"], np.split(joined, np.cumsum(sizes, dtype=int))[:-1], strict=True):
             field = {name: value for name, value in content.items() if name not in ("size", "long")}
             long = dict(zip(keys[is_long(keys)].tolist(), content["long"], strict=True))
             fields.append(Field(keys=keys, long=long, **field))
-        return cls(Schema.from_dict(state["schema"]), fields, [Dense(**column) for column in state["dense"]])
+        schema, dense = Schema.from_dict(state["schema"]), [Dense(**column) for column in state["dense"]]
+        encoded = {field.name for field in fields} | {column.name for column in dense}
+        if not encoded or {column.name for column in schema.inputs} != encoded:
+            raise ValueError("columns that do not fit their vocabularies and scales")
+        return cls(schema, fields, dense)
 
 
 def _fit_field(name: str, source: str, values: Values, column, settings: dict, long_texts: Callable) -> Field:
@@ -286,8 +300,8 @@ def _fit_field(name: str, source: str, values: Values, column, settings: dict, l
     else:
         long = long_texts(name, long) if len(long) else {}
     if long:  # short keys sort as their texts do, long ones do not
-        texts = [(long.get(key) or key_text(key)).encode() for key in known.tolist()]
-        known = known[np.array(sorted(range(len(texts)), key=texts.__getitem__))]
+        encoded = [(long.get(key) or key_text(key)).encode() for key in known.tolist()]
+        known = known[np.array(sorted(range(len(encoded)), key=encoded.__getitem__))]
         long = {key: long[key] for key in known[is_long(known)].tolist()}
     return Field(name, source, known, long, **options)
 

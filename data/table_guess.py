@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from common.errors import UserError, check
 from data.table_reader import Rows, data_files, first_names, read_files
-from data.table_schema import Column, Schema, Task
+from data.table_schema import Column, Schema
 from data.table_values import parse_number, read_texts
 
 SAMPLE_ROWS = 100_000
@@ -49,14 +49,15 @@ def guess_table(path: Path) -> tuple[dict[str, Any], str]:
         rows += len(block)
         if rows >= SAMPLE_ROWS:
             break
-    entries = {name: _Look(name, blocks, schema).entry() for name in names}
-    _choose_label(entries)
+    looks = {name: _Look(name, blocks, schema) for name in names}
+    entries = {name: look.entry() for name, look in looks.items()}
+    _choose_labels(entries, looks)
     times = [name for name, (entry, *_) in entries.items() if entry["role"] == "time"]
     for name in times[1:]:
         entries[name] = ({"role": "excluded"}, *entries[name][1:-1], "another time")
     inputs = ("categorical", "excluded")
     splits = [n for n, (entry, *_) in entries.items() if SPLIT_NAMES.fullmatch(n) and entry["role"] in inputs]
-    content = {
+    content: dict[str, Any] = {
         "file": str(path.resolve()),
         "separator": separator,
         "header": True,
@@ -149,15 +150,15 @@ def _are_dates(values: list[str]) -> bool:
     return all(re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) for text in values[:1000])
 
 
-def _choose_label(entries: dict[str, tuple]) -> None:
-    """Make the likeliest column of two values the label."""
-    binary = [name for name, (entry, _, distinct, *_) in entries.items() if distinct == 2]
-    named = [name for name in binary if LABEL_NAMES.fullmatch(name)]
-    for name in named:
-        _, kind, distinct, missing, examples, _ = entries[name]
-        texts = examples.split(", ") if ", " in examples else []
+def _choose_labels(entries: dict[str, tuple], looks: dict[str, _Look]) -> None:
+    """Make each two-valued column with a label's name, and one clearly positive text, a label."""
+    for name, (_, kind, distinct, missing, examples, _) in entries.items():
+        texts = list(looks[name].counts)
         positive = [text for text in texts if text.lower() in POSITIVE_TEXTS]
-        if len(texts) == 2 and len(positive) == 1:
-            task = Task(name, tuple(positive), tuple(text for text in texts if text not in positive))
-            entry = {"role": "label", "positive": list(task.positive), "negative": list(task.negative)}
+        if len(texts) == 2 and len(positive) == 1 and LABEL_NAMES.fullmatch(name):
+            entry = {
+                "role": "label",
+                "positive": positive,
+                "negative": [text for text in texts if text not in positive],
+            }
             entries[name] = (entry, kind, distinct, missing, examples, "")

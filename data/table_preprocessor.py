@@ -4,14 +4,15 @@ N: rows of a block, K: outputs.
 """
 
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.data.raw_files import Stream
 from data.table_cache import nearly_unseen
-from data.table_encoder import FIRST_ID, OOV, PADDING, PIECEWISE, TableEncoder
+from data.table_encoder import EMPTY_SLOT, FIRST_ID, MISSING, OOV, PIECEWISE, TableEncoder
 from data.table_reader import Rows, read_stream
 from data.table_values import as_texts, input_values, read_labels
 
@@ -28,6 +29,9 @@ class TablePreprocessor:
         self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
         if not set(self.tasks) <= self.schema.tasks.keys() or len(self.tasks) != len(self.columns):
             raise ValueError(f"tasks {self.tasks} for the outputs {self.columns}")
+        fitted = {column.name for column in (*self.encoder.fields, *self.encoder.dense)}
+        if {column.name for column in self.schema.inputs} != fitted:
+            raise ValueError("the schema has other inputs than the vocabularies and scales")
         self.kept = tuple(column.name for column in self.schema.of_role("kept"))
         fields = [field.name for field in self.encoder.fields]
         self._unseen, self._values = dict.fromkeys(fields, 0), dict.fromkeys(fields, 0)
@@ -41,16 +45,15 @@ class TablePreprocessor:
         """The fields nearly all of whose values in the rows so far are not in the vocabulary."""
         return nearly_unseen({name: (self._unseen[name], count) for name, count in self._values.items()})
 
-    def batches(self, stream: BinaryIO, name: str) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
+    def batches(self, stream: Stream, name: str) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
         """The model's inputs, the labels (N, K), nan where not known, and the texts of `kept`; in the stream's order.
 
         Raises: UserError naming line and column of the first wrong row.
         """
-        first = np.cumsum([0, *self.encoder.slots[:-1]]) if self.encoder.fields else []
         for dense, ids, labels, kept in read_stream(stream, name, self.schema, self._encode, scoring=True):
-            known = ids[:, first]
+            known = ids[:, self.encoder.starts]
             for field, unseen, missing in zip(
-                self._unseen, (known == OOV).sum(0).tolist(), (known == 1).sum(0).tolist(), strict=True
+                self._unseen, (known == OOV).sum(0).tolist(), (known == MISSING).sum(0).tolist(), strict=True
             ):
                 self._unseen[field] += unseen
                 self._values[field] += len(ids) - missing
@@ -67,12 +70,11 @@ class TablePreprocessor:
         dense = np.floor(rng.exponential(20.0, (rows, self.encoder.num_dense))).astype(np.float32)
         if not any(column.transform == PIECEWISE for column in self.encoder.dense):
             dense = np.log1p(dense)
-        sizes = np.repeat(self.encoder.cardinalities, self.encoder.slots)
+        sizes = np.repeat(np.array(self.encoder.cardinalities, int), np.array(self.encoder.slots, int))
         ids = rng.integers(sizes, size=(rows, len(sizes)), dtype=np.int32)
-        start = 0
-        for slots in self.encoder.slots:
-            ids[:, start + 1 : start + slots] = PADDING
-            start += slots
+        for values in np.split(ids, np.cumsum(self.encoder.slots, dtype=int), axis=1)[:-1]:
+            counts = rng.integers(values.shape[1], size=(rows, 1)) + 1  # of a cell's values
+            values[np.arange(values.shape[1]) >= counts] = EMPTY_SLOT
         return [torch.from_numpy(dense), torch.from_numpy(ids)]
 
     def metadata(self) -> dict[str, Any]:

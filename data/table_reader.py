@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from common.data.parallel import ordered_map
-from common.data.raw_files import gzip_errors, line_blocks
+from common.data.raw_files import Readable, Stream, decompressed, gzip_errors, line_blocks
 from common.errors import UserError, check
 from data.table_schema import Schema
 from data.table_text import TextBlock, header_names, skip_comments, whole_records, without_bom
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 BLOCK_BYTES = 8 << 20  # of text, read at a time
 PARQUET_ROWS = 1 << 16  # read at a time
-PARQUET_MAGIC, GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
+PARQUET_MAGIC = b"PAR1"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read_files(
     for path in files:
         try:
             with open(path, "rb") as file:
-                stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == GZIP_MAGIC else file
+                stream = decompressed(file)
                 before = 0
                 for item in read_stream(stream, str(path), schema, convert):
                     yield item
@@ -91,7 +91,7 @@ def read_files(
 
 
 def read_stream(
-    stream: BinaryIO, name: str, schema: Schema, convert: Callable[[Rows], T], scoring: bool = False
+    stream: Stream, name: str, schema: Schema, convert: Callable[[Rows], T], scoring: bool = False
 ) -> Iterator[T]:
     """convert(rows), called in threads, for the rows of a stream of decompressed bytes, in order.
 
@@ -108,29 +108,28 @@ def read_stream(
         blocks = _text_blocks(_Joined(start, stream), name, schema, scoring)
     empty = True
 
-    def parsed(block: Callable[[], Rows]) -> tuple[int, T | None]:
+    def parsed(block: Callable[[], Rows]) -> list[T]:
         rows = block()
-        return len(rows), convert(rows) if len(rows) else None
+        return [convert(rows)] if len(rows) else []
 
-    for count, item in ordered_map(parsed, blocks):
-        if count:
-            empty = False
-            yield item
+    for items in ordered_map(parsed, blocks):
+        empty = empty and not items
+        yield from items
     check(not empty, f"{name} is empty; expected rows with the columns {_some(schema.names)}.")
 
 
 class _Joined:
     """A stream whose first bytes were read already."""
 
-    def __init__(self, start: bytes, stream: BinaryIO):
+    def __init__(self, start: bytes, stream: Readable):
         self.start, self.stream = start, stream
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int, /) -> bytes:
         start, self.start = self.start, b""
         return start + self.stream.read(count - len(start))
 
 
-def _text_blocks(stream: BinaryIO, name: str, schema: Schema, scoring: bool) -> Iterator[Callable[[], Rows]]:
+def _text_blocks(stream: Readable, name: str, schema: Schema, scoring: bool) -> Iterator[Callable[[], Rows]]:
     """What parses each block; to be called in a thread."""
     blocks = without_bom(line_blocks(stream, name, BLOCK_BYTES))
     blocks = whole_records(blocks) if schema.quoted else blocks
@@ -165,7 +164,7 @@ def _names_by_width(schema: Schema, width: int, scoring: bool) -> list[str]:
     return schema.names  # the parser then says what is wrong, with the line
 
 
-def _parquet_blocks(stream: BinaryIO, name: str, schema: Schema, scoring: bool) -> Iterator[Callable[[], Rows]]:
+def _parquet_blocks(stream: Stream, name: str, schema: Schema, scoring: bool) -> Iterator[Callable[[], Rows]]:
     try:
         file = pyarrow.parquet.ParquetFile(stream)
         wanted = _wanted(file.schema_arrow.names, schema, name, scoring)
@@ -210,7 +209,7 @@ def _some(names: list[str], most: int = 8) -> str:
 def first_names(path: Path) -> tuple[str, list[str]]:
     """The separator and the names of the columns of a file with a header line; of Parquet, a comma and its columns."""
     with open(path, "rb") as file, gzip_errors(path):
-        stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == GZIP_MAGIC else file
+        stream = decompressed(file)
         start = stream.read(len(PARQUET_MAGIC))
         if start == PARQUET_MAGIC:
             file.seek(0)
@@ -219,7 +218,8 @@ def first_names(path: Path) -> tuple[str, list[str]]:
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{path}: the Parquet file is cut or damaged ({str(error)[:200]}).") from error
         block = next(without_bom(line_blocks(_Joined(start, stream), path, BLOCK_BYTES)), None)
-    check(block is not None, f"{path} is empty.")
+    if block is None:
+        raise UserError(f"{path} is empty.")
     line = block[1].partition(b"\n")[0]
     separator = max("\t,;|", key=lambda text: line.count(text.encode()))
     return separator, header_names(*block, str(path), separator)[0]

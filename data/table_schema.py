@@ -6,7 +6,7 @@ human edits it. Criteo, Census-Income and Adult are schemas in code.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Schema:
     strip: bool = False
     comment: str | None = None
     missing: tuple[str, ...] = ("",)
-    split: dict[str, Any] | None = field(default=None)
+    split: dict[str, Any] | None = None
 
     def __getitem__(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -99,6 +99,10 @@ class Schema:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "Schema":
+        """What to_dict gave. Raises: ValueError, or an error of Python's own, for values of other types."""
+        for task in state["tasks"].values():
+            if type(task["positive"]) is not list:
+                raise ValueError("a label whose positive texts are no list")
         tasks = {
             name: Task(
                 task["column"],
@@ -108,7 +112,16 @@ class Schema:
             for name, task in state["tasks"].items()
         }
         columns = tuple(Column(**column) for column in state["columns"])
-        return cls(**(state | {"columns": columns, "tasks": tasks, "missing": tuple(state["missing"])}))
+        schema = cls(**(state | {"columns": columns, "tasks": tasks, "missing": tuple(state["missing"])}))
+        texts = [*tasks, *schema.missing, schema.separator, *(c.name for c in columns), *(c.role for c in columns)]
+        texts += [text for task in tasks.values() for text in (task.column, *task.positive, *(task.negative or ()))]
+        optional = [schema.comment, *(v for c in columns for v in (c.type, c.transform, c.separator, c.pooling))]
+        counts = [v for c in columns for v in (c.hash_size, c.min_count)]
+        flags = [schema.header, schema.quoted, schema.strip]
+        for values, types in ((texts, str), (optional, str | None), (counts, int | None), (flags, bool)):
+            if not all(isinstance(value, types) for value in values):
+                raise ValueError("a table whose description holds values of other types")
+        return schema
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -213,10 +226,6 @@ def _schema(content: dict, path: Path) -> Schema:
             check(task not in tasks, f"{where}: there are two tasks {task!r}.")
             tasks[task] = Task(name, tuple(entry["positive"]), negative)
             options = {}
-        check(
-            options.get("pooling") is None or options.get("separator") is not None or options["pooling"] in POOLINGS,
-            f'{where}: "pooling" is "sum" or "mean".',
-        )
         if entry["role"] == "dense":
             options.setdefault("type", "number")
         columns.append(Column(name, entry["role"], **options))

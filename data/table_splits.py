@@ -32,8 +32,8 @@ def random_split(label: np.ndarray) -> Rows:
         rng.shuffle(order)
         for fold, part in enumerate(np.array_split(order, FOLDS)):  # the first ones have a row more
             folds[rows[part[part < len(rows)]]] = fold
-    rows = [np.flatnonzero(folds > 1), np.flatnonzero(folds == 1), np.flatnonzero(folds == 0)]
-    return {name: part.astype(np.int32) for name, part in zip(SPLITS, rows, strict=True)}
+    parts = [np.flatnonzero(folds > 1), np.flatnonzero(folds == 1), np.flatnonzero(folds == 0)]
+    return {name: part.astype(np.int32) for name, part in zip(SPLITS, parts, strict=True)}
 
 
 def file_split(counts: dict[str, int]) -> Rows:

@@ -171,8 +171,8 @@ class TextBlock:
                 if not (self.skips_blank and not text.strip()):
                     yield self.first_line + i, fields
             return
-        text = io.StringIO(self.content.decode("utf-8", "backslashreplace"), newline="")
-        reader = csv.reader(text, delimiter=self.schema.separator)
+        stream = io.StringIO(self.content.decode("utf-8", "backslashreplace"), newline="")
+        reader = csv.reader(stream, delimiter=self.schema.separator)
         before = 0
         for fields in reader:
             if any(field.strip() for field in fields) or len(fields) > 1:
@@ -194,15 +194,15 @@ class TextBlock:
 
     def _explained(self, problem: str) -> UserError:
         """The error that names the first wrong line."""
-        for i, line in enumerate(self.content.split(b"\n")):
-            line, found = line.removesuffix(b"\r"), None
-            if len(line.translate(None, CONTROL_BYTES)) < len(line):
+        for i, raw in enumerate(self.content.split(b"\n")):
+            raw, found = raw.removesuffix(b"\r"), None
+            if len(raw.translate(None, CONTROL_BYTES)) < len(raw):
                 found = "control characters"
             try:
-                line.decode("utf-8")
+                raw.decode("utf-8")
             except UnicodeDecodeError:
                 found = "bytes that are not UTF-8"
-            if line.startswith(BOM):
+            if raw.startswith(BOM):
                 found = "a byte order mark"
             if found:
                 return UserError(f"{self.file}, line {self.first_line + i}: found {found}. Correct the file.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.model.embedding import PackedEmbedding
+from common.model.fused_fm import factorization_machine
 from common.model.layers import mlp
 from common.model.recommender import CTRModel
 
@@ -18,7 +19,8 @@ class DeepFM(CTRModel):
     """logit = y_FM + y_DNN (eq. 1; the sigmoid is in the loss), both on the same embedding vectors.
 
     num_dense: I; cardinalities: ids of each categorical field; hidden_units: widths of the deep part; dropout: of its
-    layers; optimizer: arguments of build_optimizer. Forward: dense (B, I), ids (B, F) -> logits (B,).
+    layers; slots, pooling: of fields with several values in a cell, as in PackedEmbedding; optimizer: arguments of
+    build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B,).
     """
 
     def __init__(
@@ -26,6 +28,8 @@ class DeepFM(CTRModel):
         num_dense: int,
         cardinalities: Sequence[int],
         *,
+        slots: Sequence[int] | None = None,
+        pooling: Sequence[str | None] | None = None,
         embedding_dim: int,
         hidden_units: Sequence[int],
         dropout: float,
@@ -35,7 +39,7 @@ class DeepFM(CTRModel):
         super().__init__()
         self.save_hyperparameters()
         # w and V of eq. 2: the first-order weight of an id lies behind its vector, in the same row of D + 1 numbers
-        self.embedding = PackedEmbedding(cardinalities, embedding_dim + 1)
+        self.embedding = PackedEmbedding(cardinalities, embedding_dim + 1, slots, pooling)
         self.dense_embedding = nn.Parameter(torch.empty(num_dense, embedding_dim + 1))
         self.bias = nn.Parameter(torch.zeros(()))
         widths = [(num_dense + len(cardinalities)) * embedding_dim, *hidden_units]
@@ -46,16 +50,9 @@ class DeepFM(CTRModel):
         nn.init.normal_(self.dense_embedding, std=0.01)
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        # a dense column is its value times its row, so it takes part in every term like a category
-        rows = torch.cat([dense.unsqueeze(2) * self.dense_embedding, self.embedding(ids)], 1)  # (B, I + F, D + 1)
-        first_order, v = rows[..., -1], rows[..., :-1]  # (B, I + F), (B, I + F, D)
-        y_fm = self.bias + first_order.sum(1) + pairwise_interactions(v)  # eq. 2
+        # eq. 2 without its bias: sum_i w_i x_i + sum_{i<j} <V_i, V_j> x_i x_j, x being 1 for a category and the value
+        # for a dense column. The deep part reads the same V_i x_i
+        fm, v = factorization_machine(dense, self.dense_embedding, self.embedding(ids))  # (B,), (B, (I + F) D)
         # Differs from the paper: its y_DNN is already a sigmoid, which eq. 1 would apply a second time
-        y_dnn = self.deep_output(self.deep(v.flatten(1))).squeeze(1)  # eq. 3 and 4
-        return y_fm + y_dnn
-
-
-def pairwise_interactions(v: Tensor) -> Tensor:
-    """Sum over field pairs i < j of <v_i, v_j>: (B, I + F, D) -> (B,)."""
-    # 1/2 [(sum_i v_i)^2 - sum_i v_i^2], linear in I + F (Rendle 2010, Lemma 3.1)
-    return 0.5 * (v.sum(1).square() - v.square().sum(1)).sum(1)
+        y_dnn = self.deep_output(self.deep(v)).squeeze(1)  # eq. 3 and 4
+        return self.bias + fm + y_dnn

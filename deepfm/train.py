@@ -72,7 +72,15 @@ def train(
         data = CriteoDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
         pl.seed_everything(settings.training["seed"], verbose=False)
-        model = DeepFM(data.num_dense, data.cardinalities, **settings.model, optimizer=settings.optimizer)
+        model = DeepFM(
+            data.num_dense,
+            data.cardinalities,
+            slots=data.slots,
+            pooling=data.pooling,
+            **settings.model,
+            optimizer=settings.optimizer,
+        )
+        model.bias.data.fill_(data.base_logits[0])  # starts at the click rate of the training rows
         return fit_and_test(
             model,
             data,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.errors import check
+from common.model.dot_products import DotProducts
 from common.model.embedding import PackedEmbedding
 from common.model.layers import mlp
 from common.model.recommender import CTRModel
@@ -21,16 +23,20 @@ class DLRM(CTRModel):
 
     num_dense: I; cardinalities: ids of each categorical field; bottom_mlp_units: hidden widths of the bottom MLP, whose
     output has D units; top_mlp_units: hidden widths of the top MLP; self_interaction: whether a vector's product with
-    itself counts; optimizer: arguments of build_optimizer. Forward: dense (B, I), ids (B, F) -> logits (B,).
+    itself counts; slots, pooling: of fields with several values in a cell, as in PackedEmbedding; optimizer: arguments
+    of build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B,).
     """
 
     table_class = PackedEmbedding
+    pairs: Tensor
 
     def __init__(
         self,
         num_dense: int,
         cardinalities: Sequence[int],
         *,
+        slots: Sequence[int] | None = None,
+        pooling: Sequence[str | None] | None = None,
         embedding_dim: int,
         bottom_mlp_units: Sequence[int],
         top_mlp_units: Sequence[int],
@@ -40,14 +46,17 @@ class DLRM(CTRModel):
     ):
         super().__init__()
         self.save_hyperparameters()
-        self.embedding = self.table_class(cardinalities, embedding_dim)
+        self.embedding = self.table_class(cardinalities, embedding_dim, slots, pooling)
         # Differs from the paper: dropout is possible; it has none
         self.bottom_mlp = mlp([num_dense, *bottom_mlp_units, embedding_dim], dropout) if num_dense else None
         # Differs from the paper: without dense columns there is no bottom MLP and no vector of it
         num_vectors = len(cardinalities) + (num_dense > 0)
-        pairs = torch.tril_indices(num_vectors, num_vectors, 0 if self_interaction else -1)  # (2, P)
-        self.register_buffer("pairs", pairs[0] * num_vectors + pairs[1], persistent=False)
-        widths = [embedding_dim * (num_dense > 0) + pairs.shape[1], *top_mlp_units]
+        check(
+            num_vectors > 1 or self_interaction or num_dense > 0,
+            "DLRM multiplies pairs of vectors; one categorical column alone makes none. Give the table another column.",
+        )
+        self.dot_products = DotProducts(num_vectors, self_interaction)
+        widths = [embedding_dim * (num_dense > 0) + self.dot_products.num_pairs, *top_mlp_units]
         self.top_mlp = mlp(widths, dropout)
         self.output = nn.Linear(widths[-1], 1)
         self.reset_parameters()
@@ -55,10 +64,10 @@ class DLRM(CTRModel):
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         vectors = self.embedding(ids)  # (B, F, D)
         if self.bottom_mlp is None:
-            return self.output(self.top_mlp(dot_products(vectors, self.pairs))).squeeze(1)
+            return self.output(self.top_mlp(self.dot_products(vectors))).squeeze(1)
         bottom = self.bottom_mlp(dense)  # (B, D)
         vectors = torch.cat([bottom.unsqueeze(1), vectors], 1)  # (B, 1 + F, D)
-        top_input = torch.cat([bottom, dot_products(vectors, self.pairs)], 1)  # (B, D + P)
+        top_input = torch.cat([bottom, self.dot_products(vectors)], 1)  # (B, D + P)
         return self.output(self.top_mlp(top_input)).squeeze(1)  # the sigmoid is in the loss
 
     def reset_parameters(self) -> None:
@@ -67,14 +76,9 @@ class DLRM(CTRModel):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=sqrt(2 / (layer.in_features + layer.out_features)))
                 nn.init.normal_(layer.bias, std=sqrt(1 / layer.out_features))
-        self.reset_table(self.embedding.weight.split(list(self.hparams.cardinalities)))
+        self.reset_table(self.embedding.weight.split(list(self.hparams["cardinalities"])))
 
     def reset_table(self, parts: Sequence[Tensor]) -> None:
         """Fill rows of each field, some or all, with U(-1/sqrt(n), 1/sqrt(n)); n: number of all rows of the field."""
-        for size, part in zip(self.hparams.cardinalities, parts, strict=True):
+        for size, part in zip(self.hparams["cardinalities"], parts, strict=True):
             nn.init.uniform_(part, -sqrt(1 / size), sqrt(1 / size))
-
-
-def dot_products(vectors: Tensor, pairs: Tensor) -> Tensor:
-    """Dot products of the chosen pairs: vectors (B, V, D) -> (B, P); pair (i, j) is i V + j in `pairs`."""
-    return (vectors @ vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)

@@ -4,7 +4,7 @@ Rank p owns the rows p, p + W, p + 2W, ... of the packed table, with their momen
 ids and of rare ones. It fetches the rows that its part of a batch touches, each once, and sends their gradients back to
 the owners. What that costs beside the alternatives: docs/processes.md.
 
-W: world size (ranks), B: rows of a batch, F: categorical fields, R: rows of the whole table, D: width of a row, U:
+W: world size (ranks), B: rows of a batch, S: columns of their ids, R: rows of the whole table, D: width of a row, U:
 distinct table rows that a rank's part of a batch touches, V: rows that all ranks request of one.
 """
 
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -32,29 +33,35 @@ class ShardedEmbedding(PackedEmbedding):
     state_dict() holds these rows; load_state_dict() takes those of the whole table.
     """
 
-    def __init__(self, cardinalities: Sequence[int], dim: int):
-        super().__init__(cardinalities, 0)
+    def __init__(
+        self,
+        cardinalities: Sequence[int],
+        dim: int,
+        slots: Sequence[int] | None = None,
+        pooling: Sequence[str | None] | None = None,
+    ):
+        super().__init__(cardinalities, 0, slots, pooling)
         self.rows = sum(cardinalities)
         self.weight = nn.Parameter(torch.empty(self.rows, dim, device="meta"))
 
     def allocate(self) -> Sequence[Tensor]:
         """Allocate this rank's rows and return them by field, to be filled."""
-        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
-        self.rows_per_rank = -(-self.rows // self.world)
-        ends = [len(range(self.rank, end, self.world)) for end in [*self.offsets.tolist(), self.rows]]
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.rows_per_rank = -(-self.rows // self.world_size)
+        ends = [len(range(self.rank, end, self.world_size)) for end in [*self.offsets.tolist(), self.rows]]
         self.weight = nn.Parameter(torch.empty(ends[-1], self.weight.shape[1]))
         return self.weight.split([end - start for start, end in pairwise(ends)])
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids of each field (B, F) int32 -> rows (B, F, D)."""
-        rows = ids + self.offsets
-        owner_major = rows % self.world * self.rows_per_rank + rows // self.world
-        requested_rows, position = owner_major.unique(return_inverse=True)  # (U,), (B, F)
-        return SparseLookup.apply(_Fetch.apply(self.weight, requested_rows, self.rows_per_rank, self.world), position)
+    def lookup(self, rows: Tensor) -> Tensor:
+        """Numbers of rows of the whole table (B, S) -> rows (B, S, D)."""
+        owner_major = rows % self.world_size * self.rows_per_rank + rows // self.world_size
+        requested_rows, position = owner_major.unique(return_inverse=True)  # (U,), (B, S)
+        requested = _Fetch.apply(self.weight, requested_rows, self.rows_per_rank, self.world_size)
+        return SparseLookup.apply(requested, position)
 
     def take_shard(self, table: Tensor) -> Tensor:
         """This rank's rows of a whole table (R, D)."""
-        return table[self.rank :: self.world].clone()
+        return table[self.rank :: self.world_size].clone()
 
     def gather(self, shard: Tensor, folder: Path) -> Tensor:
         """The shards of all ranks -> table (R, D) on rank zero; the other ranks get their own shard back.
@@ -73,10 +80,10 @@ class ShardedEmbedding(PackedEmbedding):
             padded = shard.new_zeros(min(CHUNK, self.rows_per_rank - start), shard.shape[1])
             chunk = shard[start : start + CHUNK]
             padded[: len(chunk)] = chunk
-            parts = [torch.empty_like(padded) for _ in range(self.world)] if self.rank == 0 else None
+            parts = [torch.empty_like(padded) for _ in range(self.world_size)] if self.rank == 0 else None
             distributed.gather(padded, parts)
             if parts:
-                target = table[start * self.world : (start + CHUNK) * self.world]
+                target = table[start * self.world_size : (start + CHUNK) * self.world_size]
                 target.copy_(torch.stack(parts, 1).flatten(0, 1)[: len(target)])
         return table if self.rank == 0 else shard
 
@@ -96,7 +103,7 @@ class _Fetch(torch.autograd.Function):
         served_counts = torch.empty_like(requested_counts)
         distributed.all_to_all_single(served_counts, requested_counts)
         ctx.requested_counts, ctx.served_counts = requested_counts.tolist(), served_counts.tolist()
-        ctx.shape, ctx.world = weight.shape, world
+        ctx.shape, ctx.world_size = weight.shape, world
         rows = _exchange(requested_rows % rows_per_rank, ctx.requested_counts, ctx.served_counts)  # (V,)
         ctx.save_for_backward(rows)
         return _exchange(weight.index_select(0, rows), ctx.served_counts, ctx.requested_counts)
@@ -105,7 +112,7 @@ class _Fetch(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (rows,) = ctx.saved_tensors
         # each of the U rows is touched, so the values are the whole sparse gradient
-        received = _exchange(grad._values() / ctx.world, ctx.requested_counts, ctx.served_counts)  # (V, D)
+        received = _exchange(grad._values() / ctx.world_size, ctx.requested_counts, ctx.served_counts)  # (V, D)
         return sum_row_gradients(rows, received, ctx.shape), None, None, None
 
 
@@ -120,6 +127,7 @@ class ShardedDLRM(DLRM):
     """DLRM with a ShardedEmbedding. Its checkpoints are DLRM's: they load everywhere, on any number of ranks."""
 
     table_class = ShardedEmbedding
+    embedding: ShardedEmbedding
     display_name = "DLRM"
 
     def configure_model(self) -> None:
@@ -142,7 +150,8 @@ class ShardedDLRM(DLRM):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["model"] = DLRM.__name__
-        folder = Path(self.trainer.checkpoint_callback.dirpath)
+        checkpoints: Any = self.trainer.checkpoint_callback
+        folder = Path(checkpoints.dirpath)
         _convert(checkpoint, lambda shard: self.embedding.gather(shard, folder))
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:

@@ -78,7 +78,15 @@ def train(
         data.setup()
         pl.seed_everything(settings.training["seed"], verbose=False)
         dlrm = ShardedDLRM if settings.training["shard_table"] else DLRM
-        model = dlrm(data.num_dense, data.cardinalities, **settings.model, optimizer=settings.optimizer)
+        model = dlrm(
+            data.num_dense,
+            data.cardinalities,
+            slots=data.slots,
+            pooling=data.pooling,
+            **settings.model,
+            optimizer=settings.optimizer,
+        )
+        model.output.bias.data.fill_(data.base_logits[0])  # starts at the click rate of the training rows
         return fit_and_test(
             model,
             data,

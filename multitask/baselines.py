@@ -1,23 +1,21 @@
 """What the multi-task models must beat: a tuned logistic regression per task, on the same inputs."""
 
-from functools import partial
-
 import numpy as np
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
 from common.model.metrics import task_metrics
+from common.process_group import on_rank_zero
 from common.training.baselines import one_hot, tuned_logistic_regression
 from data.census_income import CensusIncomeDataModule
 from multitask.mmoe import PiecewiseLinear
 
 
-@partial(rank_zero_only, default={})
+@on_rank_zero
 def logistic_regression(data: CensusIncomeDataModule) -> dict[str, dict[str, float]]:
     """Test metrics of the baseline, by its name."""
     bins = PiecewiseLinear(data.bin_edges)
     (x_train, y_train), (x_val, y_val), (x_test, y_test) = (
-        one_hot(bins(torch.from_numpy(dense)).numpy(), ids, label, data.cardinalities)
+        one_hot(bins(torch.from_numpy(dense)).numpy(), ids, label, data.cardinalities, data.slots, data.pooling)
         for dense, ids, label in map(data.read, data.rows.values())
     )
     probabilities = []

@@ -73,7 +73,9 @@ def compare(
                     units = parameter_matched_units(variant, group_tasks, len(tasks), data, settings)
                     overrides = {"variant": variant, "tasks": group_tasks, "task_weights": (1.0,) * len(group_tasks)}
                     overrides |= {"expert_units": units}
-                    tried = [run(folder, changes | overrides | one | {"seed": seeds[0]}) for one in candidates]
+                    tried = [
+                        run(folder, changes | overrides | candidate | {"seed": seeds[0]}) for candidate in candidates
+                    ]
                     best = max(range(len(tried)), key=lambda i: tried[i]["validation"]["auc_mean"])
                     results = run(folder, changes | overrides | candidates[best] | {"seed": seed})
                     tested[name] |= results["test"]

@@ -27,13 +27,14 @@ class ExpertUsage(pl.Callback):
         self.path = folder / "gates.csv"
         self.rows: list[dict] = []
 
-    def on_validation_end(self, trainer: pl.Trainer, module: MMoE) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, MMoE)
         if not trainer.is_global_zero:
             return
-        weights, zeros = expert_usage(module, trainer.datamodule, "val")
+        weights, zeros = expert_usage(module, module.data, "val")
         self.rows += [
             {"epoch": trainer.current_epoch, "task": task, **{f"expert_{i}": w for i, w in enumerate(row.tolist())}}
-            for task, row in zip(module.hparams.tasks, weights, strict=True)
+            for task, row in zip(module.hparams["tasks"], weights, strict=True)
         ]
         pd.DataFrame(self.rows).to_csv(self.path, index=False)
         if dead := dead_experts(weights, zeros):
@@ -74,7 +75,7 @@ def plot_gates(model: MMoE, data: RecommendationDataModule, probability: Tensor,
         for expert, weight in enumerate(row):
             color = "white" if weight > 0.5 else "black"
             axes.text(expert, task, f"{weight:.2f}", ha="center", va="center", color=color)
-    axes.set_yticks(range(len(weights)), model.hparams.tasks)
+    axes.set_yticks(range(len(weights)), model.hparams["tasks"])
     axes.set_xticks(range(weights.shape[1]))
     axes.set(xlabel="expert", title="Mean gate weight, test rows")
     figure.savefig(folder / "gates.png", dpi=120)

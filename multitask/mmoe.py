@@ -25,9 +25,12 @@ class MMoE(Recommender):
 
     variant: "mmoe" has a gate per task, "omoe" one gate for all tasks (eq. 5), "shared_bottom" none: its only expert is
     the shared bottom (eq. 1). "single_task" is the same with one task. bin_edges: of each dense column; cardinalities:
-    ids of each categorical field; dropout: of experts and towers; task_weights: of the losses; optimizer: arguments of
-    build_optimizer. Forward: dense (B, I), ids (B, F) -> logits (B, K).
+    ids of each categorical field; slots, pooling: of fields with several values in a cell, as in PackedEmbedding;
+    dropout: of experts and towers; task_weights: of the losses; optimizer: arguments of build_optimizer. Forward: dense
+    (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B, K).
     """
+
+    task_weights: Tensor
 
     def __init__(
         self,
@@ -35,6 +38,8 @@ class MMoE(Recommender):
         cardinalities: Sequence[int],
         tasks: Sequence[str],
         *,
+        slots: Sequence[int] | None = None,
+        pooling: Sequence[str | None] | None = None,
         variant: str,
         task_weights: Sequence[float],
         num_experts: int,
@@ -53,7 +58,7 @@ class MMoE(Recommender):
         num_gates = {"mmoe": len(tasks), "omoe": 1}.get(variant, 0)
         num_experts = num_experts if num_gates else 1
         self.dense_encoding = PiecewiseLinear(bin_edges)
-        self.embedding = PackedEmbedding(cardinalities, embedding_dim)
+        self.embedding = PackedEmbedding(cardinalities, embedding_dim, slots, pooling)
         nn.init.normal_(self.embedding.weight, std=0.05)
         width = self.dense_encoding.width + len(cardinalities) * embedding_dim
         self.experts = parallel_mlps(num_experts, [width, *expert_units], dropout)
@@ -64,7 +69,7 @@ class MMoE(Recommender):
 
     @property
     def display_name(self) -> str:
-        return DISPLAY_NAMES[self.hparams.variant]
+        return DISPLAY_NAMES[self.hparams["variant"]]
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         x = self.inputs(dense, ids)
@@ -77,7 +82,7 @@ class MMoE(Recommender):
 
     def gate_weights(self, x: Tensor) -> Tensor:
         """g^k(x)_i of eq. 8: (B, X) -> (K, B, E); tasks that share a gate, or have none, have equal weights."""
-        num_tasks = len(self.hparams.tasks)
+        num_tasks = len(self.hparams["tasks"])
         if self.gates is None:
             return x.new_ones(num_tasks, len(x), 1)
         # Differs from the paper: W_gk x has a bias, so that a gate may prefer an expert for all inputs
@@ -102,6 +107,10 @@ class PiecewiseLinear(nn.Module):
 
     bin_edges: two or more, ascending, for each column. (B, I) -> (B, all bins); a missing number (nan) gives zeros.
     """
+
+    column: Tensor
+    left: Tensor
+    size: Tensor
 
     # Differs from MMoE's paper, which says nothing of dense inputs: a scaled number alone offers no thresholds.
     # Differs from Gorishniy et al.: beyond the first and the last edge the encoding stays at 0 and 1.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from common.cluster.launch import on_ray
 from common.errors import run_script
@@ -79,8 +80,17 @@ def train(
         data = CensusIncomeDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
         pl.seed_everything(settings.training["seed"], verbose=False)
-        inputs = data.bin_edges, data.cardinalities, data.tasks
-        model = MMoE(*inputs, **settings.model, optimizer=settings.optimizer)
+        model = MMoE(
+            data.bin_edges,
+            data.cardinalities,
+            data.tasks,
+            slots=data.slots,
+            pooling=data.pooling,
+            **settings.model,
+            optimizer=settings.optimizer,
+        )
+        # starts at the rates of the training rows
+        model.outputs.bias.data.copy_(torch.tensor(data.base_logits).view(-1, 1, 1))
         return fit_and_test(
             model,
             data,

@@ -232,7 +232,7 @@ def test_loader_gives_each_row_once_in_an_order_of_seed_and_epoch(tmp_path, line
 
     def labels_and_order(epoch: int, loader: BatchLoader) -> tuple[list, torch.Tensor]:
         loader.sampler.set_epoch(epoch)
-        return torch.cat([ids for _, ids, _ in loader]).tolist(), loader.sampler.order()
+        return torch.cat([ids for _, ids, _ in loader]).tolist(), loader.sampler.indices()
 
     loader = data.train_dataloader()
     first, order = labels_and_order(0, loader)

@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from deepfm.deepfm import DeepFM, pairwise_interactions
+from deepfm.deepfm import DeepFM
 from tests.checks import (
     OPTIMIZER,
     build,
@@ -36,12 +36,6 @@ def make_model(**changes) -> DeepFM:
 def make_batch(rows: int) -> list[torch.Tensor]:
     ids = torch.stack([torch.randint(size, (rows,)) for size in SIZES], 1).int()
     return [torch.randn(rows, NUMBERS), ids, torch.randint(2, (rows,)).float()]
-
-
-def test_pairwise_interactions_equal_a_double_loop():
-    v = torch.randn(5, 7, 3, dtype=torch.float64)
-    loop = sum((v[:, i] * v[:, j]).sum(1) for i, j in combinations(range(7), 2))
-    torch.testing.assert_close(pairwise_interactions(v), loop, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("hidden_units", [[16, 8], []])

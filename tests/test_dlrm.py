@@ -12,7 +12,7 @@ from torch.nn import functional
 from data.criteo_data import CriteoDataModule
 from data.criteo_sample import criteo_sample
 from data.criteo_schema import CATEGORICAL as CATEGORIES
-from dlrm.dlrmnet import DLRM, dot_products
+from dlrm.dlrmnet import DLRM
 from dlrm.train import train
 from tests.checks import build, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
 
@@ -70,7 +70,7 @@ class PlainDLRM(nn.Module):
 @pytest.mark.parametrize("self_interaction", [False, True])
 def test_interaction_equals_a_double_loop(self_interaction):
     model, vectors = make_model(self_interaction=self_interaction), torch.randn(5, len(SIZES) + 1, DIM).double()
-    products = dot_products(vectors, model.pairs)
+    products = model.dot_products(vectors)
     assert products.shape == (5, 378 if self_interaction else 351)
     for row in range(5):
         expected = [

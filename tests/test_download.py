@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from common.data import download as module
 from common.data.download import Archive, download, ensure_dataset
 from common.errors import UserError
 from common.paths import REPO
-from data import download as module
 from data.census_income import ARCHIVES as CENSUS
 from data.criteo_data import ARCHIVES as CRITEO
 from data.movie_rating_seq import ARCHIVES as MOVIES

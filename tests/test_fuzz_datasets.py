@@ -12,12 +12,15 @@ import pytorch_lightning as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bst.train import DATA as MOVIE_DATA
 from common.errors import UserError
 from data.census_income import CensusIncomeDataModule
 from data.criteo_data import CriteoDataModule
 from data.movie_preprocessor import MoviePreprocessor
 from data.movie_rating_seq import MovieRatingDataModule
 from data.table_preprocessor import TablePreprocessor
+from deepfm.train import DATA as CRITEO_DATA
+from multitask.train import DATA as CENSUS_DATA
 from tests.criteo_rows import make_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.plain_parsers import FORMS, Form
@@ -59,7 +62,7 @@ def movie_forms(*names: str) -> dict[str, Form]:
 
 
 RATINGS = make_ratings(np.random.default_rng(2), users=6, movies=12, most=8)
-SPLIT = {"split": "random", "history": 3}
+SPLIT = {"split": "random", "history_length": 3}
 DATASETS = [
     Dataset("criteo", write_criteo, CriteoDataModule, {"min_count": 1}, {"train.txt": BY_NAME["criteo-train"]},
             "train.txt", TablePreprocessor),
@@ -71,9 +74,10 @@ DATASETS = [
                                 ("adult", "adult.data", "adult.test"))),
     Dataset("ml-1m", lambda folder: write_1m(folder, RATINGS, 12), MovieRatingDataModule, SPLIT,
             movie_forms("ratings.dat", "movies.dat", "users.dat"), "ratings.dat", MoviePreprocessor),
-    Dataset("ml-csv", lambda folder: write_csv(folder, RATINGS, 12), MovieRatingDataModule, {"history": 3},
+    Dataset("ml-csv", lambda folder: write_csv(folder, RATINGS, 12), MovieRatingDataModule, {"history_length": 3},
             movie_forms("ratings.csv", "movies.csv"), "ratings.csv", MoviePreprocessor),
 ]  # fmt: skip
+DEFAULTS = {CriteoDataModule: CRITEO_DATA, CensusIncomeDataModule: CENSUS_DATA, MovieRatingDataModule: MOVIE_DATA}
 BY_DATASET = pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.name)
 
 
@@ -87,7 +91,9 @@ def damaged(draw: Callable, content: bytes, form: Form) -> bytes:
 
 
 def prepare(dataset: Dataset, root: Path) -> pl.LightningDataModule:
-    data = dataset.module("set", str(root), **dataset.settings)
+    data = dataset.module(
+        **{"seed": 0} | DEFAULTS[dataset.module] | {"dataset": "set", "data_root": str(root)} | dataset.settings
+    )
     data.setup()
     return data
 
@@ -130,7 +136,7 @@ def test_a_damaged_file_is_scored_or_refused(dataset, tmp_path):
         given = damaged(draws.draw, content, form)
         preprocessor = dataset.preprocessor(state)
         try:
-            targets = np.concatenate([target for _, target in preprocessor.batches(io.BytesIO(given), "raw")])
+            targets = np.concatenate([target for _, target, *_ in preprocessor.batches(io.BytesIO(given), "raw")])
         except UserError as error:
             assert refused(form, given), error
             assert str(error).startswith("raw")

@@ -1,6 +1,7 @@
 """multitask/train.py and compare.py, on few rows of the sample."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from unittest.mock import create_autospec
 import pandas as pd
 import pytest
 
+from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.paths import REPO
 from common.settings import Settings
@@ -58,6 +60,32 @@ def test_other_models_and_tasks(raw, variant, tasks):
     weights = [1.0] * len(tasks)
     results = train(variant=variant, data_root=str(raw), tasks=tasks, task_weights=weights, **SMALL)
     assert results["test"].keys() == {*(f"auc_{task}" for task in tasks), "auc_mean", "log_loss"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "line"),
+    [
+        (("income",), "are of one class, so their AUC is undefined: the checkpoint is chosen by log loss."),
+        (("income", "education"), "are of one class of income, whose AUC is undefined: val_auc_mean is that of"),
+    ],
+)
+def test_tasks_of_one_class_in_validation(raw, outputs, capsys, tasks, line):
+    sample = raw / "census-income-kdd"
+    folder = raw / "flat"
+    folder.mkdir()
+    (folder / "census-income.data").write_bytes((sample / "census-income.data").read_bytes())
+    text = (sample / "census-income.test").read_text()
+    (folder / "census-income.test").write_text(text.replace(" 50000+.", " - 50000."))
+    settings = SMALL | {"max_epochs": 5, "patience": 2, "learning_rate": 0.01}
+    results = train(dataset="flat", data_root=str(raw), tasks=tasks, task_weights=(1.0,) * len(tasks), **settings)
+    assert f"All 300 validation rows {line}" in capsys.readouterr().out
+    others = [results["validation"][f"auc_{task}"] for task in tasks[1:]]
+    assert math.isnan(results["validation"]["auc_income"])
+    assert math.isnan(results["validation"]["auc_mean"]) if not others else results["validation"]["auc_mean"] > 0.5
+    run = outputs / "runs" / "multitask" / "version_0"
+    history = pd.read_csv(run / "metrics.csv")
+    best = history["val_auc_mean"].idxmax() if others else history["val_log_loss"].idxmin()
+    assert load_checkpoint(run / "checkpoints" / "best.ckpt")["global_step"] == history["step"][best]
 
 
 def test_unknown_tasks_are_refused(raw):

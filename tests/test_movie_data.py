@@ -213,7 +213,7 @@ def test_loader_gives_windows_and_pickles_without_the_arrays(tmp_path, lines):
         data.num_workers = workers
         loader = data.train_dataloader()
         batches = list(loader)
-        order = loader.sampler.order()
+        order = loader.sampler.indices()
         assert sorted(order.tolist()) == data.rows["train"].tolist()
         for a, b in zip(data.examples()[order], map(torch.cat, zip(*batches, strict=True)), strict=True):
             assert torch.equal(a, b)

@@ -1,4 +1,4 @@
-"""TouchedRowsAdam against torch.optim.Adam and against a loop over rows."""
+"""LazyAdam against torch.optim.Adam and against a loop over rows."""
 
 from copy import deepcopy
 

@@ -58,8 +58,10 @@ def train_on(train: Callable, root: Path, outputs: Path, **settings) -> Path:
 
 
 def by_test_step(checkpoint: Path, data: pl.LightningDataModule) -> np.ndarray:
-    """What the test step predicts."""
+    """What the test step predicts; the checkpoint is loaded in Lightning's way too."""
     model, _ = load(checkpoint)
+    again = type(model).load_from_checkpoint(checkpoint, map_location="cpu")
+    assert all(torch.equal(again.state_dict()[name], weight) for name, weight in model.state_dict().items())
     data.setup()
     trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False, **QUIET_TRAINER)
     trainer.test(model, data, verbose=False)
@@ -113,7 +115,7 @@ def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, sett
     np.testing.assert_allclose(values[data.rows["test"], 0], expected, rtol=0, atol=1e-6)
     labels = torch.tensor([float(line[0]) for line in lines])
     exact = click_metrics(torch.from_numpy(values[:, 0]).float(), labels)
-    assert result["metrics"]["probability"] == pytest.approx(exact, abs=2e-4)
+    assert result["metrics"]["probability"] == pytest.approx(exact, abs=5e-4)  # equal to 13 bits: many, on so few steps
 
 
 def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
@@ -138,8 +140,7 @@ def test_unseen_categories_are_counted(tmp_path, lines, deepfm):
     fields[14], fields[39] = "ffffffff", ""
     write_lines(tmp_path / "new.txt", ["\t".join(fields)])
     _, preprocessor = load(deepfm)
-    known = {f"{value:08x}" for value in preprocessor.encoder.vocabularies[0].tolist()}
-    assert "ffffffff" not in known
+    assert "ffffffff" not in preprocessor.encoder.fields[0].texts()
     unseen = predict(deepfm, tmp_path / "new.txt", tmp_path / "out.csv")["unseen"]
     assert unseen["C1"] == 1 and "C26" not in unseen
 

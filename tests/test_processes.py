@@ -58,7 +58,7 @@ def make_loaders(world: int, rows: int, batch_size: int, seed: int | None) -> li
 
     loaders = [BatchLoader(Numbers(), EpochSampler(range(rows), seed), batch_size) for _ in range(world)]
     for rank, loader in enumerate(loaders):
-        loader.rank, loader.world = rank, world
+        loader.rank, loader.world_size = rank, world
     return loaders
 
 
@@ -74,6 +74,15 @@ def test_processes_share_the_rows_of_each_batch(rows, world):
     for index, batch in enumerate(zip(*parts, strict=True)):
         shares = [loader.local_share(index) for loader in loaders]
         assert shares == [len(part) / sum(map(len, batch)) for part in batch] and min(shares) > 0
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_each_process_has_two_rows_of_each_batch_where_batches_are_large_enough(world):
+    """As batch norm needs; what is smaller, check_batch_norm refuses."""
+    for batch_size in range(2 * world, 4 * world + 1):
+        for rows in range(2 * world, 6 * world + 1):
+            for loader in make_loaders(world, rows, batch_size, seed=3):
+                assert min(map(len, loader)) >= 2, (batch_size, rows)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -122,7 +131,7 @@ def test_a_process_dies(tmp_path, outputs, rng, monkeypatch):
         "run_script(lambda: train(hidden_units=(8,), batch_size=10, max_epochs=9999, patience=9999, devices=2))\n"
     )
     first = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while "epoch" not in first.stdout.readline():
+    while "train_loss" not in first.stdout.readline():
         assert first.poll() is None, first.stderr.read()
     (other,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
     assert listening({first.pid, int(other)}) == {"127.0.0.1"}

@@ -1,9 +1,11 @@
 """A run that is interrupted and resumed ends as one that is not."""
 
 import itertools
+import json
 import math
 import re
 import signal
+import sys
 from functools import partial
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import common.training.fit
-from common.checkpoint import MappedCheckpointIO
+from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError, run_script
 from common.training.run_folder import find_or_create_run
 from deepfm.deepfm import DeepFM
@@ -131,12 +133,25 @@ def test_resumes_with_the_same_data_only(start, monkeypatch, tmp_path, rng):
         start(resume=True)
 
 
-def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng):
+def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng, outputs, capsys):
     lines = make_lines(rng, 700)
     write_lines(tmp_path / "criteo" / "train.txt", [("0" + x[1:]) if i >= 600 else x for i, x in enumerate(lines)])
-    results = start()
+    results = start(learning_rate=0.03, max_epochs=4, patience=2)
     assert math.isnan(results["test"]["auc"]) and math.isnan(results["validation"]["auc"])
-    assert results["test"]["log_loss"] > 0
+    line = "All 50 validation rows are of one class, so their AUC is undefined: the checkpoint is chosen by log loss."
+    assert line in capsys.readouterr().out
+    # the best validation is neither the first, nor the one after which patience ends a run without a better one
+    folder = outputs / "runs" / "deepfm" / "version_0"
+    history = pd.read_csv(folder / "metrics.csv")
+    best = history["val_log_loss"].idxmin()
+    assert best >= 2 and load_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"] == history["step"][best]
+    assert results["validation"]["log_loss"] == pytest.approx(history["val_log_loss"][best], abs=1e-6)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    content = json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+    assert content["test"]["auc"] is None and content["test"]["log_loss"] == results["test"]["log_loss"] > 0
 
 
 @pytest.mark.parametrize(
@@ -171,6 +186,21 @@ def test_settings_out_of_range_are_refused_before_anything_is_made(start, output
     assert not (outputs / "runs").exists()
 
 
+@pytest.mark.parametrize(("settings", "least"), [({"batch_size": 1}, 2), ({"batch_size": 3, "devices": 2}, 4)])
+def test_batch_norm_of_one_row_is_refused(start, outputs, settings, least):
+    message = rf"batch_size is {settings['batch_size']}, .*must be at least {least}, 2 for each process"
+    with pytest.raises(UserError, match=message):
+        start(batch_norm=True, **settings)
+    assert not list(outputs.rglob("*.ckpt"))
+
+
+def test_batch_norm_of_two_rows(start, tmp_path, rng):
+    """601 training rows: the last one alone is no batch of its own."""
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 702))
+    results = start(batch_norm=True, batch_size=2, max_epochs=1, validations_per_epoch=1)
+    assert results["rows"]["train"] == 601 and math.isfinite(results["test"]["log_loss"])
+
+
 def test_says_what_it_resumes(start, monkeypatch, capsys, outputs):
     start(resume=True)
     assert "No unfinished run" in capsys.readouterr().out
@@ -198,6 +228,7 @@ def test_says_what_it_resumes(start, monkeypatch, capsys, outputs):
 @pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (SIGTERMException, 143)])
 def test_ctrl_c_says_how_to_go_on(start, monkeypatch, capsys, where, name, call, message, kind, code):
     handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     interrupt(monkeypatch, where, name, call, kind)
     with pytest.raises(SystemExit) as ended:
         run_script(start)

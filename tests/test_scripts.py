@@ -1,15 +1,17 @@
 """The scripts as a user starts them: in a process of their own, from another working directory."""
 
+import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from common.errors import Terminated, UserError, run_script
+from common.errors import Terminated, UserError, check_arguments, run_script
 from common.paths import REPO
 from tests.criteo_rows import make_lines, write_lines
 
@@ -67,13 +69,56 @@ def test_bad_input_is_one_line_on_stderr(tmp_path, outputs, rng, script, line, m
         (Terminated("go on"), 143, "interrupted; go on"),
     ],
 )
-def test_how_a_script_ends(capsys, error, code, line):
+def test_how_a_script_ends(monkeypatch, capsys, error, code, line):
     def fail() -> None:
         raise error
 
+    monkeypatch.setattr(sys, "argv", ["script.py"])
     with pytest.raises(SystemExit) as ended:
         run_script(fail)
     assert ended.value.code == code and capsys.readouterr().err == f"{line}\n"
+
+
+SCRIPTS = ["deepfm/train.py", "dlrm/train.py", "multitask/train.py", "multitask/compare.py", "bst/train.py"]
+SCRIPTS += ["tune_dlrm.py", "predict.py", "export_onnx.py", "data/criteo_data.py", "data/census_income.py"]
+SCRIPTS += ["data/movie_rating_seq.py", "data/table_data.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_prints_the_docstring(monkeypatch, capsys, script):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # tune_dlrm.py sets variables of Ray
+    runpy.run_path(str(REPO / script), run_name="__main__")
+    text = capsys.readouterr().out
+    assert text.strip() == ast.get_docstring(ast.parse((REPO / script).read_text())).strip() and script in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "message"),
+    [
+        (["--lr=1"], "", r"x.py takes no arguments; found '--lr=1'. Settings are edited in the file; `python x.py --h"),
+        ([], "FILE [NAME]", r"usage: python x.py FILE \[NAME\]$"),
+        (["a", "b", "c"], "FILE [NAME]", r"usage: python x.py FILE"),
+    ],
+)
+def test_wrong_arguments_are_told(monkeypatch, arguments, usage, message):
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    with pytest.raises(UserError, match=message):
+        check_arguments(arguments, usage)
+
+
+def test_arguments_reach_main(monkeypatch):
+    for usage, arguments in (
+        ("FILE [NAME]", ("a",)),
+        ("FILE [NAME]", ("a", "b")),
+        ("[NAME...]", tuple("abc")),
+        ("", ()),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
+        seen = []
+        run_script(lambda *given, seen=seen: seen.append(given), usage)
+        assert seen == [arguments]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
@@ -90,6 +135,17 @@ run_script(lambda: train(hidden_units=(4,), embedding_dim=2, max_epochs=1, data_
     command = [sys.executable, REPO / "predict.py", checkpoint, tmp_path / "criteo" / "train.txt", tmp_path / "out.csv"]
     done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *map(str, command)])
     assert done.returncode == 0 and len((tmp_path / "out.csv").read_text().splitlines()) == 301
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths are Unicode there")
+def test_a_path_that_the_locale_cannot_express(tmp_path):
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for variable in ("OUTPUT_ROOT", "DATA_ROOT"):
+        command = [sys.executable, str(REPO / "data" / "criteo_data.py")]
+        folder = {variable: str(tmp_path / "ü")}
+        done = subprocess.run(command, env=environment | folder, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert f"error: the locale cannot express the folder {variable}" in done.stderr.splitlines()[-1]
 
 
 def test_the_readmes_python_runs(tmp_path, outputs, rng):

@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from data.census_income import CensusIncomeDataModule
 from data.criteo_data import CriteoDataModule
-from data.table_encoder import MISSING, OOV, PADDING, signed_log_dense
+from data.table_encoder import EMPTY_SLOT, MISSING, OOV, signed_log_dense
 from data.table_guess import guess_table
 from data.table_preprocessor import TablePreprocessor
 from deepfm.train import DATA
@@ -97,7 +97,7 @@ def test_a_table_becomes_what_it_should(tmp_path, frame):
     assert ids[:, 0].tolist() == [known.index(text) + 2 if text in known else OOV for text in frame[USER]]
     genres = sorted({genre for cell in frame["genres"][train] for genre in cell.split("|")})
     cells = [[genres.index(genre) + 2 for genre in cell.split("|")] for cell in frame["genres"]]
-    assert ids[:, 1:4].tolist() == [cell + [PADDING] * (3 - len(cell)) for cell in cells]
+    assert ids[:, 1:4].tolist() == [cell + [EMPTY_SLOT] * (3 - len(cell)) for cell in cells]
     assert data.cardinalities[2] == 52 and len(np.unique(ids[:, 4])) == 3 and ids[:, 4].min() >= 2
     expected = [MISSING if age != age else [18, 25, 39].index(age) + 2 for age in frame["age"]]
     assert ids[:, 5].tolist() == expected

@@ -1,4 +1,4 @@
-"""Die right after a checkpoint, resume, compare: `python benchmarks/deaths.py [MODEL ...]` (default: all four).
+"""Die right after a checkpoint, resume, compare: `python benchmarks/studies/deaths.py [MODEL ...]` (default: all four).
 
 Each of DEATHS runs on a small sample ends by os._exit after one of its checkpoints, which are also written by clock
 after every batch, and is started again. Its metrics.csv and its metrics of validation and test rows must be those of a
@@ -60,13 +60,13 @@ def run(train: Callable[..., dict], settings: dict, folder: Path, death: int | N
     saves = context.SimpleQueue()
 
     def child() -> None:
-        write, dense = MappedCheckpointIO.save_checkpoint, count(1)
+        write, numbers = MappedCheckpointIO.save_checkpoint, count(1)
         number = 0
 
         def save_checkpoint(*arguments: object, **keywords: object) -> None:
             nonlocal number
             write(*arguments, **keywords)
-            number = next(dense)
+            number = next(numbers)
             if number == death:
                 os._exit(DIED)
 
@@ -91,8 +91,8 @@ def outcome(folder: Path) -> tuple:
     return (folder / "metrics.csv").read_text(), results["validation"], results["test"], results["epochs"]
 
 
-def main() -> None:
-    names = sys.argv[1:] or list(TRAINERS)
+def main(*names: str) -> None:
+    names = names or tuple(TRAINERS)
     check(set(names) <= TRAINERS.keys(), f"found {' '.join(names)}; expected some of {', '.join(TRAINERS)}.")
     differ = 0
     with tempfile.TemporaryDirectory() as home:
@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "[NAME...]")

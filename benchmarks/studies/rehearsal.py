@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, a
 
 import pandas as pd
 import torch
-from data.criteo_cache import write_columns
 from matplotlib.figure import Figure
 
 from benchmarks.generate_criteo import FULL_ROWS, generate
@@ -32,7 +31,10 @@ from common.data.cache import build_once
 from common.files import markdown_table
 from common.paths import output_root
 from common.training.results import peak_memory_mib
-from data.criteo_data import CODE, CriteoDataModule
+from data.criteo_data import CriteoDataModule
+from data.criteo_schema import CRITEO
+from data.table_cache import write_columns
+from data.table_data import CODE, as_read
 from deepfm.train import DATA
 
 PARTS = (16, 4, 1)  # of the full set: one sixteenth, ...
@@ -52,7 +54,11 @@ def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
             sys.exit(0)  # nothing to measure
         generate(raw.parents[1], FULL_ROWS // part)
     elif stage == "read":
-        build_once("criteo-columns", [raw], {}, lambda target: write_columns(raw, target), code=CODE)
+        read = as_read(CRITEO)
+        settings = {"schema": read.to_dict(), "parts": {"all": 1}}  # as CriteoDataModule has them
+        build_once(
+            "criteo-columns", [raw], settings, lambda target: write_columns({"all": [raw]}, read, target), code=CODE
+        )
     else:
         changes = dict(data_root=str(raw.parents[1]), dense_transform="log", min_count=min_count)
         data = CriteoDataModule(**DATA | changes | dict(batch_size=BATCH_SIZE), seed=0)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private import ray_constants
@@ -32,7 +33,7 @@ def start_ray(address: str | None, threads: int, show_output: bool) -> None:
     threads: of a process. show_output: whether what the processes print comes to this terminal.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    own = {}
+    own: dict[str, Any] = {}
     if address == "local":
         own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "_temp_dir": _private_folder()}
         # Ray listens on all interfaces without it. Its public switch, a variable of the environment, is read when Ray
@@ -133,12 +134,14 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
             resources_per_worker={"memory": 1} if reports else {"CPU": 1},
             placement_strategy="SPREAD" if settings["num_nodes"] > 1 else "PACK",
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as that of Ray Train 1
             name="ray",
             storage_path=str(folder),
             # what other trials hold becomes free; what is gone with a machine may not
-            failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=-1 if reports else RESTARTS),
-            callbacks=reports,
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=RESTARTS, controller_failure_limit=-1 if reports else RESTARTS
+            ),
+            callbacks=reports,  # type: ignore[arg-type]
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

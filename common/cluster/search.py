@@ -23,7 +23,17 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from common.cluster.ray_cluster import check_resources, start_ray
-from common.cluster.search_record import CAUSE_FILE, METRIC, MODE, SearchRecord, Trial, best_row, format_config, log
+from common.cluster.search_record import (
+    CAUSE_FILE,
+    ENDED,
+    METRIC,
+    MODE,
+    SearchRecord,
+    Trial,
+    best_row,
+    format_config,
+    log,
+)
 from common.errors import UserError, check
 from common.process_group import is_distributed
 from common.training.callbacks import MetricsLog
@@ -31,7 +41,6 @@ from common.training.callbacks import MetricsLog
 DISK = "cannot write: "  # begins the cause of a failure that is not the trial's fault
 LOOK_SECONDS = 5  # between two checks that Ray still has a node
 RESTARTS = 2  # of a trial whose process dies without an error of its own (killed, out of memory, a lost node)
-ENDED = ("finished", "stopped", "failed")
 
 
 def run_search(
@@ -114,13 +123,14 @@ class RecordedSearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> dict:
         config = super().suggest(trial_id)
+        assert config is not None
         trial = self.pending.pop(0) if self.pending else self.record.add(config)
         return config | {"number": trial["number"]}
 
 
 def distributions(space: dict) -> dict[str, optuna.distributions.BaseDistribution]:
     """A search space of Ray Tune as Optuna takes it. Raises: UserError for what Optuna has no distribution for."""
-    found = {}
+    found: dict[str, optuna.distributions.BaseDistribution] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tuples as choices, which Optuna could not store in a database
         for name, values in space.items():
@@ -146,10 +156,11 @@ def make_scheduler(record: SearchRecord, grace_validations: int, validations: in
         "validation", METRIC, MODE, validations, grace_validations, factor, stop_last_trials=False
     )
     for trial in record.in_state("finished", "stopped"):
-        earlier = SimpleNamespace(trial_id=f"earlier-{trial['number']}")
-        scheduler.on_trial_add(None, earlier)
+        earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial['number']}")  # all that ASHA looks at
+        controller: Any = None
+        scheduler.on_trial_add(controller, earlier)
         for row in trial["rows"]:
-            scheduler.on_trial_result(None, earlier, row)
+            scheduler.on_trial_result(controller, earlier, row)
     return scheduler
 
 
@@ -160,12 +171,14 @@ class TuneReporter(pl.Callback):
     Lightning makes more or fewer than were asked for.
     """
 
+    metrics_log: MetricsLog
+
     def __init__(self) -> None:
-        self.metrics_log: MetricsLog | None = None
         self.reported = 0
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        self.metrics_log = self.metrics_log or next(each for each in trainer.callbacks if isinstance(each, MetricsLog))
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it later
+        self.metrics_log = next(each for each in callbacks if isinstance(each, MetricsLog))
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
         self._report()

@@ -6,7 +6,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from common.cluster.search_record import METRIC, SearchRecord, best_row, best_trial, format_config
+from common.cluster.search_record import METRIC, SearchRecord, Trial, best_row, best_trial, format_config
 
 COLORS = {"finished": "tab:blue", "stopped": "tab:orange", "failed": "tab:red", "started": "tab:gray"}
 SHOWN = 10  # trials of the table on the terminal
@@ -38,15 +38,15 @@ def plot_search(record: SearchRecord) -> None:
     """search.png: the metric by epoch of all trials; settings.png: its best value by each setting."""
     folder = record.path.parent
     trials = [trial for trial in record.trials if trial["rows"]]
-    if trials:
-        _plot_curves(trials, folder / "search.png")
+    best = best_trial(trials)
+    if best is not None:
+        _plot_curves(trials, best, folder / "search.png")
         _plot_settings(trials, folder / "settings.png")
 
 
-def _plot_curves(trials: list[dict], path: Path) -> None:
+def _plot_curves(trials: list[Trial], best: Trial, path: Path) -> None:
     figure = Figure((7, 4.5), layout="constrained")
     axes = figure.subplots()
-    best = best_trial(trials)
     labelled = set()
     for trial in trials:
         state = trial["state"]
@@ -63,7 +63,7 @@ def _plot_curves(trials: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _plot_settings(trials: list[dict], path: Path) -> None:
+def _plot_settings(trials: list[Trial], path: Path) -> None:
     names = list(trials[0]["config"])
     columns = min(3, len(names))
     figure = Figure((4 * columns, 3.2 * -(-len(names) // columns)), layout="constrained")

@@ -10,6 +10,8 @@ from common.files import read_json, write_json
 METRIC, MODE = "val_auc", "max"
 CAUSE_FILE = "cause.txt"  # in a trial's folder: why it failed. Ray's own file of it is a pickle, which could run code
 
+ENDED = ("finished", "stopped", "failed")  # states of a trial
+
 Trial = dict[str, Any]
 NEW_TRIAL: Trial = {"number": 0, "config": {}, "state": "started", "rows": [], "deaths": 0, "cause": ""}
 
@@ -41,7 +43,7 @@ class SearchRecord:
         """Record how a trial ended. Of the trials that ended, only the best one keeps its checkpoints."""
         trial["state"], trial["cause"] = state, cause
         self.save()
-        for other in self.in_state("finished", "stopped", "failed"):
+        for other in self.in_state(*ENDED):
             if other is not best_trial(self.trials):
                 shutil.rmtree(self.folder(other["number"]) / "checkpoints", ignore_errors=True)
 
@@ -52,7 +54,7 @@ class SearchRecord:
         return [trial for trial in self.trials if trial["state"] in states]
 
 
-def best_row(trial: Trial) -> Trial:
+def best_row(trial: Trial) -> dict[str, Any]:
     """The validation whose checkpoint counts."""
     return max(trial["rows"], key=lambda row: row[METRIC])
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import requests
 from filelock import FileLock
@@ -195,13 +195,13 @@ def _damaged(archive: Path, error: Exception) -> UserError:
     return UserError(f"{archive}: the archive is damaged ({error}). Remove it to download it again.")
 
 
-def _members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Base name and content of the regular files, those of a tar within a zip too."""
     with _reading(archive):
         yield from _members_of(archive)
 
 
-def _members_of(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
+def _members_of(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     if not zipfile.is_zipfile(archive):
         with open(archive, "rb") as file:
             yield from _tar_members(file)
@@ -215,14 +215,14 @@ def _members_of(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
                     yield Path(member.filename).name, stream
 
 
-def _tar_members(stream: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
+def _tar_members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
     with tarfile.open(fileobj=stream, mode="r|*") as tar:
         for member in tar:
-            if member.isreg():  # no links, no devices
-                yield Path(member.name).name, tar.extractfile(member)
+            if member.isreg() and (content := tar.extractfile(member)):  # no links, no devices
+                yield Path(member.name).name, content
 
 
-def _write(stream: BinaryIO, path: Path, checksum: str | None, archive: Path) -> None:
+def _write(stream: IO[bytes], path: Path, checksum: str | None, archive: Path) -> None:
     algorithm, expected = checksum.split(":") if checksum else ("md5", None)
     digest = hashlib.new(algorithm)
     with open(path, "wb") as file:

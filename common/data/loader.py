@@ -18,7 +18,7 @@ class MemmapDataset(Dataset):
     def __init__(self, folder: Path, names: Sequence[str]):
         self.paths = [folder / f"{name}.npy" for name in names]
         self._arrays: list[Tensor] | None = None
-        _ = self.arrays  # opened now: what is open stays readable when a changed raw file has the cache removed
+        _ = self.arrays  # opened now, so that it stays readable if another process removes the outdated cache
 
     @property
     def arrays(self) -> list[Tensor]:
@@ -47,7 +47,7 @@ class EpochSampler(Sampler):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def order(self) -> Tensor:
+    def indices(self) -> Tensor:
         """Row numbers (len,) of the whole epoch."""
         rows = np.asarray(self.rows, dtype=np.int64)
         if self.seed is not None:
@@ -70,22 +70,22 @@ class BatchLoader:
         self.batch_sampler = None  # Lightning asks for it where there is a sampler
         self.position = 0  # batches of the current epoch that were handed out
         self.rank = torch.distributed.get_rank() if is_distributed() else 0
-        self.world = torch.distributed.get_world_size() if is_distributed() else 1
+        self.world_size = torch.distributed.get_world_size() if is_distributed() else 1
         check(
-            self.world <= min(batch_size, len(sampler)),
-            f"{self.world} processes for batches of {batch_size} of {len(sampler)} rows: each must get a row.",
+            self.world_size <= min(batch_size, len(sampler)),
+            f"{self.world_size} processes for batches of {batch_size} of {len(sampler)} rows: each must get a row.",
         )
 
     def __len__(self) -> int:
-        # a rest of fewer than two rows for each process, too few for batch norm, goes with the batch before
-        least = min(2 * self.world, self.batch_size)
+        # a last batch with fewer than two rows per rank (too few for batch norm) is merged into the one before
+        least = min(2 * self.world_size, self.batch_size)
         return max(0, len(self.sampler) - least) // self.batch_size + 1
 
     def local_share(self, index: int) -> float:
         """This process's share of the rows of a training batch."""
         last = len(self) - 1
         rows = self.batch_size if index < last else len(self.sampler) - last * self.batch_size
-        return len(range(self.rank, rows, self.world)) / rows
+        return len(range(self.rank, rows, self.world_size)) / rows
 
     def __iter__(self) -> Iterator:
         self.position %= len(self)  # a complete epoch leaves it at the end
@@ -102,11 +102,11 @@ class BatchLoader:
 
     def _batches(self) -> Sequence[Tensor]:
         """Row numbers of this process's part of each batch."""
-        order = self.sampler.order()
+        order = self.sampler.indices()
         if self.sampler.seed is None:
-            return order.tensor_split(self.world)[self.rank].tensor_split(len(self))
+            return order.tensor_split(self.world_size)[self.rank].tensor_split(len(self))
         ends = range(self.batch_size, len(self) * self.batch_size, self.batch_size)
-        return [batch.tensor_split(self.world)[self.rank] for batch in order.tensor_split(list(ends))]
+        return [batch.tensor_split(self.world_size)[self.rank] for batch in order.tensor_split(list(ends))]
 
     def state_dict(self) -> dict:
         return {"position": self.position % len(self)}

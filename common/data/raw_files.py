@@ -6,8 +6,9 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from common.errors import UserError, check
 from common.paths import data_root as default_data_root
@@ -16,6 +17,20 @@ CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n"))
 WHOLE_NUMBER = re.compile("[0-9]{1,9}")
 SHOWN_NAMES = 8  # of a folder's files, in messages
 LINE_BYTES = 1 << 20  # a thousand times the longest of any set; without a limit a small .gz of zeros fills the memory
+
+
+class Readable(Protocol):
+    """Where bytes come from."""
+
+    def read(self, count: int, /) -> bytes: ...
+
+
+class Stream(Readable, Protocol):
+    """A file, a pipe, or what a .gz holds."""
+
+    def readline(self, limit: int, /) -> bytes: ...
+
+    def seekable(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,11 @@ def _listed(names: list[str]) -> str:
     return ", ".join([*names[:SHOWN_NAMES], "..."] if len(names) > SHOWN_NAMES else names)
 
 
+def decompressed(file: BufferedReader) -> Stream:
+    """The content of a file that may be gzipped."""
+    return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+
+
 @contextmanager
 def gzip_errors(name: str | Path) -> Iterator[None]:
     """Raise UserError where the .gz file that is read in the block is cut or damaged."""
@@ -81,14 +101,14 @@ def gzip_errors(name: str | Path) -> Iterator[None]:
         raise UserError(f"{name}: the compressed file is cut or damaged ({error}); get it again.") from error
 
 
-def bounded_lines(stream: BinaryIO, name: str | Path) -> Iterator[bytes]:
+def bounded_lines(stream: Stream, name: str | Path) -> Iterator[bytes]:
     """The lines of the stream with their ends; UserError for one that is too long."""
     for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES + 1), b""), 1):
         _check_length(line, name, number)
         yield line
 
 
-def line_blocks(stream: BinaryIO, name: str | Path, block_bytes: int) -> Iterator[tuple[int, bytes]]:
+def line_blocks(stream: Readable, name: str | Path, block_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Pieces of the stream that end with a line end, each with the number of its first line.
 
     Raises: UserError for a line that is too long, and for a .gz that is cut or damaged.

@@ -1,6 +1,6 @@
 """Dot products between the vectors of a row, with a backward that is one gather and one matrix product.
 
-B: rows of a batch, V: vectors of a row, D: their size, P: feature pairs.
+B: rows of a batch, F: vectors of a row (of the fields, and the bottom MLP's), D: their size, P: feature pairs.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class DotProducts(nn.Module):
-    """<v_i, v_j> for all pairs i > j, and i = j with self_interaction, row by row: vectors (B, V, D) -> (B, P)."""
+    """<v_i, v_j> for all pairs i > j, and i = j with self_interaction, row by row: vectors (B, F, D) -> (B, P)."""
 
     pairs: Tensor
     where: Tensor
@@ -30,9 +30,9 @@ class DotProducts(nn.Module):
 
 
 class ChosenProducts(torch.autograd.Function):
-    """Entries `pairs` (P,) of the flat matrices v v^T: vectors (B, V, D) -> (B, P).
+    """Entries `pairs` (P,) of the flat matrices v v^T: vectors (B, F, D) -> (B, P).
 
-    where (V V,): the place of each entry among the pairs, of (i, j) and of (j, i); P where it is none.
+    where (F F,): the index of each entry among the pairs, of (i, j) and of (j, i); P if it is none.
     """
 
     @staticmethod

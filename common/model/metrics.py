@@ -14,6 +14,8 @@ class PredictionMetric(Metric):
     """Keeps every prediction and target of a split; subclasses turn them into named numbers."""
 
     full_state_update = False
+    prediction_list: list[Tensor]
+    target_list: list[Tensor]
 
     def __init__(self):
         super().__init__(sync_on_compute=False)  # `sync` gathers once, at the end of a split

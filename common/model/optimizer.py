@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LambdaLR
@@ -31,19 +31,19 @@ class LazyAdam(torch.optim.Adam):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
-                    self._step_rows(parameter, group)
+                    self._step_rows(parameter, parameter.grad, group)
                     parameter.grad = None  # done: Adam's own step below must not see it
         super().step()
         return loss
 
-    def _step_rows(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _step_rows(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         tables = parameter, state["exp_avg"], state["exp_avg_sq"]
-        rows, grad = touched_rows(parameter.grad)
+        rows, grad = touched_rows(grad)
         value, average, average_square = (table.index_select(0, rows) for table in tables)
         beta1, beta2 = group["betas"]
         adam(
@@ -75,14 +75,14 @@ def build_optimizer(
     embedding_learning_rate: float | None = None,
     embedding_l2: float = 0.0,
     schedule: str,
-) -> OptimizerLRSchedulerConfig:
+) -> OptimizerConfig | OptimizerLRSchedulerConfig:
     """Optimizer and learning rate schedule, as LightningModule.configure_optimizers returns them.
 
     optimizer: "adam" (LazyAdam), "adagrad" or "sgd". embedding_learning_rate: of the tables; None: learning_rate.
     embedding_l2: on the table rows in a batch. schedule: "linear" (to 0 after total_steps) or "plateau" (see
     PlateauSchedule).
 
-    Raises: UserError for L2 with an optimizer that has no such thing for sparse gradients.
+    Raises: UserError if embedding_l2 is set for an optimizer that cannot apply it to sparse gradients.
     """
     check(optimizer == "adam" or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")
     tables = [module.weight for module in model.modules() if isinstance(module, PackedEmbedding)]

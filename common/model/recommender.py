@@ -1,13 +1,16 @@
 """What the four models share as LightningModules: one step for all stages, metrics over a split, the optimizer."""
 
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten
 
 from common.checkpoint import check_can_resume
+from common.data.data_module import RecommendationDataModule
 from common.errors import check
 from common.model.embedding import PackedEmbedding
 from common.model.metrics import ClickMetrics, PredictionMetric
@@ -24,6 +27,11 @@ class Recommender(pl.LightningModule):
     """
 
     metrics: PredictionMetric
+
+    @property
+    def data(self) -> RecommendationDataModule:
+        """What the Trainer was given to train on or to evaluate."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it later
 
     @property
     def display_name(self) -> str:
@@ -45,7 +53,8 @@ class Recommender(pl.LightningModule):
         *inputs, target = batch
         loss = self.loss(self(*inputs), target)
         if is_distributed():  # DDP averages over ranks, of which one may have a row more than another
-            loss = loss * self.trainer.world_size * self.trainer.train_dataloader.local_share(batch_index)
+            loader: Any = self.trainer.train_dataloader
+            loss = loss * self.trainer.world_size * loader.local_share(batch_index)
         return loss
 
     @property
@@ -92,19 +101,18 @@ class Recommender(pl.LightningModule):
         if self._trainer is None:  # load_from_checkpoint: there is nothing to resume
             return
         check_can_resume(checkpoint, self, self.trainer.ckpt_path)
-        data = self.trainer.datamodule
         check(
-            equal_states(checkpoint[type(data).__qualname__], data.state_dict()),
-            f"{self.trainer.ckpt_path} was trained with other vocabularies or scales: the raw data of {data.dataset!r} "
-            "has changed. Put it back, or start a new run with resume=False.",
+            equal_states(checkpoint[type(self.data).__qualname__], self.data.state_dict()),
+            f"{self.trainer.ckpt_path} was trained with other vocabularies or scales: the raw data of "
+            f"{self.data.dataset!r} has changed. Put it back, or start a new run with resume=False.",
         )
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         total_steps = None
         if self._trainer is not None and self.trainer.max_epochs:
             # not trainer.estimated_stepping_batches, which loses the position of a run resumed within an epoch
-            total_steps = self.trainer.max_epochs * len(self.trainer.datamodule.train_dataloader())
-        return build_optimizer(self, total_steps, **self.hparams.optimizer)
+            total_steps = self.trainer.max_epochs * len(self.data.train_dataloader())
+        return build_optimizer(self, total_steps, **self.hparams["optimizer"])
 
 
 def equal_states(one: object, other: object) -> bool:

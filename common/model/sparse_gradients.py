@@ -34,11 +34,12 @@ def average_touched_rows(table: Tensor) -> None:
     Only touched rows travel, ids and gradients, in two gathers that every backend has: gloo, and NCCL, which cannot
     all-reduce sparse gradients.
     """
+    assert table.grad is not None
     rows, grad = touched_rows(table.grad)
     world_size = distributed.get_world_size()
-    counts = rows.new_empty(world_size)
-    distributed.all_gather_single(counts, rows.new_tensor([len(rows)]))
-    counts = counts.tolist()
+    all_counts = rows.new_empty(world_size)
+    distributed.all_gather_single(all_counts, rows.new_tensor([len(rows)]))
+    counts = all_counts.tolist()
     # one buffer (U, 1 + D): ids, bit for bit, in a column of floats; padded to the longest, because gloo gathers equal
     # shapes
     sent = grad.new_zeros(max(counts), 1 + grad.shape[1])

@@ -1,13 +1,13 @@
 """What a click model must beat, on the same encoded rows: the constant click rate and a tuned logistic regression."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
+from common.model.embedding import pooling_weights
 from common.model.metrics import click_metrics
+from common.process_group import on_rank_zero
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -17,12 +17,13 @@ REGULARISATION = [0.02, 0.05, 0.1]  # C of scikit-learn; validation log loss cho
 TRAIN_ROWS = 1_000_000  # at most so many, the last ones (nearest to the test rows in a time split)
 
 
-@partial(rank_zero_only, default={})
+@on_rank_zero
 def click_baselines(data: Any) -> dict[str, dict[str, float]]:
-    """Test metrics of both, for a data module with `cardinalities` and batches (dense, ids, label)."""
+    """Test metrics of both, for a TableDataModule with batches (dense, ids, label)."""
+    splits = data.rows["train"][-TRAIN_ROWS:], data.rows["val"], data.rows["test"]
     (x_train, y_train), (x_val, y_val), (x_test, y_test) = (
-        one_hot(*data.read(rows), data.cardinalities)
-        for rows in (data.rows["train"][-TRAIN_ROWS:], data.rows["val"], data.rows["test"])
+        one_hot(dense, ids, label, data.cardinalities, data.slots, data.pooling)
+        for dense, ids, label in map(data.read, splits)
     )
     model = tuned_logistic_regression(x_train, y_train, x_val, y_val)
     constant = {"constant": _metrics(np.full(len(y_test), y_train.mean()), y_test)}
@@ -45,18 +46,23 @@ def tuned_logistic_regression(x_train, y_train, x_val, y_val) -> "LogisticRegres
 
 
 def one_hot(
-    dense: np.ndarray, ids: np.ndarray, label: np.ndarray, cardinalities: list[int]
+    dense: np.ndarray,
+    ids: np.ndarray,
+    label: np.ndarray,
+    cardinalities: list[int],
+    slots: list[int],
+    pooling: list[str | None],
 ) -> "tuple[sparse.csr_array, np.ndarray]":
-    """Design matrix (N, ids of all fields + numbers) and labels (N,)."""
+    """Design matrix (N, all ids + dense columns) and labels (N,) or (N, K); several values in a cell are pooled."""
     from scipy import sparse
 
-    count, fields = ids.shape
-    columns = ids + (np.cumsum(cardinalities) - cardinalities)
-    ones = np.ones(ids.size, np.float32)
-    embedding = sparse.csr_array(
-        (ones, columns.ravel(), np.arange(count + 1) * fields), shape=(count, sum(cardinalities))
-    )
-    return sparse.hstack([embedding, sparse.csr_array(dense)], format="csr"), label
+    offsets = (np.cumsum(cardinalities) - cardinalities).astype(np.int32)
+    columns = ids + np.repeat(offsets, slots)
+    known = ids >= 0
+    weights = pooling_weights(torch.from_numpy(ids), slots, pooling, torch.float32).numpy()
+    ends = np.concatenate([[0], known.sum(1).cumsum()])
+    one_hot_ids = sparse.csr_array((weights[known], columns[known], ends), shape=(len(ids), sum(cardinalities)))
+    return sparse.hstack([one_hot_ids, sparse.csr_array(dense)], format="csr"), label
 
 
 def _metrics(probability: np.ndarray, click: np.ndarray) -> dict[str, float]:

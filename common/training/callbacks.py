@@ -4,7 +4,7 @@ import csv
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -111,7 +111,7 @@ class PlateauSchedule(pl.Callback):
     step on resume.
     """
 
-    def __init__(self, monitor: str, mode: str):
+    def __init__(self, monitor: str, mode: Literal["min", "max"]):
         self.monitor, self.mode = monitor, mode
         self.scheduler: ReduceLROnPlateau | None = None
         self._restored: dict | None = None
@@ -122,6 +122,7 @@ class PlateauSchedule(pl.Callback):
             self.scheduler.load_state_dict(self._restored)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert self.scheduler is not None
         self.scheduler.step(trainer.callback_metrics[self.monitor].item())
 
     def state_dict(self) -> dict:
@@ -145,12 +146,12 @@ class RelocatableCheckpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
         # Not right before a validation, which saves too: Lightning would take the validation as done on resume
-        if (batch_index + 1) % trainer.val_check_batch != 0:
+        if not trainer.val_check_batch or (batch_index + 1) % trainer.val_check_batch != 0:
             super().on_train_batch_end(trainer, module, outputs, batch, batch_index)
 
     def load_state_dict(self, state: dict) -> None:
         def here(path: str) -> str:
-            return path and str(Path(self.dirpath, Path(path).name))
+            return path and str(Path(self.dirpath or ".", Path(path).name))
 
         paths = {name: here(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
         best = {here(path): score for path, score in state["best_k_models"].items()}

@@ -6,10 +6,10 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -31,7 +31,7 @@ from common.training.callbacks import (
     ResumableEarlyStopping,
 )
 from common.training.plots import plot_learning_curves
-from common.training.results import peak_memory_mib, print_table, versions
+from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, check_unchanged
 
 CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
@@ -66,9 +66,9 @@ def fit_and_test(
     gc.collect()  # a Trainer and its module refer to each other: those of an earlier run are freed now
     silence_lightning()
     training = settings.training
-    check_batch_norm(model, settings)
+    check_batch_norm(model, data, settings)
     monitor = defined_monitor(monitor, data)
-    mode = "min" if monitor.endswith(LOSSES) else "max"
+    mode: Literal["min", "max"] = "min" if monitor.endswith(LOSSES) else "max"
     best, last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
     log = MetricsLog(folder)
     trainer = pl.Trainer(
@@ -95,6 +95,7 @@ def fit_and_test(
     data_summary = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
     if trainer.is_global_zero:
         check_unchanged(folder / "data.json", data_summary, "data")
+        print_steps(training["max_epochs"], len(data.train_dataloader()), data)
         remove_leftovers(last.parent)  # each as large as a checkpoint; the folder is this run's alone
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
     metrics = evaluate(model, data, training, best, test)
@@ -126,7 +127,7 @@ def fit_and_test(
     return results | {"run_folder": str(folder), "checkpoint": str(best)}
 
 
-def resolve_precision(precision: str) -> str:
+def resolve_precision(precision: Literal["auto", "32-true", "bf16-mixed"]) -> Literal["32-true", "bf16-mixed"]:
     """ "auto" becomes bf16 where the processor multiplies it natively, else float32; other names are Lightning's."""
     if precision != "auto":
         return precision
@@ -142,23 +143,35 @@ def defined_monitor(monitor: str, data: RecommendationDataModule) -> str:
     if "auc" not in monitor:
         return monitor
     label = data.targets("val")
-    if (label.amin(0) < label.amax(0)).any():
-        return monitor
-    print(
-        f"All {len(label):,} validation rows have the label {label.flatten()[0]:g}, so their AUC is undefined: the "
-        "checkpoint is chosen by log loss.",
-        flush=True,
-    )
-    return "val_log_loss"
+    label = label.reshape(len(label), -1)  # (N, K)
+    constant = (label.amin(0) == label.amax(0)).tolist()
+    if all(constant):
+        print(
+            f"All {len(label):,} validation rows are of one class, so their AUC is undefined: the checkpoint is chosen "
+            "by log loss.",
+            flush=True,
+        )
+        return "val_log_loss"
+    if any(constant):
+        names = ", ".join(task for task, is_constant in zip(data.tasks, constant, strict=True) if is_constant)
+        print(
+            f"All {len(label):,} validation rows are of one class of {names}, whose AUC is undefined: {monitor} is "
+            "that of the other tasks.",
+            flush=True,
+        )
+    return monitor
 
 
-def check_batch_norm(model: nn.Module, settings: Settings) -> None:
+def check_batch_norm(model: nn.Module, data: RecommendationDataModule, settings: Settings) -> None:
     """Raise UserError if batch norm would get a single row, of which it can take no variance."""
-    least = 2 * settings.training["devices"] * settings.training["num_nodes"]
-    check(
-        settings.data["batch_size"] >= least or not any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()),
-        f"batch_size is {settings.data['batch_size']}; with batch_norm it must be at least {least}: 2 per process.",
-    )
+    if any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()):
+        least = 2 * settings.training["devices"] * settings.training["num_nodes"]
+        batch_size, train_rows = settings.data["batch_size"], len(data.rows["train"])
+        check(
+            min(batch_size, train_rows) >= least,
+            f"batch_size is {batch_size}, and there are {train_rows:,} training rows; with batch_norm both must be at "
+            f"least {least}, 2 for each process. Set a larger batch_size, fewer devices, or batch_norm=False.",
+        )
 
 
 def _checkpoint(path: Path, **when: Any) -> RelocatableCheckpoint:
@@ -186,7 +199,7 @@ def evaluate(
     return metrics
 
 
-def _without_prefix(metrics: Metrics) -> Metrics:
+def _without_prefix(metrics: Mapping[str, float]) -> Metrics:
     return {name.split("_", 1)[1]: value for name, value in metrics.items()}
 
 

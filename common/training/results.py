@@ -8,6 +8,25 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from common.data.data_module import RecommendationDataModule
+
+FEW_STEPS = 300
+
+
+def print_steps(epochs: int, steps: int, data: RecommendationDataModule) -> None:
+    """How long the run will be, and what to change where that is short; steps: of an epoch."""
+    print(f"Training for {_count(epochs, 'epoch')} of {_count(steps, 'step')}.", flush=True)
+    if epochs * steps < FEW_STEPS and not data.is_sample:
+        print(
+            f"{_count(epochs * steps, 'step')} in all may be too few to learn from {len(data.rows['train']):,} rows: a "
+            f"smaller batch_size (now {data.batch_size:,}) or more max_epochs (now {epochs:,}) makes more.",
+            flush=True,
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
 
 def print_table(results: dict[str, Any], folder: Path) -> None:
     """Test metrics of the model and its baselines, and where everything was written."""
@@ -19,7 +38,24 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
     sample = ", built-in sample" if results["is_sample"] else ""
     print(f"\nTest metrics, {results['dataset']}{sample}, {results['protocol']}, {results['rows']['test']:,} rows")
     print(pd.DataFrame(rows).T.to_string(float_format="{:.4f}".format, na_rep=""))
+    if better := better_baselines(results["test"], results["baselines"]):
+        print(f"Worse than {better}. Try a smaller batch_size, more max_epochs or a lower learning_rate.")
     print(f"Results, checkpoints and figures: {folder}", flush=True)
+
+
+def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
+    """The baselines that are better than the model in an AUC or the RMSE, to the digits that are shown; "" if none."""
+    found = []
+    for name, metrics in baselines.items():
+        better = [
+            metric
+            for metric, value in test.items()
+            if (metric.startswith("auc") and round(metrics[metric], 4) > round(value, 4))
+            or (metric == "rmse" and round(metrics[metric], 4) < round(value, 4))
+        ]
+        if better:
+            found.append(f"{name} ({', '.join(better)})")
+    return " and ".join(found)
 
 
 def peak_memory_mib() -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from common.errors import Terminated, UserError, check
+from common.errors import Terminated, UserError
 from common.files import as_user_error, read_json, write_json
 from common.paths import output_root
 from common.process_group import broadcast, is_rank_zero, peer_failures_as_user_errors
@@ -45,19 +45,19 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
                 os.environ.pop("RUN_FOLDER") if before is None else os.environ.update(RUN_FOLDER=before)
     else:
         folder = broadcast(folder)
-        check(folder is not None, "set RUN_FOLDER, the same for all processes: the folder that the run writes to.")
+        if folder is None:
+            raise UserError("set RUN_FOLDER, the same for all processes: the folder that the run writes to.")
         with deaths, redirect_stdout(io.StringIO()):
             yield Path(folder)
 
 
 @contextmanager
-def _locked(script: str, settings: dict, folder: str | Path | None) -> Iterator[Path]:
+def _locked(script: str, settings: dict, chosen: str | Path | None) -> Iterator[Path]:
     home = output_root() / "runs" / script
-    chosen, lock = folder is not None, None
+    folder, lock = None if chosen is None else Path(chosen), None
     try:
         if folder is None:
             folder, lock = find_or_create_run(home, settings["resume"])
-        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock or _lock(folder)
         if lock is None:
@@ -71,9 +71,9 @@ def _locked(script: str, settings: dict, folder: str | Path | None) -> Iterator[
         raise as_user_error(error, folder or home) from error
     except (KeyboardInterrupt, SystemExit) as error:  # the latter is what Lightning makes of the former
         kind = Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt
-        raise kind(_how_to_go_on(folder, chosen)) from error
+        raise kind(_how_to_go_on(folder, chosen is not None)) from error
     finally:
-        if folder and not chosen and not any((folder / name).exists() for name in ("metrics.csv", LAST_CHECKPOINT)):
+        if folder and chosen is None and not any((folder / name).exists() for name in ("metrics.csv", LAST_CHECKPOINT)):
             shutil.rmtree(folder, ignore_errors=True)
         if lock:
             lock.release()

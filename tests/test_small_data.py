@@ -1,0 +1,148 @@
+"""What a run on few rows says, and where its output starts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from common.data.data_module import RecommendationDataModule
+from common.errors import UserError
+from common.training.results import better_baselines, print_steps
+from deepfm.train import train as train_deepfm
+from dlrm.train import train as train_dlrm
+from multitask.train import train as train_mmoe
+from predict import predict
+
+USER, SHOP = 'user, "id"', "shop (name)"
+COLUMNS = {
+    "clicked?": {"role": "label", "positive": ["yes"], "negative": ["no"], "task": "click"},
+    "bought": {"role": "label", "positive": ["1"], "negative": ["0"]},
+    USER: {"role": "categorical"},
+    SHOP: {"role": "categorical"},
+    "price €": {"role": "dense", "transform": "signed_log"},
+}
+
+
+def write_table(root: Path, excluded: tuple[str, ...] = ()) -> None:
+    """DATA_ROOT/mine: 400 rows, 10 % clicks."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "clicked?": np.where(rng.random(400) < 0.1, "yes", "no"),
+            "bought": (rng.random(400) < 0.7).astype(int),
+            USER: [f"user-number-{i}" for i in rng.integers(0, 20, 400)],
+            SHOP: rng.choice(['the "best", really', "naïve | co", ""], 400),
+            "price €": rng.normal(0, 50, 400).round(2),
+        }
+    )
+    folder = root / "mine"
+    folder.mkdir()
+    frame.to_csv(folder / "rows.csv", index=False)
+    columns = COLUMNS | {column: {"role": "excluded"} for column in excluded}
+    (folder / "columns.json").write_text(json.dumps({"file": "rows.csv", "columns": columns}))
+
+
+@pytest.mark.parametrize("train", [train_deepfm, train_dlrm, train_mmoe], ids=["deepfm", "dlrm", "mmoe"])
+def test_output_starts_at_the_rate_of_the_training_rows(tmp_path, monkeypatch, train):
+    write_table(tmp_path, () if train is train_mmoe else ("bought",))
+    seen = []
+    monkeypatch.setitem(
+        train.__wrapped__.__globals__, "fit_and_test", lambda model, data, *_, **__: seen.append((model, data))
+    )
+    train(dataset="mine", data_root=str(tmp_path), **{"tasks": ("bought", "click")} if train is train_mmoe else {})
+    ((model, data),) = seen
+    *inputs, label = map(torch.from_numpy, data.read(data.rows["train"]))
+    rates = label.mean(0)
+    torch.testing.assert_close(torch.tensor(data.base_logits).float().sigmoid().squeeze(), rates)
+    predicted = model.eval().predict(model(*inputs)).mean(0)
+    assert (predicted - rates).abs().max() < 0.06 and (predicted - 0.5).abs().min() > 0.1
+
+
+def test_rates_of_one_class_are_finite(tmp_path, monkeypatch):
+    write_table(tmp_path, ("bought",))
+    path = tmp_path / "mine" / "rows.csv"
+    path.write_text(path.read_text().replace("yes", "no"))
+    seen = []
+    monkeypatch.setattr("deepfm.train.fit_and_test", lambda model, data, *_, **__: seen.append(data.base_logits[0]))
+    train_deepfm(dataset="mine", data_root=str(tmp_path))
+    assert -7 < seen[0] < -5
+
+
+def make_data(is_sample: bool) -> RecommendationDataModule:
+    data = RecommendationDataModule(dataset="mine", data_root=None, batch_size=1024, num_workers=0, seed=0)
+    data.rows, data.is_sample = {"train": range(8571)}, is_sample
+    return data
+
+
+def test_few_steps_are_told(capsys):
+    print_steps(2, 150, make_data(False))
+    assert capsys.readouterr().out == "Training for 2 epochs of 150 steps.\n"
+    print_steps(1, 9, make_data(False))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "Training for 1 epoch of 9 steps."
+    assert second.startswith(
+        "9 steps in all may be too few to learn from 8,571 rows: a smaller batch_size (now 1,024) or"
+    )
+    print_steps(1, 9, make_data(True))  # its settings are known to be enough
+    assert capsys.readouterr().out == "Training for 1 epoch of 9 steps.\n"
+
+
+def test_better_baselines_are_named():
+    assert better_baselines({"auc": 0.7, "log_loss": 0.5}, {"constant": {"auc": 0.5, "log_loss": 0.4}}) == ""
+    assert (
+        better_baselines({"auc": 0.7}, {"a": {"auc": 0.70004}, "b": {"auc": 0.8}, "c": {"auc": 0.71}})
+        == "b (auc) and c (auc)"
+    )
+    assert better_baselines({"rmse": 0.92, "mae": 0.7}, {"bias": {"rmse": 0.91, "mae": 0.8}}) == "bias (rmse)"
+    assert (
+        better_baselines(
+            {"auc_a": 0.7, "auc_b": 0.8, "auc_mean": 0.75}, {"l": {"auc_a": 0.71, "auc_b": 0.7, "auc_mean": 0.705}}
+        )
+        == "l (auc_a)"
+    )
+    assert better_baselines({"auc": float("nan")}, {"a": {"auc": float("nan")}}) == ""
+
+
+def test_a_run_on_few_rows_says_so(tmp_path, capsys):
+    write_table(tmp_path, ("bought",))
+    results = train_deepfm(dataset="mine", data_root=str(tmp_path), max_epochs=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert "Training for 1 epoch of 1 step." in lines and any(line.startswith("1 step in all may be") for line in lines)
+    better = better_baselines(results["test"], results["baselines"])
+    assert better and lines[-2] == (
+        f"Worse than {better}. Try a smaller batch_size, more max_epochs or a lower learning_rate."
+    )
+
+
+def test_dlrm_trains_without_dense_columns(tmp_path):
+    write_table(tmp_path, ("bought", "price €"))
+    results = train_dlrm(dataset="mine", data_root=str(tmp_path), top_mlp_units=(8,), embedding_dim=4)
+    assert results["test"].keys() == results["baselines"]["logistic regression"].keys()
+
+
+def test_dlrm_needs_a_pair(tmp_path):
+    write_table(tmp_path, ("bought", "price €", USER))
+    with pytest.raises(UserError, match="one categorical column alone makes none"):
+        train_dlrm(dataset="mine", data_root=str(tmp_path))
+
+
+@pytest.mark.parametrize("train", [train_deepfm, train_dlrm], ids=["deepfm", "dlrm"])
+def test_a_table_of_numbers_alone_trains(tmp_path, train):
+    write_table(tmp_path, ("bought", USER, SHOP))
+    results = train(dataset="mine", data_root=str(tmp_path), max_epochs=1)
+    assert np.isfinite(results["test"]["log_loss"])
+    scored = predict(results["checkpoint"], tmp_path / "mine" / "rows.csv", tmp_path / "out.csv")
+    assert scored["rows"] == 400 and scored["unseen"] == {}
+
+
+def test_several_labels_of_a_table_train_together(tmp_path):
+    write_table(tmp_path)
+    settings = {"tasks": ("click", "bought"), "max_epochs": 1, "num_experts": 2, "expert_units": (8,)}
+    results = train_mmoe(dataset="mine", data_root=str(tmp_path), **settings)
+    keys = {"auc_click", "auc_bought", "auc_mean", "log_loss"}
+    assert keys == results["test"].keys() == results["baselines"]["logistic regression"].keys()
+    with pytest.raises(UserError, match=r"tasks is .*; it must hold one or more of click, bought, each once"):
+        train_mmoe(dataset="mine", data_root=str(tmp_path))
