@@ -27,6 +27,8 @@ class TablePreprocessor:
         self.encoder = TableEncoder.from_state(state)
         self.schema = self.encoder.schema
         self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
+        if not all(isinstance(name, str) for name in (*self.tasks, *self.columns)):
+            raise ValueError("tasks or outputs that are no texts")
         if not set(self.tasks) <= self.schema.tasks.keys() or len(self.tasks) != len(self.columns):
             raise ValueError(f"tasks {self.tasks} for the outputs {self.columns}")
         fitted = {column.name for column in (*self.encoder.fields, *self.encoder.dense)}

@@ -112,4 +112,4 @@ def test_runs_from_another_folder(tmp_path, rng, monkeypatch):
     script = [sys.executable, str(REPO / "data" / "movie_rating_seq.py")]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "30 users with 1 to" in done.stdout
+    assert "by 30 users, who gave 1 to" in done.stdout

@@ -68,7 +68,7 @@ def two_processors(monkeypatch) -> None:
 @pytest.mark.usefixtures("two_processors")
 def test_more_processes_than_the_cluster_has_cpus_for_are_refused(monkeypatch, outputs, settings):
     monkeypatch.delattr("common.cluster.ray_cluster.TorchTrainer")  # it would wait without end
-    with pytest.raises(UserError, match=r"DEVICES times num_nodes .*: 3 CPUs are asked for; Ray has 2 "):
+    with pytest.raises(UserError, match=r"devices times num_nodes .*: 3 CPUs are asked for; Ray has 2 "):
         train(**settings, devices=3, strategy="ray")
     assert not (outputs / "runs").exists()
 
@@ -82,6 +82,6 @@ def test_an_output_root_that_cannot_be_written_is_refused(monkeypatch, tmp_path,
 
 
 def test_settings_are_refused_before_anything_starts(settings):
-    with pytest.raises(UserError, match="BATCH_SIZE"):
+    with pytest.raises(UserError, match="batch_size is"):
         train(**(settings | {"batch_size": 0}), devices=2, strategy="ray")
     assert not ray.is_initialized()
