@@ -31,9 +31,6 @@ class TablePreprocessor:
             raise ValueError("tasks or outputs that are no texts")
         if not set(self.tasks) <= self.schema.tasks.keys() or len(self.tasks) != len(self.columns):
             raise ValueError(f"tasks {self.tasks} for the outputs {self.columns}")
-        fitted = {column.name for column in (*self.encoder.fields, *self.encoder.dense)}
-        if {column.name for column in self.schema.inputs} != fitted:
-            raise ValueError("the schema has other inputs than the vocabularies and scales")
         self.kept = tuple(column.name for column in self.schema.of_role("kept"))
         fields = [field.name for field in self.encoder.fields]
         self._unseen, self._values = dict.fromkeys(fields, 0), dict.fromkeys(fields, 0)
