@@ -115,7 +115,7 @@ def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, sett
     np.testing.assert_allclose(values[data.rows["test"], 0], expected, rtol=0, atol=1e-6)
     labels = torch.tensor([float(line[0]) for line in lines])
     exact = click_metrics(torch.from_numpy(values[:, 0]).float(), labels)
-    assert result["metrics"]["probability"] == pytest.approx(exact, abs=5e-4)  # equal to 13 bits: many, on so few steps
+    assert result["metrics"]["probability"] == pytest.approx(exact, abs=2e-4)
 
 
 def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
