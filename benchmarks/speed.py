@@ -17,10 +17,10 @@ from benchmarks import bst_plain, deepfm_peers, dlrm_reference, mmoe_rechub, our
 from benchmarks.criteo_shaped import OUTPUT, FullVocabulary, RawRows
 from benchmarks.turns import TURN, Comparison, Contender, run_once, take_turns, write_tables
 from common.errors import check, run_script
-from common.training.fit import resolve_precision
+from common.training.precision import has_bf16
 
-BEST = resolve_precision("auto")
-PRECISIONS = list(dict.fromkeys([BEST, "32-true"]))  # where the processor has bf16, float32 is beside it
+PRECISIONS = [*(["bf16-mixed"] if has_bf16() else []), "32-true"]
+BEST = PRECISIONS[0]
 
 
 def deepfm(batch_size: int, precision: str) -> float:

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from common.files import markdown_table
-from common.training.fit import resolve_precision
+from common.training.precision import has_bf16
 from common.training.results import peak_memory_mib, versions
 
 GIB = 2**30
@@ -116,8 +116,8 @@ def write_tables(turns: pd.DataFrame, comparisons: dict[str, Comparison], output
     """speed.md and speed.png of all comparisons that have been run."""
     run = {name: comparison for name, comparison in comparisons.items() if name in set(turns["comparison"])}
     text = [
-        f"{torch.get_num_threads()} threads, {versions()['processor']}, torch {torch.__version__}; the precision that "
-        f'"auto" takes here: {resolve_precision("auto")}. Medians over turns, each repeat a process of its own.\n'
+        f"{torch.get_num_threads()} threads, {versions()['processor']}, torch {torch.__version__}, "
+        f"{'with' if has_bf16() else 'no'} native bf16. Medians over turns, each repeat a process of its own.\n"
     ]
     figure = Figure((8, 1 + 1.7 * len(run)), layout="constrained")
     for axes, (name, comparison) in zip(figure.subplots(len(run), squeeze=False).flat, run.items(), strict=True):

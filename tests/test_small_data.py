@@ -78,16 +78,16 @@ def make_data(is_sample: bool) -> RecommendationDataModule:
 
 
 def test_few_steps_are_told(capsys):
-    print_steps(2, 150, make_data(False))
-    assert capsys.readouterr().out == "Training for 2 epochs of 150 steps.\n"
-    print_steps(1, 9, make_data(False))
+    print_steps(2, 150, "32-true", make_data(False))
+    assert capsys.readouterr().out == "Training for 2 epochs of 150 steps, precision 32-true.\n"
+    print_steps(1, 9, "32-true", make_data(False))
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "Training for 1 epoch of 9 steps."
+    assert first == "Training for 1 epoch of 9 steps, precision 32-true."
     assert second.startswith(
         "9 steps in all may be too few to learn from 8,571 rows: a smaller batch_size (now 1,024) or"
     )
-    print_steps(1, 9, make_data(True))  # its settings are known to be enough
-    assert capsys.readouterr().out == "Training for 1 epoch of 9 steps.\n"
+    print_steps(1, 9, "32-true", make_data(True))  # its settings are known to be enough
+    assert capsys.readouterr().out == "Training for 1 epoch of 9 steps, precision 32-true.\n"
 
 
 def test_better_baselines_are_named():
@@ -110,7 +110,7 @@ def test_a_run_on_few_rows_says_so(tmp_path, capsys):
     write_table(tmp_path, ("bought",))
     results = train_deepfm(dataset="mine", data_root=str(tmp_path), max_epochs=1)
     lines = capsys.readouterr().out.splitlines()
-    assert "Training for 1 epoch of 1 step." in lines and any(line.startswith("1 step in all may be") for line in lines)
+    assert "Training for 1 epoch of 1 step, precision 32-true." in lines and any(line.startswith("1 step in all may be") for line in lines)
     better = better_baselines(results["test"], results["baselines"])
     assert better and lines[-2] == (
         f"Worse than {better}. Try a smaller batch_size, more max_epochs or a lower learning_rate."

@@ -26,7 +26,7 @@ from common.files import markdown_table
 from common.model.embedding import SparseLookup
 from common.model.optimizer import LazyAdam
 from common.model.recommender import Recommender
-from common.training.fit import resolve_precision
+from common.training.precision import resolve_precision
 
 FIRST, STEPS = 5, 20  # of the profiled steps
 OTHER = "other operations of the model"
@@ -87,8 +87,13 @@ def profile(model: Recommender, data: RecommendationDataModule, monitor: str) ->
     return profiler.costs | {"Python": rest, "a step": 1000 * seconds}
 
 
+def add(columns: dict[str, dict], name: str, model: Recommender, data: RecommendationDataModule, monitor: str) -> None:
+    precision = resolve_precision("auto", model, data.batch_size)
+    columns[f"{name}, batch {data.batch_size}, {precision}"] = profile(model, data, monitor)
+
+
 def main() -> None:
-    columns = {}
+    columns: dict[str, dict] = {}
     for name, build, batch_size in (
         ("DeepFM", ours.deepfm, 4096),
         ("DeepFM", ours.deepfm, 512),
@@ -96,13 +101,13 @@ def main() -> None:
         ("DLRM", ours.dlrm, 128),
     ):
         data = RawRows(batch_size, train_rows=batch_size * 4 * (FIRST + STEPS))
-        columns[f"{name}, batch {batch_size}"] = profile(build(data), data, "val_auc")
+        add(columns, name, build(data), data, "val_auc")
     census = mmoe_rechub.sample()
-    columns[f"MMoE, batch {census.batch_size}"] = profile(mmoe_rechub.model(census), census, "val_auc_mean")
+    add(columns, "MMoE", mmoe_rechub.model(census), census, "val_auc_mean")
     table = pd.DataFrame(columns)
     share = table / table.loc["a step"]
     rows = [[row, *(f"{table[c][row]:.2f} ({share[c][row]:.0%})" for c in table.columns)] for row in table.index]
-    text = f"{torch.get_num_threads()} threads, {resolve_precision('auto')}\n\n"
+    text = f"{torch.get_num_threads()} threads\n\n"
     text += markdown_table(["ms a step (share)", *table.columns], rows)
     (OUTPUT / "profile.md").write_text(text)
     print(text)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from common.training.callbacks import (
     ResumableEarlyStopping,
 )
 from common.training.plots import plot_learning_curves
+from common.training.precision import resolve_precision
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, check_unchanged
 
@@ -71,10 +71,11 @@ def fit_and_test(
     mode: Literal["min", "max"] = "min" if monitor.endswith(LOSSES) else "max"
     best, last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
     log = MetricsLog(folder)
+    precision = resolve_precision(training["precision"], model, data.batch_size)
     trainer = pl.Trainer(
         max_epochs=training["max_epochs"],
         val_check_interval=1 / training["validations_per_epoch"],
-        precision=resolve_precision(training["precision"]),
+        precision=precision,
         callbacks=[
             log,
             RandomState(),
@@ -95,7 +96,7 @@ def fit_and_test(
     data_summary = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
     if trainer.is_global_zero:
         check_unchanged(folder / "data.json", data_summary, "data")
-        print_steps(training["max_epochs"], len(data.train_dataloader()), data)
+        print_steps(training["max_epochs"], len(data.train_dataloader()), precision, data)
         remove_leftovers(last.parent)  # each as large as a checkpoint; the folder is this run's alone
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
     metrics = evaluate(model, data, training, best, test)
@@ -125,17 +126,6 @@ def fit_and_test(
         if test:
             print_table(results, folder)
     return results | {"run_folder": str(folder), "checkpoint": str(best)}
-
-
-def resolve_precision(precision: Literal["auto", "32-true", "bf16-mixed"]) -> Literal["32-true", "bf16-mixed"]:
-    """ "auto" becomes bf16 where the processor multiplies it natively, else float32; other names are Lightning's."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    processor = torch.cpu.get_capabilities()
-    native = processor.get("avx512_bf16") or processor.get("amx_bf16") or processor.get("bf16")
-    return "bf16-mixed" if native and not torch.mps.is_available() else "32-true"
 
 
 def defined_monitor(monitor: str, data: RecommendationDataModule) -> str:

@@ -13,9 +13,9 @@ from common.data.data_module import RecommendationDataModule
 FEW_STEPS = 300
 
 
-def print_steps(epochs: int, steps: int, data: RecommendationDataModule) -> None:
-    """How long the run will be, and what to change where that is short; steps: of an epoch."""
-    print(f"Training for {_count(epochs, 'epoch')} of {_count(steps, 'step')}.", flush=True)
+def print_steps(epochs: int, steps: int, precision: str, data: RecommendationDataModule) -> None:
+    """How long the run will be and in which precision, and what to change where that is short; steps: of an epoch."""
+    print(f"Training for {_count(epochs, 'epoch')} of {_count(steps, 'step')}, precision {precision}.", flush=True)
     if epochs * steps < FEW_STEPS and not data.is_sample:
         print(
             f"{_count(epochs * steps, 'step')} in all may be too few to learn from {len(data.rows['train']):,} rows: a "

@@ -1,0 +1,33 @@
+"""In which number format the matrix products of a training run are computed."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+Precision = Literal["32-true", "bf16-mixed"]
+WIDE, ROWS = 128, 256  # least inputs and outputs of a layer, and rows of a batch, whose products bf16 makes faster
+
+
+def has_bf16() -> bool:
+    """Whether the processor, or the GPU if there is one, multiplies bf16 natively."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    processor = torch.cpu.get_capabilities()
+    native = processor.get("avx512_bf16") or processor.get("amx_bf16") or processor.get("bf16")
+    return bool(native) and not torch.mps.is_available()
+
+
+def resolve_precision(
+    precision: Literal["auto", "32-true", "bf16-mixed"], model: nn.Module, batch_size: int
+) -> Precision:
+    """ "auto" becomes the faster one: bf16 if it is native, the model has a wide layer and the batches are not small.
+
+    Else float32: casts would cost more than the products gain (docs/speed.md). A rule and not a stopwatch, so that the
+    same run on the same machine gives the same result. Other names are Lightning's.
+    """
+    if precision != "auto":
+        return precision
+    linear = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    wide = any(min(layer.in_features, layer.out_features) >= WIDE for layer in linear)
+    return "bf16-mixed" if has_bf16() and wide and batch_size >= ROWS else "32-true"
