@@ -1,7 +1,8 @@
-"""Score a raw file with a trained model: `python predict.py CHECKPOINT RAW_FILE [OUT.csv]`.
+"""Score a raw file with a trained model: `python predict.py CHECKPOINT [CHECKPOINT...] RAW_FILE [OUT.csv]`.
 
-It needs the checkpoint alone (runs/<model>/version_N/checkpoints/best.ckpt), not the training set. RAW_FILE has the
-format of the training set, plain or gzipped; - is standard input:
+It needs the checkpoint alone (runs/<model>/version_N/checkpoints/best.ckpt), not the training set. Of several
+checkpoints of the same data, as other seeds give them, it writes the mean prediction; all but the first must end in
+.ckpt. RAW_FILE has the format of the training set, plain or gzipped; - is standard input:
     DeepFM, DLRM   Criteo rows, with the label (train.txt) or without it (test.txt)
     MMoE           Census-Income or Adult rows, with the income or without it, ? for what is not known
     all three      rows of your own table, with labels or without them, the columns in any order if line 1 names them;
@@ -19,8 +20,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +37,7 @@ from common.data.parallel import ordered_map
 from common.data.raw_files import Stream, decompressed, gzip_errors
 from common.errors import UserError, check, one_line, run_script, shown
 from common.files import atomic_write
-from common.model.recommender import Recommender
+from common.model.recommender import Recommender, equal_states
 from common.settings import check_settings
 from data.movie_preprocessor import MoviePreprocessor
 from data.table_preprocessor import TablePreprocessor
@@ -44,6 +46,7 @@ from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
 
 BF16 = False  # True is faster where the processor multiplies bf16; probabilities then differ by up to 1e-3
+USAGE = "CHECKPOINT [CHECKPOINT...] RAW_FILE [OUT.csv]"
 BATCH_ROWS = 1024  # scored at a time; more do not fit into the cache of a processor
 
 Preprocessor = TablePreprocessor | MoviePreprocessor
@@ -61,6 +64,29 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Preprocessor]:
 
     Raises: UserError if it is no checkpoint of one of the four models.
     """
+    model, preprocessor, _ = _load(checkpoint)
+    return model, preprocessor
+
+
+def load_several(checkpoints: Sequence[str | Path]) -> tuple[list[Recommender], Preprocessor]:
+    """The models of checkpoints whose predictions may be averaged, and what makes the inputs of all of them.
+
+    Raises: UserError if two of them were trained on other data, or encode it in other ways.
+    """
+    first, preprocessor, state = _load(checkpoints[0])
+    models = [first]
+    for checkpoint in checkpoints[1:]:
+        model, _, other = _load(checkpoint)
+        check(
+            equal_states(state, other),
+            f"{checkpoint} and {checkpoints[0]} cannot be averaged: their data, or the DATA settings that encode it, "
+            "are not the same. Score the file with each of them.",
+        )
+        models.append(model)
+    return models, preprocessor
+
+
+def _load(checkpoint: str | Path) -> tuple[Recommender, Preprocessor, dict[str, Any]]:
     content = load_checkpoint(checkpoint)
     name = content.get("model")
     if not isinstance(name, str) or name not in MODELS:
@@ -78,19 +104,29 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Preprocessor]:
         found = predict_batch(model, ready.random_inputs(256, np.random.default_rng(0))).shape[1]
         if found != len(ready.columns):
             raise ValueError(f"{found} predictions of a row for {len(ready.columns)} columns")
-        return model, ready
+        return model, ready, content[data]
     except Exception as error:  # of many kinds for a checkpoint with other content
         raise UserError(
             f"{checkpoint} does not fit this version of {name}; train again. ({one_line(error)})"
         ) from error
 
 
-def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None = None, *, bf16: bool = BF16) -> dict:
+def predict(
+    checkpoint: str | Path | Sequence[str | Path],
+    raw: str | Path,
+    output: str | Path | None = None,
+    *,
+    bf16: bool = BF16,
+) -> dict:
     """Score `raw` ("-": standard input) to `output` (None: standard output); memory does not grow with the file.
 
-    Returns rows, seconds, unseen {field: rows} and metrics {column: {metric: value}}, empty where no label is known.
+    Of several checkpoints the predictions are averaged. Returns rows, seconds, unseen {field: rows} and metrics
+    {column: {metric: value}}, empty where no label is known.
     """
-    model, preprocessor = load(checkpoint)
+    checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    models, preprocessor = load_several(checkpoints)
+    names = ", ".join(map(str, checkpoints))
+    inputs: dict[str | Path, os.stat_result] = {path: os.stat(path) for path in checkpoints}
     line = ",".join(["%.9g"] * len(preprocessor.columns)) + "\n"
     running = [
         StreamingRatingMetrics() if name == "rating" else StreamingClickMetrics() for name in preprocessor.columns
@@ -98,16 +134,16 @@ def predict(checkpoint: str | Path, raw: str | Path, output: str | Path | None =
     rows, begin = 0, time.perf_counter()
     with (
         open_input(raw) as (stream, file),
-        _open_output(output, {checkpoint: os.stat(checkpoint), _name(raw): os.fstat(file.fileno())}) as out,
+        _open_output(output, inputs | {_name(raw): os.fstat(file.fileno())}) as out,
         _progress_bar(file) as bar,
     ):
         kept_names = getattr(preprocessor, "kept", ())
         out.write(_csv_rows([[name] for name in (*kept_names, *preprocessor.columns)])[0] + "\n")
-        score = lambda batch: (predict_batch(model, batch[0], bf16), *batch[1:])  # noqa: E731
+        score = lambda batch: (mean_prediction(models, batch[0], bf16), *batch[1:])  # noqa: E731
         for predicted, target, *kept in ordered_map(score, _batches(preprocessor, stream, raw)):
             check(
                 bool(predicted.isfinite().all()),
-                f"{checkpoint} gives no finite prediction for a row of {_name(raw)} after row {rows}: its weights are "
+                f"{names} gives no finite prediction for a row of {_name(raw)} after row {rows}: its weights are "
                 "damaged, or a number in the row is far too large. Correct the row, or train again.",
             )
             for metrics, values, truth in zip(running, predicted.numpy().T, target.numpy().T, strict=True):
@@ -154,6 +190,11 @@ def predict_batch(model: Recommender, inputs: list[Tensor], bf16: bool = False) 
         parts = zip(*(column.clone().split(BATCH_ROWS) for column in inputs), strict=True)
         predicted = torch.cat([model.predict(model(*part).float()) for part in parts])
     return predicted.unsqueeze(1) if predicted.dim() == 1 else predicted
+
+
+def mean_prediction(models: Sequence[Recommender], inputs: list[Tensor], bf16: bool = False) -> Tensor:
+    """Mean of the models' probabilities or ratings (N, columns), in the type of one."""
+    return torch.stack([predict_batch(model, inputs, bf16) for model in models]).mean(0)
 
 
 class StreamingClickMetrics:
@@ -255,12 +296,15 @@ def _open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_resul
         raise UserError(f"cannot write {path or 'standard output'}: {error.strerror or error}.") from error
 
 
-def main(checkpoint: str, raw: str, output: str | None = None) -> None:
+def main(checkpoint: str, *others: str) -> None:
     """Score a file; what is found of it goes to standard error."""
+    more = list(takewhile(lambda name: name.endswith(".ckpt"), others))
+    raw_and_output = others[len(more) :]
+    check(len(raw_and_output) in (1, 2), f"usage: python predict.py {USAGE}")
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict.py ... | head` ends in silence
     torch.set_num_threads(1)  # whole blocks are scored in threads; more within a block would only get in their way
-    result = predict(checkpoint, raw, output)
+    result = predict([checkpoint, *more], *raw_and_output)
     print(f"{result['rows']:,} rows in {result['seconds']:.1f} s", file=sys.stderr)
     if result["unseen"]:
         counts = ", ".join(f"{one_line(name)} {count:,}" for name, count in result["unseen"].items())
@@ -270,4 +314,4 @@ def main(checkpoint: str, raw: str, output: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, "CHECKPOINT RAW_FILE [OUT.csv]")
+    run_script(main, USAGE)

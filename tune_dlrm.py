@@ -6,7 +6,6 @@ a temporary folder). With concurrent_trials=1 a seed reproduces the search; othe
 is faster.
 """
 
-import json
 import os
 import sys
 import time
@@ -21,10 +20,10 @@ from common.cluster.search import DISK, ENDED, TuneReporter, distributions, list
 from common.cluster.search_plots import plot_search, write_table
 from common.cluster.search_record import CAUSE_FILE, SearchRecord, best_trial, log
 from common.errors import UserError, check, run_script
-from common.files import atomic_write, read_json, write_json
+from common.files import atomic_write, write_json
 from common.paths import data_root, output_root
 from common.settings import Settings, check_names, check_settings
-from common.training.run_folder import NOT_COMPARED, claim_run_folder, new_version_folder, version_folders
+from common.training.run_folder import NOT_COMPARED, claim_run_folder, continued_folder
 from data.criteo_data import CriteoDataModule
 
 # Settings of dlrm/train.py: SPACE is searched (from its own values on, if they lie in it), FIXED is the same for all
@@ -93,7 +92,8 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
     storage = options.pop("storage")
     home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
-    with claim_run_folder("tune_dlrm", identity, find_folder(home, identity, options["trials"])) as folder:
+    chosen = continued_folder(home, identity, lambda folder: is_complete(folder, options["trials"]))
+    with claim_run_folder("tune_dlrm", identity, chosen) as folder:
         record = SearchRecord(folder)
         print(f"{'Continuing' if record.trials else 'Writing to'} {folder}", flush=True)
         CriteoDataModule(
@@ -131,24 +131,9 @@ def run_trial(config: dict[str, Any], record: SearchRecord, fixed: dict[str, Any
         raise
 
 
-def find_folder(home: Path, identity: dict[str, Any], trials: int) -> Path:
-    """The newest search with this identity that is unfinished or has fewer trials, otherwise a new version_N.
-
-    Says which ones are damaged.
-    """
-    identity = json.loads(json.dumps(identity))  # as in the file: tuples are lists
-    for _, folder in sorted(version_folders(home).items(), reverse=True):
-        kept = folder / "settings.json"
-        try:
-            if kept.exists() and read_json(kept) == identity and not is_complete(SearchRecord(folder), trials):
-                return folder
-        except UserError as error:
-            print(f"Not continuing {folder}: {error}", flush=True)
-    return new_version_folder(home)
-
-
-def is_complete(record: SearchRecord, trials: int) -> bool:
+def is_complete(folder: Path, trials: int) -> bool:
     """Whether a search was concluded, with so many trials or more."""
+    record = SearchRecord(folder)
     return record.path.with_name("best.json").exists() and len(record.in_state(*ENDED)) >= trials
 
 

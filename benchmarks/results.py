@@ -1,7 +1,7 @@
 """Write the README's results table from results.json files: `python benchmarks/results.py [RUNS]` (default: runs/).
 
-One row per model, dataset and protocol: mean and spread of the test metrics over the seeds, baselines and figures from
-elsewhere beside them. No number is typed by hand but the latter, below.
+One row per model, dataset and protocol: mean and spread of the test metrics over the seeds, those of their averaged
+predictions, baselines and figures from elsewhere beside them. No number is typed by hand but the latter, below.
 """
 
 import json
@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 import numpy as np
 
 from common.errors import check, run_script
-from common.files import markdown_table
+from common.files import markdown_table, read_json
 from common.paths import REPO, output_root
+from common.training.seeds import averaged_metrics, values, with_sd
 
 BEGIN, END = "<!-- results: python benchmarks/results.py -->\n", "<!-- end of results -->"
 # (model, dataset): what others publish, or what their code gives on these rows
@@ -49,32 +50,33 @@ def results_table(runs: Path) -> str:
     Raises: UserError where there are none.
     """
     groups = defaultdict(list)
-    for path in sorted(runs.glob("*/version_*/results.json")):
-        result = json.loads(path.read_text())
+    paths = [*runs.glob("*/version_*/results.json"), *runs.glob("*_seeds/version_*/*/seed_*/results.json")]
+    for path in sorted(paths):
+        result = read_json(path) | {"run_folder": str(path.parent)}
         if not result["is_sample"] and "test" in result:
             settings = {k: v for k, v in result["settings"].items() if k not in ("seed", "data_root", "resume")}
-            key = (path.parts[-3], result["model"], result["dataset"], result["protocol"], json.dumps(settings))
+            script = path.relative_to(runs).parts[0].removesuffix("_seeds")
+            key = (script, result["model"], result["dataset"], result["protocol"], json.dumps(settings))
             groups[key].append(result)
     check(groups, f"{runs} has no finished runs on real data; run a train.py with DATA_ROOT set first.")
     header = ["model", "data", "test metrics, mean ± sd over seeds", "baselines", "elsewhere", "command, seconds"]
     rows = []
-    for (folder, model, dataset, protocol, _), results in sorted(groups.items()):
+    for (script, model, dataset, protocol, _), results in sorted(groups.items()):
         seconds = np.median([result["wall_seconds"] for result in results])
-        baselines = "<br>".join(f"{name}: {_metrics([r], MAIN)}" for name, r in results[0]["baselines"].items())
-        tested = f"{_metrics([r['test'] for r in results])} ({len(results)} seeds)"
-        command = f"`{folder}/train.py`, {seconds:.0f}"
-        rows.append([model, f"{dataset}, {protocol}", tested, baselines, ELSEWHERE.get((model, dataset), ""), command])
+        metrics = [name for name in results[0]["test"] if name in SHOWN or name.startswith("auc_")]
+        tested = [f"{name} {with_sd(values(results, name))}" for name in metrics]
+        if len(results) > 1:
+            averaged = averaged_metrics(results)
+            tested.append("averaged predictions: " + ", ".join(f"{name} {averaged[name]:.4f}" for name in metrics))
+        main = [name for name in metrics if name in MAIN or name.startswith("auc_")]
+        baselines = [
+            f"{baseline}: {'<br>'.join(f'{name} {with_sd(values(results, name, baseline))}' for name in main)}"
+            for baseline in results[0]["baselines"]
+        ]
+        command = f"`{script}/train.py`, {seconds:.0f}"
+        cells = f"{'<br>'.join(tested)} ({len(results)} seeds)", "<br>".join(baselines)
+        rows.append([model, f"{dataset}, {protocol}", *cells, ELSEWHERE.get((model, dataset), ""), command])
     return markdown_table(header, rows)
-
-
-def _metrics(results: list[dict[str, float]], names: tuple[str, ...] = SHOWN) -> str:
-    parts = []
-    for name in results[0]:
-        if name in names or name.startswith("auc_"):
-            values = [result[name] for result in results]
-            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-            parts.append(f"{name} {np.mean(values):.4f}{spread}")
-    return "<br>".join(parts)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def check_arguments(arguments: list[str], usage: str) -> None:
     """Raise UserError unless there are as many arguments as `usage` names: [NAME] may be missing, [NAME...] be many."""
     script, names = sys.argv[0], usage.split()
     least = sum(not name.startswith("[") for name in names)
-    enough = least <= len(arguments) and (len(arguments) <= len(names) or usage.endswith("...]"))
+    enough = least <= len(arguments) and (len(arguments) <= len(names) or "...]" in usage)
     check(enough or not usage, f"usage: python {script} {usage}")
     check(
         bool(usage) or not arguments,

@@ -57,4 +57,4 @@ def test_arrows_go_one_way(name):
         if name.startswith("data."):
             assert not other.startswith(MODELS), where
         if other.endswith(".train"):
-            assert name in ("tune_dlrm", "multitask.compare") or name.startswith("benchmarks"), where
+            assert name in ("tune_dlrm", "seeds", "multitask.compare") or name.startswith("benchmarks"), where

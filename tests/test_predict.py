@@ -35,7 +35,7 @@ from dlrm.train import DATA as DLRM_DATA
 from dlrm.train import train as train_dlrm
 from multitask.train import DATA as CENSUS_DATA
 from multitask.train import train as train_mmoe
-from predict import StreamingClickMetrics, StreamingRatingMetrics, load, predict
+from predict import StreamingClickMetrics, StreamingRatingMetrics, load, main, predict
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
 
@@ -152,6 +152,24 @@ def test_bf16_is_close(tmp_path, root, deepfm):
     (_, exact), (_, close) = read_csv(tmp_path / "a.csv"), read_csv(tmp_path / "b.csv")
     np.testing.assert_allclose(close, exact, rtol=0, atol=1e-3)
     assert (close != exact).any()
+
+
+def test_several_checkpoints_give_the_mean(tmp_path, outputs, root, deepfm):
+    raw, small = root / "criteo" / "train.txt", {"hidden_units": (8,), "embedding_dim": 3, "data_root": str(root)}
+    other = train_deepfm(**small, **ONE_EPOCH, seed=2)["checkpoint"]
+    (tmp_path / "alone").write_bytes(Path(deepfm).read_bytes())  # only the first may have a name without .ckpt
+    done = run([tmp_path / "alone", other, other, raw, tmp_path / "all.csv"])
+    assert done.returncode == 0 and b"300 rows" in done.stderr
+    for name, checkpoint in (("one", deepfm), ("two", other)):
+        predict(checkpoint, raw, tmp_path / f"{name}.csv")
+    one, two, mean = (read_csv(tmp_path / f"{name}.csv")[1] for name in ("one", "two", "all"))
+    assert np.abs(one - two).max() > 1e-3
+    np.testing.assert_allclose(mean, (one + 2 * two) / 3, rtol=0, atol=1e-7)
+    foreign = train_deepfm(**small, **ONE_EPOCH, min_count=5)["checkpoint"]
+    with pytest.raises(UserError, match=r"version_1.*best.ckpt and .* cannot be averaged: their data"):
+        predict([deepfm, foreign], raw)
+    with pytest.raises(UserError, match=r"usage: python predict\.py CHECKPOINT"):
+        main(str(deepfm), str(other))
 
 
 def test_census_equals_the_test_step(tmp_path, outputs):

@@ -80,7 +80,7 @@ def test_how_a_script_ends(monkeypatch, capsys, error, code, line):
 
 
 SCRIPTS = ["deepfm/train.py", "dlrm/train.py", "multitask/train.py", "multitask/compare.py", "bst/train.py"]
-SCRIPTS += ["tune_dlrm.py", "predict.py", "export_onnx.py", "data/criteo_data.py", "data/census_income.py"]
+SCRIPTS += ["tune_dlrm.py", "seeds.py", "predict.py", "export_onnx.py", "data/criteo_data.py", "data/census_income.py"]
 SCRIPTS += ["data/movie_rating_seq.py", "data/table_data.py"]
 
 
@@ -113,6 +113,7 @@ def test_arguments_reach_main(monkeypatch):
         ("FILE [NAME]", ("a",)),
         ("FILE [NAME]", ("a", "b")),
         ("[NAME...]", tuple("abc")),
+        ("FILE [FILE...] OUT", tuple("abcd")),
         ("", ()),
     ):
         monkeypatch.setattr(sys, "argv", ["x.py", *arguments])

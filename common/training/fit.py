@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.data_module import RecommendationDataModule
 from common.errors import check
-from common.files import remove_leftovers, write_json
+from common.files import atomic_write, read_json, remove_leftovers, write_json
 from common.model.recommender import Recommender
-from common.process_group import distributed_trainer_kwargs
+from common.process_group import distributed_trainer_kwargs, is_rank_zero
 from common.settings import Settings
 from common.training.callbacks import (
     MetricsLog,
@@ -34,6 +35,7 @@ from common.training.precision import resolve_precision
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, check_unchanged
 
+PREDICTIONS = "test_predictions.npz"  # in the run's folder: prediction and target of each test row
 CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
 QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 LOSSES = ("rmse", "log_loss")  # metrics that are better when smaller
@@ -56,6 +58,8 @@ def fit_and_test(
 ) -> dict[str, Any]:
     """Fit (from checkpoints/last.ckpt on, if the folder has one), test the best checkpoint once, write all results.
 
+    Of a folder whose run was tested before, the results are returned as they are.
+
     monitor: the validation metric that chooses the checkpoint. baselines(data): test metrics of simple models on the
     same split; called on all ranks. plot(model, data, prediction, target, folder): figures of the test rows. test:
     False for a trial of a search, which must not see the test split.
@@ -63,13 +67,18 @@ def fit_and_test(
     Returns the contents of results.json, and where the run and its best checkpoint are.
     """
     start = time.perf_counter()
+    best, last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
+    data_summary = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
+    if is_rank_zero():
+        check_unchanged(folder / "data.json", data_summary, "data")
+    if test and (finished := finished_results(folder)):
+        return finished
     gc.collect()  # a Trainer and its module refer to each other: those of an earlier run are freed now
     silence_lightning()
     training = settings.training
     check_batch_norm(model, data, settings)
     monitor = defined_monitor(monitor, data)
     mode: Literal["min", "max"] = "min" if monitor.endswith(LOSSES) else "max"
-    best, last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
     log = MetricsLog(folder)
     precision = resolve_precision(training["precision"], model, data.batch_size)
     trainer = pl.Trainer(
@@ -93,15 +102,16 @@ def fit_and_test(
         **distributed_trainer_kwargs(training, MappedCheckpointIO()),
         **QUIET_TRAINER,
     )
-    data_summary = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
     if trainer.is_global_zero:
-        check_unchanged(folder / "data.json", data_summary, "data")
         print_steps(training["max_epochs"], len(data.train_dataloader()), precision, data)
         remove_leftovers(last.parent)  # each as large as a checkpoint; the folder is this run's alone
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
     metrics = evaluate(model, data, training, best, test)
     if test and trainer.is_global_zero:
-        plot(model, data, model.metrics.prediction.cpu(), model.metrics.target.cpu(), folder)
+        prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
+        with atomic_write(folder / PREDICTIONS) as file:
+            np.savez(file, prediction=prediction, target=target)
+        plot(model, data, prediction, target, folder)
         plot_learning_curves(log.rows, monitor, mode, folder / "learning_curves.png")
     results = {
         "model": model.display_name,
@@ -125,7 +135,18 @@ def fit_and_test(
         write_json(folder / "results.json", results)
         if test:
             print_table(results, folder)
-    return results | {"run_folder": str(folder), "checkpoint": str(best)}
+    return results | _paths(folder)
+
+
+def finished_results(folder: Path) -> dict[str, Any] | None:
+    """What fit_and_test returned for a run that was tested; None for any other."""
+    path = folder / "results.json"
+    results = read_json(path) if path.exists() else {}
+    return results | _paths(folder) if "test" in results else None
+
+
+def _paths(folder: Path) -> dict[str, str]:
+    return {"run_folder": str(folder), "checkpoint": str(folder / BEST_CHECKPOINT)}
 
 
 def defined_monitor(monitor: str, data: RecommendationDataModule) -> str:

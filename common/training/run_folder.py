@@ -4,9 +4,10 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -129,6 +130,22 @@ def new_version_folder(home: Path) -> Path:
         raise as_user_error(error, home) from error
 
 
+def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable[[Path], bool]) -> Path:
+    """The newest home/version_N whose settings.json is `identity` and that is not complete, otherwise a new one.
+
+    Says which ones are damaged.
+    """
+    identity = json.loads(json.dumps(identity))  # as in the file: tuples are lists
+    for _, folder in sorted(version_folders(home).items(), reverse=True):
+        kept = folder / "settings.json"
+        try:
+            if kept.exists() and read_json(kept) == identity and not is_complete(folder):
+                return folder
+        except UserError as error:
+            print(f"Not continuing {folder}: {error}", flush=True)
+    return new_version_folder(home)
+
+
 def _lock(folder: Path) -> FileLock | None:
     lock = FileLock(folder / "run.lock")
     try:
@@ -145,7 +162,7 @@ def check_unchanged(path: Path, content: dict, what: str) -> None:
         earlier = read_json(path)
         if changed := {name: earlier.get(name) for name in content if earlier.get(name) != content[name]}:
             raise UserError(
-                f"the unfinished run in {path.parent} had other {what}: {changed}. "
+                f"the run in {path.parent} had other {what}: {changed}. "
                 "Set them back to resume it, or start a new run with resume=False."
             )
     write_json(path, content)

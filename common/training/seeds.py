@@ -1,0 +1,116 @@
+"""One setting, several seeds: mean and spread, what the averaged predictions reach, and paired differences.
+
+N: test rows, K: tasks.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.errors import check
+from common.model.metrics import click_metrics, rating_metrics, task_metrics
+from common.training.fit import PREDICTIONS
+
+CONFIDENCE = 0.95  # of intervals
+
+Metrics = dict[str, float]
+Results = dict[str, Any]  # the contents of a results.json
+
+
+def train_seeds(
+    train: Callable[..., Results], seeds: Iterable[int], folder: str | Path, **changes: Any
+) -> list[Results]:
+    """What `train` of a script returns for each seed; changes: other values for its settings, by name.
+
+    Each is a run of its own, in seed_N of the folder. The same call continues: finished runs are kept.
+    """
+    return [train(run_folder=Path(folder, f"seed_{seed}"), seed=seed, **changes) for seed in seeds]
+
+
+def values(results: Sequence[Results], metric: str, baseline: str | None = None) -> np.ndarray:
+    """A test metric of each run, or of a baseline in it; nan where it is undefined."""
+    tested = [each["baselines"][baseline] if baseline else each["test"] for each in results]
+    return np.array([metrics[metric] for metrics in tested], float)  # undefined is None in results.json
+
+
+def mean_and_sd(numbers: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The standard deviation is that of a sample: nan for a single number."""
+    return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan
+
+
+def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+    """Mean difference of numbers that belong together by seed, and its CONFIDENCE interval (Student's t)."""
+    from scipy import stats  # here, as it is slow to import
+
+    mean, sd = mean_and_sd(ours - theirs)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, max(1, len(ours) - 1)) * sd / math.sqrt(len(ours))
+    return mean, mean - half, mean + half
+
+
+def averaged_metrics(results: Sequence[Results]) -> Metrics:
+    """Test metrics of the mean prediction of several runs.
+
+    Raises: UserError if a run has no predictions, or the runs are not of the same test rows.
+    """
+    paths = [Path(each["run_folder"], PREDICTIONS) for each in results]
+    total, target = 0.0, None
+    for path in paths:
+        check(path.exists(), f"{path} is missing: the run is unfinished, or of an earlier version. Train it again.")
+        with np.load(path) as arrays:
+            prediction, found = arrays["prediction"], arrays["target"]
+        target = found if target is None else target
+        check(
+            np.array_equal(found, target),
+            f"{paths[0]} and {path} are not of the same test rows in the same order. "
+            "Average runs of the same data, split, target and number of processes.",
+        )
+        total = total + prediction.astype(np.float64)
+    mean, truth = torch.from_numpy(total / len(paths)), torch.from_numpy(target).double()
+    test = results[0]["test"]
+    if "rmse" in test:
+        return rating_metrics(mean, truth)
+    if "auc" in test:
+        return click_metrics(mean, truth)
+    return task_metrics(results[0]["settings"]["tasks"], mean, truth)
+
+
+def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
+    """For each group of runs, by name: mean ± sd of the test metrics, and those of the mean prediction; baselines."""
+    rows = {}
+    for name, results in groups.items():
+        metrics = list(results[0]["test"])
+        rows[f"{name}, {len(results)} seeds"] = {m: with_sd(values(results, m)) for m in metrics}
+        averaged = averaged_metrics(results)
+        rows[f"{name}, averaged predictions"] = {m: f"{averaged[m]:.4f}" for m in metrics if m in averaged}
+    first = next(iter(groups.values()))
+    for baseline, tested in first[0]["baselines"].items():
+        rows[baseline] = {m: with_sd(values(first, m, baseline)) for m in tested}
+    return pd.DataFrame(rows).T.fillna("")
+
+
+def difference_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
+    """The first group minus its baselines, the other groups minus the first; seeds are paired."""
+    (name, first), *others = groups.items()
+    metrics = [m for m in first[0]["test"] if m.startswith(("auc", "rmse", "log_loss"))]
+    pairs = {f"{name} - {baseline}": (first, first, baseline) for baseline in first[0]["baselines"]}
+    pairs |= {f"{other} - {name}": (results, first, None) for other, results in others}
+    rows = {
+        label: {
+            m: "{:+.4f} [{:+.4f}, {:+.4f}]".format(*paired_difference(values(ours, m), values(theirs, m, baseline)))
+            for m in metrics
+            if baseline is None or m in theirs[0]["baselines"][baseline]
+        }
+        for label, (ours, theirs, baseline) in pairs.items()
+    }
+    return pd.DataFrame(rows).T.fillna("")
+
+
+def with_sd(numbers: Sequence[float] | np.ndarray) -> str:
+    """ "0.7514 ± 0.0017"; without the spread where all numbers are equal."""
+    mean, sd = mean_and_sd(numbers)
+    return f"{mean:.4f} ± {sd:.4f}" if sd > 0 else f"{mean:.4f}"

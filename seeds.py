@@ -1,0 +1,72 @@
+"""Train a script with several seeds: `python seeds.py deepfm 4` takes deepfm/train.py with the seeds 1 to 4.
+
+Each is a run of its own, in runs/<script>_seeds/version_N. At the end: mean and standard deviation of the test metrics,
+those of the averaged predictions, and differences from the baselines and between VARIANTS, paired by seed. If it is
+stopped, the same command continues it; with a larger number it adds runs. `python predict.py` scores new rows with
+all checkpoints of a variant together.
+"""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import bst.train
+import deepfm.train
+import dlrm.train
+import multitask.train
+from common.errors import check, run_script
+from common.files import read_json, write_json
+from common.paths import output_root
+from common.settings import Settings
+from common.training.run_folder import NOT_COMPARED, continued_folder
+from common.training.seeds import CONFIDENCE, difference_table, summary_table, train_seeds
+
+SCRIPTS = {"deepfm": deepfm.train, "dlrm": dlrm.train, "multitask": multitask.train, "bst": bst.train}
+VARIANTS: dict[str, dict[str, Any]] = {  # changes of the settings in train.py; the others are compared with the first
+    "as_it_is": {},
+    # "more_dropout": dict(dropout=0.5),
+}
+
+
+def seeds(script: str, number: str | int = 3, variants: dict[str, dict[str, Any]] = VARIANTS) -> dict[str, Any]:
+    """Train all variants with the seeds 1 to `number`; returns the results of each, also written to seeds.json."""
+    check(script in SCRIPTS, f"found {script!r}, expected one of {', '.join(SCRIPTS)}.")
+    check(str(number).isdecimal() and int(number) > 0, f"found {number!r}, expected a number of seeds, such as 4.")
+    count, module = int(number), SCRIPTS[script]
+    settings = {name: settings_of(module, changes) for name, changes in variants.items()}
+    home = output_root() / "runs" / f"{script}_seeds"
+    folder = continued_folder(home, settings, lambda folder: is_complete(folder, count))
+    print(f"Writing to {folder}", flush=True)
+    write_json(folder / "settings.json", settings)
+    groups = {}
+    for name, changes in variants.items():
+        print(f"\n{name}: {script}/train.py, {count} seeds", flush=True)
+        groups[name] = train_seeds(module.train, range(1, count + 1), folder / name, **changes)
+    write_json(folder / "seeds.json", groups)
+    print(f"\nTest metrics, mean ± standard deviation\n{summary_table(groups).to_string()}")
+    if count > 1 and not (differences := difference_table(groups)).empty:
+        print(
+            f"\nDifferences, paired by seed, and their {CONFIDENCE:.0%} intervals over seeds (other test rows are "
+            f"another matter)\n{differences.to_string()}"
+        )
+    first = next(iter(variants))
+    print(f"All runs: {folder}")
+    print(f"Score new rows with all of them: python predict.py {folder / first}/seed_*/checkpoints/best.ckpt RAW_FILE")
+    return groups
+
+
+def settings_of(module: ModuleType, changes: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a script that make a result what it is, but the seed."""
+    settings = Settings(module.DATA, module.MODEL, module.OPTIMIZER, module.TRAINING).changed(changes)
+    return {name: value for name, value in settings.flat().items() if name not in (*NOT_COMPARED, "seed")}
+
+
+def is_complete(folder: Path, count: int) -> bool:
+    """Whether all variants were trained with so many seeds or more."""
+    return (folder / "seeds.json").exists() and all(
+        len(results) >= count for results in read_json(folder / "seeds.json").values()
+    )
+
+
+if __name__ == "__main__":
+    run_script(seeds, "SCRIPT [NUMBER]")

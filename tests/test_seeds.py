@@ -1,0 +1,91 @@
+"""Several seeds: kept and continued runs, averaged predictions, paired differences."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from scipy import stats
+
+import seeds
+from common.errors import UserError
+from common.model.metrics import task_metrics
+from common.training.seeds import averaged_metrics, paired_difference, train_seeds, values
+from data.census_sample import census_sample
+from deepfm.train import train
+from multitask.train import train as train_mmoe
+from tests.criteo_rows import make_lines, write_lines
+
+SMALL = {"hidden_units": (8,), "embedding_dim": 3, "max_epochs": 1, "batch_size": 64}
+
+
+@pytest.fixture
+def rows(tmp_path, rng, monkeypatch) -> Path:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    return write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
+
+
+def counted_fits(monkeypatch) -> list:
+    fits, fit = [], pl.Trainer.fit
+    monkeypatch.setattr(pl.Trainer, "fit", lambda *a, **k: (fits.append(1), fit(*a, **k)))
+    return fits
+
+
+def test_the_command_continues_and_adds_seeds(rows, outputs, capsys, monkeypatch):
+    fits = counted_fits(monkeypatch)
+    variants = {"plain": SMALL, "wide": SMALL | {"hidden_units": (16,)}}
+    two = seeds.seeds("deepfm", "2", variants)
+    home = outputs / "runs" / "deepfm_seeds"
+    (home / "version_0" / "seeds.json").unlink()  # as if it was stopped before its end
+    three = seeds.seeds("deepfm", "3", variants)
+    assert len(fits) == 6 and [path.name for path in home.iterdir()] == ["version_0"]
+    assert [run["test"] for run in three["plain"][:2]] == [run["test"] for run in two["plain"]]
+    printed = capsys.readouterr().out
+    assert "plain, 3 seeds" in printed and "wide - plain" in printed and "plain - logistic regression" in printed
+    assert f"predict.py {home}/version_0/plain/seed_*/checkpoints/best.ckpt RAW_FILE" in printed
+    assert seeds.seeds("deepfm", "1", {"other": SMALL}) and (home / "version_1").exists()
+    with pytest.raises(UserError, match="found 'fm', expected one of deepfm, dlrm"):
+        seeds.seeds("fm")
+    with pytest.raises(UserError, match="found 'x', expected a number of seeds"):
+        seeds.seeds("deepfm", "x")
+
+
+def test_other_rows_are_not_taken_for_finished_runs(rows, tmp_path, rng):
+    train_seeds(train, [1], tmp_path / "runs", **SMALL)
+    with pytest.raises(UserError, match=r"seed_1 had other settings: \{'dropout': 0.2\}"):
+        train_seeds(train, [1], tmp_path / "runs", **SMALL, dropout=0.5)
+    write_lines(rows, make_lines(rng, 720))
+    with pytest.raises(UserError, match="seed_1 had other data"):
+        train_seeds(train, [1], tmp_path / "runs", **SMALL)
+
+
+def test_averaged_predictions_of_two_tasks(tmp_path):
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    small = {"num_experts": 2, "expert_units": (4,), "tower_units": (4,), "max_epochs": 1, "data_root": str(tmp_path)}
+    runs = train_seeds(train_mmoe, (1, 2), tmp_path / "runs", **small)
+    arrays = [np.load(Path(run["run_folder"], "test_predictions.npz")) for run in runs]
+    mean = torch.from_numpy((arrays[0]["prediction"].astype(float) + arrays[1]["prediction"]) / 2)
+    expected = task_metrics(["income", "never_married"], mean, torch.from_numpy(arrays[0]["target"]).double())
+    assert averaged_metrics(runs) == pytest.approx(expected, abs=1e-9)
+    one = {name: torch.from_numpy(arrays[0][name]) for name in ("prediction", "target")}
+    assert task_metrics(["income", "never_married"], *one.values()) == pytest.approx(runs[0]["test"], abs=1e-5)
+    np.savez(Path(runs[1]["run_folder"], "test_predictions.npz"), prediction=mean, target=arrays[0]["target"][::-1])
+    with pytest.raises(UserError, match="are not of the same test rows"):
+        averaged_metrics(runs)
+    Path(runs[1]["run_folder"], "test_predictions.npz").unlink()
+    with pytest.raises(UserError, match=r"test_predictions\.npz is missing"):
+        averaged_metrics(runs)
+
+
+def test_paired_difference_is_students():
+    ours, theirs = np.array([0.75, 0.76, 0.74, 0.78]), np.array([0.74, 0.745, 0.735, 0.75])
+    mean, low, high = paired_difference(ours, theirs)
+    test = stats.ttest_rel(ours, theirs)
+    assert mean == pytest.approx(np.mean(ours - theirs))
+    assert (low, high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+
+
+def test_undefined_metrics_are_nan():
+    runs = [{"test": {"auc": None}, "baselines": {"constant": {"auc": 0.5}}}]
+    assert np.isnan(values(runs, "auc"))[0] and values(runs, "auc", "constant")[0] == 0.5
