@@ -21,10 +21,11 @@ from common.cluster.search_record import CAUSE_FILE, SearchRecord
 from common.errors import UserError
 from common.files import write_json
 from common.paths import REPO
+from common.training.run_folder import continued_folder
 from data.criteo_sample import criteo_sample
 from dlrm.train import train
 from tests.criteo_rows import make_lines, write_lines
-from tune_dlrm import find_folder, run_trial, search
+from tune_dlrm import is_complete, run_trial, search
 
 FIXED_HERE = "{'dataset': 'criteo', 'max_epochs': 1, 'validations_per_epoch': 4, 'seed': 2}"  # the 4th trial fails
 SETTINGS = f"fixed={FIXED_HERE}, grace_validations=4, concurrent_trials=1"
@@ -186,12 +187,13 @@ def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch,
 @pytest.mark.parametrize("damaged", ["", "[{}]", '[{"number": 0', "3"])
 def test_a_damaged_file_of_a_search_blocks_no_later_one(tmp_path, capsys, name, damaged):
     settings = {"trials": 1}
-    first = find_folder(tmp_path, settings, 1)
+    chosen = partial(continued_folder, tmp_path, settings, partial(is_complete, trials=1))
+    first = chosen()
     write_json(first / "settings.json", settings)
     SearchRecord(first).add({})
-    assert find_folder(tmp_path, settings, 1) == first
+    assert chosen() == first
     (first / name).write_text(damaged)
-    assert find_folder(tmp_path, settings, 1) == tmp_path / "version_1"
+    assert chosen() == tmp_path / "version_1"
     assert f"{name} is damaged" in capsys.readouterr().out
 
 
