@@ -5,10 +5,11 @@ N: ratings, Z: factors.
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from common.model.metrics import auc, rating_metrics
 from common.process_group import on_rank_zero
 from data.movie_encoder import fit_biases
+from data.movie_history import CLICK_RATING
 from data.movie_rating_seq import MovieRatingDataModule
 
 FACTORS = 30
@@ -19,15 +20,15 @@ EXTRA_RATINGS = 5  # added to the number of ratings in a penalty, for those with
 
 
 @on_rank_zero
-def rating_baselines(data: MovieRatingDataModule) -> dict[str, dict[str, float]]:
-    """Test metrics of models fitted on train, and on train + validation, as BST may read the validation rating."""
+def rating_baselines(data: MovieRatingDataModule) -> dict[str, Tensor]:
+    """Predicted test ratings (N,), or clicks, of models fitted on train, and on train + validation, as BST may read the validation rating."""
     user, movie, rating = data.user_movie_rating()
-    test = data.rows["test"]
-    target = data.targets("test")
+    bounds, test = data.rating_range, data.rows["test"]
+    if data.target == "click":  # as linear probabilities
+        rating, bounds = (rating >= CLICK_RATING).astype(np.float32), (0.01, 0.99)
 
-    def measure(predicted: np.ndarray) -> dict[str, float]:
-        clipped = torch.from_numpy(predicted.clip(*data.rating_range).astype(np.float32))
-        return {"auc": auc(clipped, target)} if data.target == "click" else rating_metrics(clipped, target)
+    def clipped(predicted: np.ndarray) -> Tensor:
+        return torch.from_numpy(predicted.clip(*bounds).astype(np.float32))
 
     def fit(rows: np.ndarray, penalty: float) -> tuple[float, np.ndarray, np.ndarray]:
         """Mean, biases and factorization of all rows (N,)."""
@@ -42,9 +43,9 @@ def rating_baselines(data: MovieRatingDataModule) -> dict[str, dict[str, float]]
     results = {}
     for name, fitted in (("train", tried[best]), ("train + val", fit(np.concatenate([train, val]), best))):
         mean, bias, factorization = fitted
-        results[f"mean ({name})"] = measure(np.full(len(test), mean))
-        results[f"user + movie bias ({name})"] = measure(bias[test])
-        results[f"matrix factorization ({name})"] = measure(factorization[test])
+        results[f"mean ({name})"] = clipped(np.full(len(test), mean))
+        results[f"user + movie bias ({name})"] = clipped(bias[test])
+        results[f"matrix factorization ({name})"] = clipped(factorization[test])
     return results
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from bst.baselines import rating_baselines
 from bst.bst import BST
@@ -20,7 +21,7 @@ from bst.plots import plot_history_length_and_attention
 from common.cluster.launch import on_ray
 from common.errors import run_script
 from common.settings import Settings
-from common.training.fit import fit_and_test
+from common.training.fit import fit_and_test, saved_predictions
 from common.training.run_folder import claim_run_folder
 from data.movie_rating_seq import MovieRatingDataModule
 
@@ -97,14 +98,15 @@ def fit(
     )
     model.genre_shares.copy_(data.genre_shares())
 
-    def baselines(data: MovieRatingDataModule) -> dict[str, dict[str, float]]:
+    def baselines(data: MovieRatingDataModule) -> dict[str, Tensor]:
         if not settings.model["use_sequence"]:
             return rating_baselines(data)
         print("\nOne of the baselines: the same model without its sequence", flush=True)
         without = settings.changed({"use_sequence": False})
         with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:
             ablation = fit(without, data, inner)
-        return {ablation["model"]: ablation["test"]} | ablation["baselines"]
+        predictions = saved_predictions(inner)  # also of the baselines
+        return {ablation["model"]: predictions.pop("prediction")} | predictions if predictions else {}
 
     return fit_and_test(
         model,

@@ -1,4 +1,4 @@
-"""Criteo display advertising (Kaggle 2014), or a click table of your own (data/table_data.py).
+"""Criteo display advertising (Kaggle 2014), MovieLens-1M as clicks, or a click table of your own (data/table_data.py).
 
 `python data/criteo_data.py` downloads the raw files (4.6 GB), parses them and prints what it found.
 """
@@ -18,6 +18,8 @@ from common.model.metrics import click_metrics
 from common.settings import check_settings
 from data.criteo_sample import criteo_sample
 from data.criteo_schema import CRITEO
+from data.movie_clicks import MOVIE_CLICKS, click_table
+from data.movie_raw import ML_1M
 from data.table_data import Description, TableDataModule
 
 ARCHIVES = {  # by folder below DATA_ROOT
@@ -32,7 +34,7 @@ ARCHIVES = {  # by folder below DATA_ROOT
         checksum="md5:df9b1b3766d9ff91d5ca3eb3d23bed27",
     ),
 }
-SOURCE = Source("python data/criteo_data.py", ARCHIVES)
+SOURCE = Source("python data/criteo_data.py", ARCHIVES, also="`python data/movie_rating_seq.py` downloads ml-1m.")
 RAW_FILE = "train.txt"
 
 
@@ -42,7 +44,7 @@ class CriteoDataModule(TableDataModule):
     dense_transform: of dense columns that name none: "log" (over its standard deviation; "+missing": beside a 0/1 input
     for "missing"), "signed_log", "bucket" (categories, BARS x4), "quantile" (categories). min_count: training rows that
     a value needs for an id of its own. split: "time" (first 6/7 of the rows train, then half validation, half test) or
-    "random" (BARS x4: stratified tenths), for tables that have no split of their own.
+    "random" (stratified tenths, as BARS x4), for tables that have no split of their own.
     """
 
     source = SOURCE
@@ -73,7 +75,11 @@ class CriteoDataModule(TableDataModule):
         for name in (RAW_FILE, f"{RAW_FILE}.gz"):
             if (folder / name).exists():
                 return Description("criteo", CRITEO, {"all": folder / name})
-        raise missing_file(folder, f"no {RAW_FILE} (nor {RAW_FILE}.gz, nor columns.json)", SOURCE)
+        if list(folder.glob(f"{ML_1M.ratings_file}*")):
+            return Description("movie-clicks-rows", MOVIE_CLICKS, {"all": click_table(folder, SOURCE)})
+        raise missing_file(
+            folder, f"no {RAW_FILE} (nor {RAW_FILE}.gz, nor {ML_1M.ratings_file}, nor columns.json)", SOURCE
+        )
 
     def choose_tasks(self) -> list[str]:
         tasks = list(self.schema.tasks)

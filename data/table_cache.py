@@ -249,6 +249,9 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
             bar.update(len(ids))
     with _npy_writer(target / "label.npy", np.float32, labels.shape) as file:
         labels.tofile(file)
+    if schema.group:
+        keys = columns.column(schema.group, slice(0, count)).keys[schema.group]
+        np.save(target / "groups.npy", np.unique(keys, return_inverse=True)[1].astype(np.int32))
     summary = {
         "rows": {part: len(rows) for part, rows in splits.items()},
         "positive": {

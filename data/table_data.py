@@ -180,6 +180,11 @@ class TableDataModule(RecommendationDataModule):
     def targets(self, split: str) -> torch.Tensor:
         return self.examples().chosen(super().targets(split))
 
+    def groups(self, split: str) -> np.ndarray | None:
+        if not self.schema.group:
+            return None
+        return np.load(self.folder / "groups.npy", mmap_mode="r")[self.rows[split]]
+
     def state_dict(self) -> dict[str, Any]:
         """Travels in every checkpoint, so that new rows can be scored with it alone."""
         return self.encoder.state_dict() | {"tasks": self.tasks, "outputs": self.outputs}
@@ -205,7 +210,7 @@ def as_read(schema: Schema) -> Schema:
     columns = [
         replace(column, transform=None, pooling=None, hash_size=None, min_count=None) for column in schema.columns
     ]
-    return replace(schema, columns=tuple(columns), split=schema.split if schema.split_column else None)
+    return replace(schema, columns=tuple(columns), split=schema.split if schema.split_column else None, group=None)
 
 
 def _protocol(schema: Schema, files: dict[str, list[Path]], split: str) -> str:

@@ -57,7 +57,7 @@ class Schema:
     strip: spaces around values are no part of them; comment: first character of lines to skip before the first row.
 
     missing: texts for "no value". split: None (DATA["split"]), {"by": "time" or "random"}, or {"column": name, "train":
-    [texts], "val": ..., "test": ...}.
+    [texts], "val": ..., "test": ...}. group: a categorical column, of users say, within whose values GAUC is measured.
     """
 
     columns: tuple[Column, ...]
@@ -69,6 +69,7 @@ class Schema:
     comment: str | None = None
     missing: tuple[str, ...] = ("",)
     split: dict[str, Any] | None = None
+    group: str | None = None
 
     def __getitem__(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -115,7 +116,7 @@ class Schema:
         schema = cls(**(state | {"columns": columns, "tasks": tasks, "missing": tuple(state["missing"])}))
         texts = [*tasks, *schema.missing, schema.separator, *(c.name for c in columns), *(c.role for c in columns)]
         texts += [text for task in tasks.values() for text in (task.column, *task.positive, *(task.negative or ()))]
-        optional = [schema.comment, *(v for c in columns for v in (c.type, c.transform, c.separator, c.pooling))]
+        optional = [schema.comment, schema.group, *(v for c in columns for v in (c.type, c.transform, c.separator, c.pooling))]
         counts = [v for c in columns for v in (c.hash_size, c.min_count)]
         flags = [schema.header, schema.quoted, schema.strip]
         for values, types in ((texts, str), (optional, str | None), (counts, int | None), (flags, bool)):
@@ -167,6 +168,7 @@ FILE_RULES: dict[str, Rule] = {
         'null (as DATA["split"] says), {"by": "time"}, {"by": "random"} or '
         '{"column": ..., "train": [...], "val": [...], "test": [...]}',
     ),
+    "group": (lambda v: v is None or _is_name[0](v), "null or the name of a column"),
     "columns": (lambda v: type(v) is dict and len(v) > 0, "a dict with an entry for each column"),
 }
 
@@ -241,7 +243,13 @@ def _schema(content: dict, path: Path) -> Schema:
             f"{path}, column {split['column']!r}: it makes the split, so its role must be "
             f'"excluded" or "kept", not "{role}".',
         )
-    given = {key: content[key] for key in ("separator", "header") if key in content}
+    if group := content.get("group"):
+        entry = content["columns"].get(group, {})
+        check(
+            entry.get("role") == "categorical" and "separator" not in entry,
+            f'{path}: "group" is {group!r}; it must be a column of the role "categorical", without "separator".',
+        )
+    given = {key: content[key] for key in ("separator", "header", "group") if key in content}
     return Schema(tuple(columns), tasks, missing=tuple(content.get("missing", [""])), split=split, **given)
 
 

@@ -57,6 +57,10 @@ class RecommendationDataModule(pl.LightningDataModule):
         """Targets of a split's rows (N,) or (N, K) float32."""
         return self.examples().arrays[-1][torch.from_numpy(np.array(self.rows[split], np.int64))]
 
+    def groups(self, split: str) -> np.ndarray | None:
+        """Number of the group (a user, say) of each row of a split (N,) int32; None where the data has no groups."""
+        return None
+
     def train_dataloader(self) -> BatchLoader:
         return self._loader("train", self.seed, self.batch_size)
 

@@ -35,10 +35,11 @@ class Stream(Readable, Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """How raw files are got: a command, and the datasets that it downloads."""
+    """How raw files are got: a command, and the datasets that it downloads. also: another command, as a sentence."""
 
     command: str
     datasets: Collection[str]
+    also: str = ""
 
 
 def find_dataset(
@@ -57,7 +58,7 @@ def find_dataset(
     check(
         dataset in source.datasets,
         f"there is no folder {dataset!r} in {root} ({there}). Set `dataset` to one of its folders; "
-        f"`{source.command}` downloads {known}.",
+        f"`{source.command}` downloads {known}. {source.also}".rstrip(),
     )
     print(
         f"No folder {root / dataset}: using the built-in sample. `{source.command}`, with dataset = {dataset!r} in it, "

@@ -3,15 +3,21 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 
+from common.model.comparison import auc_difference, rmse_difference
+
 
 class PredictionMetric(Metric):
-    """Keeps every prediction and target of a split; subclasses turn them into named numbers."""
+    """Keeps every prediction and target of a split; subclasses turn them into named numbers by `measure`.
+
+    compare(prediction, other, target): differences of the main metrics, with intervals.
+    """
 
     full_state_update = False
     prediction_list: list[Tensor]
@@ -27,6 +33,15 @@ class PredictionMetric(Metric):
         self.prediction_list.append(prediction.detach().float())
         self.target_list.append(target.detach())
 
+    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
+        raise NotImplementedError
+
+    def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, float]:
+        return self.measure(self.prediction, self.target)
+
     @property
     def prediction(self) -> Tensor:
         return _joined(self.prediction_list)
@@ -39,15 +54,21 @@ class PredictionMetric(Metric):
 class ClickMetrics(PredictionMetric):
     """Of click probabilities against clicks."""
 
-    def compute(self) -> dict[str, float]:
-        return click_metrics(self.prediction, self.target)
+    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
+        return click_metrics(prediction, target)
+
+    def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+        return {"auc": auc_difference(prediction, other, target)}
 
 
 class RatingMetrics(PredictionMetric):
     """Of predicted ratings."""
 
-    def compute(self) -> dict[str, float]:
-        return rating_metrics(self.prediction, self.target)
+    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
+        return rating_metrics(prediction, target)
+
+    def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+        return {"rmse": rmse_difference(prediction, other, target)}
 
 
 class TaskMetrics(PredictionMetric):
@@ -57,8 +78,14 @@ class TaskMetrics(PredictionMetric):
         super().__init__()
         self.tasks = list(tasks)
 
-    def compute(self) -> dict[str, float]:
-        return task_metrics(self.tasks, self.prediction, self.target)
+    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
+        return task_metrics(self.tasks, prediction, target)
+
+    def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+        return {
+            f"auc_{task}": auc_difference(prediction[:, k], other[:, k], target[:, k])
+            for k, task in enumerate(self.tasks)
+        }
 
 
 def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:
@@ -88,6 +115,22 @@ def auc(score: Tensor, label: Tensor) -> float:
     if label.min() == label.max():
         return math.nan
     return binary_auroc(score, label.int()).item()
+
+
+def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
+    """Mean AUC within groups (N,), such as users, weighted by their rows (Zhou et al. 2018, eq. 7); nan if undefined.
+
+    A group of one class has no AUC and does not count.
+    """
+    import pandas as pd  # here, as it is slow to import and only data with groups needs it
+
+    positive = label.cpu().numpy()
+    rank = pd.Series(score.cpu().numpy()).groupby(group).rank().to_numpy()  # equal scores: their mean rank
+    count, positives = np.bincount(group), np.bincount(group, positive)
+    both = (positives > 0) & (positives < count)
+    count, positives, ranks = count[both], positives[both], np.bincount(group, positive * rank)[both]
+    aucs = (ranks - positives * (positives + 1) / 2) / (positives * (count - positives))
+    return float(np.average(aucs, weights=count)) if len(count) else math.nan
 
 
 def task_metrics(tasks: Sequence[str], probability: Tensor, label: Tensor) -> dict[str, float]:

@@ -13,7 +13,7 @@ from common.checkpoint import check_can_resume
 from common.data.data_module import RecommendationDataModule
 from common.errors import check
 from common.model.embedding import PackedEmbedding
-from common.model.metrics import ClickMetrics, PredictionMetric
+from common.model.metrics import ClickMetrics, PredictionMetric, gauc
 from common.model.optimizer import build_optimizer
 from common.model.sparse_gradients import average_touched_rows
 from common.process_group import is_distributed
@@ -92,7 +92,12 @@ class Recommender(pl.LightningModule):
             f"predictions for the {split} rows are not finite{f' after step {step}' if step else ''}. "
             "Earlier checkpoints are kept. A new run with a smaller learning_rate may help.",
         )
-        self.log_dict({f"{split}_{name}": value for name, value in self.metrics.compute().items()})
+        measured = self.measure(split, self.metrics.prediction, self.metrics.target)
+        self.log_dict({f"{split}_{name}": value for name, value in measured.items()})
+
+    def measure(self, split: str, prediction: Tensor, target: Tensor) -> dict[str, float]:
+        """Metrics of predictions for all rows of a split, this model's or a baseline's."""
+        return self.metrics.measure(prediction, target)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["model"] = type(self).__name__  # tells predict.py what to build
@@ -135,3 +140,8 @@ class CTRModel(Recommender):
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
+
+    def measure(self, split: str, prediction: Tensor, target: Tensor) -> dict[str, float]:
+        groups = self.data.groups(split)
+        within = {} if groups is None else {"gauc": gauc(prediction, target, groups)}
+        return super().measure(split, prediction, target) | within

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from common.model.embedding import pooling_weights
-from common.model.metrics import click_metrics
 from common.process_group import on_rank_zero
 
 if TYPE_CHECKING:
@@ -18,30 +18,31 @@ TRAIN_ROWS = 1_000_000  # at most so many, the last ones (nearest to the test ro
 
 
 @on_rank_zero
-def click_baselines(data: Any) -> dict[str, dict[str, float]]:
-    """Test metrics of both, for a TableDataModule with batches (dense, ids, label)."""
+def click_baselines(data: Any) -> dict[str, Tensor]:
+    """Click probabilities (N,) of both for the test rows of a TableDataModule with batches (dense, ids, label)."""
     splits = data.rows["train"][-TRAIN_ROWS:], data.rows["val"], data.rows["test"]
     (x_train, y_train), (x_val, y_val), (x_test, y_test) = (
         one_hot(dense, ids, label, data.cardinalities, data.slots, data.pooling)
         for dense, ids, label in map(data.read, splits)
     )
     model = tuned_logistic_regression(x_train, y_train, x_val, y_val)
-    constant = {"constant": _metrics(np.full(len(y_test), y_train.mean()), y_test)}
+    constant = {"constant": torch.full((len(y_test),), float(y_train.mean()), dtype=torch.float64)}
     if model is None:
         return constant
-    return {"logistic regression": _metrics(model.predict_proba(x_test)[:, 1], y_test)} | constant
+    return {"logistic regression": torch.from_numpy(model.predict_proba(x_test)[:, 1])} | constant
 
 
 def tuned_logistic_regression(x_train, y_train, x_val, y_val) -> "LogisticRegression | None":
     """The regression whose C has the best log loss on the validation rows; None if training rows are of one class."""
     from sklearn.linear_model import LogisticRegression  # here, as it is slow to import and not needed before the end
+    from sklearn.metrics import log_loss
 
     if len(np.unique(y_train)) == 1:
         return None
     models, losses = [], []
     for c in REGULARISATION:
         models.append(LogisticRegression(C=c, max_iter=500).fit(x_train, y_train))
-        losses.append(_metrics(models[-1].predict_proba(x_val)[:, 1], y_val)["log_loss"])
+        losses.append(log_loss(y_val, models[-1].predict_proba(x_val)[:, 1], labels=[0, 1]))
     return models[int(np.argmin(losses))]
 
 
@@ -63,7 +64,3 @@ def one_hot(
     ends = np.concatenate([[0], known.sum(1).cumsum()])
     one_hot_ids = sparse.csr_array((weights[known], columns[known], ends), shape=(len(ids), sum(cardinalities)))
     return sparse.hstack([one_hot_ids, sparse.csr_array(dense)], format="csr"), label
-
-
-def _metrics(probability: np.ndarray, click: np.ndarray) -> dict[str, float]:
-    return click_metrics(torch.from_numpy(probability), torch.from_numpy(click))

@@ -21,7 +21,7 @@ from common.data.data_module import RecommendationDataModule
 from common.errors import check
 from common.files import atomic_write, read_json, remove_leftovers, write_json
 from common.model.recommender import Recommender
-from common.process_group import distributed_trainer_kwargs, is_rank_zero
+from common.process_group import distributed_trainer_kwargs, is_rank_zero, on_rank_zero
 from common.settings import Settings
 from common.training.callbacks import (
     MetricsLog,
@@ -35,7 +35,7 @@ from common.training.precision import resolve_precision
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, check_unchanged
 
-PREDICTIONS = "test_predictions.npz"  # in the run's folder: prediction and target of each test row
+PREDICTIONS = "test_predictions.npz"  # in the run's folder: prediction and target of each test row; baselines' by name
 CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
 QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 LOSSES = ("rmse", "log_loss")  # metrics that are better when smaller
@@ -51,7 +51,7 @@ def fit_and_test(
     settings: Settings,
     *,
     monitor: str,
-    baselines: Callable[[Any], dict[str, Metrics]],
+    baselines: Callable[[Any], dict[str, Tensor]],
     plot: Plot,
     callbacks: Sequence[pl.Callback] = (),
     test: bool = True,
@@ -60,8 +60,8 @@ def fit_and_test(
 
     Of a folder whose run was tested before, the results are returned as they are.
 
-    monitor: the validation metric that chooses the checkpoint. baselines(data): test metrics of simple models on the
-    same split; called on all ranks. plot(model, data, prediction, target, folder): figures of the test rows. test:
+    monitor: the validation metric that chooses the checkpoint. baselines(data): predictions of simple models for the
+    test rows, called on all ranks. plot(model, data, prediction, target, folder): figures of the test rows. test:
     False for a trial of a search, which must not see the test split.
 
     Returns the contents of results.json, and where the run and its best checkpoint are.
@@ -107,10 +107,11 @@ def fit_and_test(
         remove_leftovers(last.parent)  # each as large as a checkpoint; the folder is this run's alone
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
     metrics = evaluate(model, data, training, best, test)
+    prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
+    others = baselines(data) if test else {}
     if test and trainer.is_global_zero:
-        prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
         with atomic_write(folder / PREDICTIONS) as file:
-            np.savez(file, prediction=prediction, target=target)
+            np.savez(file, prediction=prediction, target=target, **others)
         plot(model, data, prediction, target, folder)
         plot_learning_curves(log.rows, monitor, mode, folder / "learning_curves.png")
     results = {
@@ -121,7 +122,8 @@ def fit_and_test(
         "seed": training["seed"],
         "settings": settings.flat(),
         **metrics,
-        "baselines": baselines(data) if test else {},
+        "baselines": {name: model.measure("test", other, target) for name, other in others.items()},
+        "differences": {name: model.metrics.compare(prediction, other, target) for name, other in others.items()},
         "best_possible": data.best_possible() if data.is_sample and test else None,
         "epochs": math.ceil(log.rows[-1]["epoch"]),
         "train_samples_per_second": log.samples_per_second,
@@ -143,6 +145,13 @@ def finished_results(folder: Path) -> dict[str, Any] | None:
     path = folder / "results.json"
     results = read_json(path) if path.exists() else {}
     return results | _paths(folder) if "test" in results else None
+
+
+@on_rank_zero
+def saved_predictions(folder: Path) -> dict[str, Tensor]:
+    """What a tested run predicted for the test rows ("prediction"), and its baselines, by name."""
+    with np.load(folder / PREDICTIONS) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays if name != "target"}
 
 
 def _paths(folder: Path) -> dict[str, str]:

@@ -32,15 +32,24 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
     """Test metrics of the model and its baselines, and where everything was written."""
     import pandas as pd  # here, as it is slow to import and not needed before the end
 
-    rows = {results["model"]: results["test"]} | results["baselines"]
+    rows: dict[str, dict] = {results["model"]: results["test"]}
+    for name, metrics in results["baselines"].items():
+        rows[name] = metrics | {
+            f"{metric}: {results['model']} minus it": f"{interval['difference']:+.4f} ± {half_width(interval):.4f}"
+            for metric, interval in results["differences"][name].items()
+        }
     if results["best_possible"]:
         rows["best possible"] = results["best_possible"]
     sample = ", built-in sample" if results["is_sample"] else ""
     print(f"\nTest metrics, {results['dataset']}{sample}, {results['protocol']}, {results['rows']['test']:,} rows")
-    print(pd.DataFrame(rows).T.to_string(float_format="{:.4f}".format, na_rep=""))
+    print(pd.DataFrame.from_dict(rows, "index").to_string(float_format="{:.4f}".format, na_rep=""))
     if better := better_baselines(results["test"], results["baselines"]):
         print(f"Worse than {better}. Try a smaller batch_size, more max_epochs or a lower learning_rate.")
     print(f"Results, checkpoints and figures: {folder}", flush=True)
+
+
+def half_width(interval: dict[str, float]) -> float:
+    return (interval["high"] - interval["low"]) / 2
 
 
 def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:

@@ -1,0 +1,47 @@
+"""How far apart two models are on the same rows: the difference of a metric, and its standard error over rows.
+
+The rows are taken as independent. N: rows.
+"""
+
+import math
+
+import numpy as np
+from scipy.stats import rankdata
+from torch import Tensor
+
+QUANTILE = 1.959964  # of the normal distribution, for an interval of 95 %
+
+
+def interval(difference: float, error: float) -> dict[str, float]:
+    """95 % interval of a difference with a standard error."""
+    return {"difference": difference, "low": difference - QUANTILE * error, "high": difference + QUANTILE * error}
+
+
+def auc_difference(score: Tensor, other: Tensor, label: Tensor) -> dict[str, float]:
+    """AUC of a score minus that of another (N,), with the interval of DeLong et al. 1988; nan for rows of one class."""
+    positive = label.cpu().numpy() > 0.5
+    if positive.all() or not positive.any():
+        return interval(math.nan, math.nan)
+    (above, below), (other_above, other_below) = (_placements(each.cpu().numpy(), positive) for each in (score, other))
+    above, below = above - other_above, below - other_below
+    variance = sum(part.var(ddof=1) / len(part) for part in (above, below) if len(part) > 1)
+    return interval(float(above.mean()), math.sqrt(variance))
+
+
+def _placements(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of negatives below each positive, and of positives above each negative; ties count half (Sun, Xu 2014)."""
+    ranks = rankdata(score)
+    above = ranks[positive] - rankdata(score[positive])
+    below = ranks[~positive] - rankdata(score[~positive])
+    return above / len(below), 1 - below / len(above)
+
+
+def rmse_difference(prediction: Tensor, other: Tensor, rating: Tensor) -> dict[str, float]:
+    """RMSE of a prediction minus that of another (N,), with the interval of the delta method."""
+    parts = []
+    for each in (prediction, other):
+        square = (each.cpu().double() - rating.cpu().double()).square().numpy()
+        rmse = math.sqrt(square.mean())
+        parts.append((rmse, square / (2 * rmse) if rmse else square))
+    (rmse, influence), (other_rmse, other_influence) = parts
+    return interval(rmse - other_rmse, (influence - other_influence).std() / math.sqrt(len(influence)))
