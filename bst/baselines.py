@@ -21,7 +21,7 @@ EXTRA_RATINGS = 5  # added to the number of ratings in a penalty, for those with
 
 @on_rank_zero
 def rating_baselines(data: MovieRatingDataModule) -> dict[str, Tensor]:
-    """Predicted test ratings (N,), or clicks, of models fitted on train, and on train + validation, as BST may read the validation rating."""
+    """Predicted test ratings (N,), or clicks, of models of train and of train + validation, which BST may read too."""
     user, movie, rating = data.user_movie_rating()
     bounds, test = data.rating_range, data.rows["test"]
     if data.target == "click":  # as linear probabilities

@@ -17,7 +17,7 @@ MOVIE_CLICKS = Schema(
     columns=(
         Column("rating", "label"),
         *(Column(name, "categorical") for name in ("user", "movie", "gender", "age", "occupation", "zip")),
-        Column("genres", "categorical", separator="|", pooling="mean"),
+        Column("genres", "categorical"),  # all of a movie as one text
         Column("year", "categorical"),
         Column("time", "time"),
     ),

@@ -251,6 +251,7 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
         labels.tofile(file)
     if schema.group:
         keys = columns.column(schema.group, slice(0, count)).keys[schema.group]
+        assert not isinstance(keys, Cells)  # columns.json may name no such column
         np.save(target / "groups.npy", np.unique(keys, return_inverse=True)[1].astype(np.int32))
     summary = {
         "rows": {part: len(rows) for part, rows in splits.items()},

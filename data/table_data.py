@@ -220,7 +220,8 @@ def _protocol(schema: Schema, files: dict[str, list[Path]], split: str) -> str:
         return f"published files, test rows split 1:1 (seed {RANDOM_SEED})"
     if schema.split_column:
         return f"split by column {schema.split_column!r}"
-    return f"{schema.split['by'] if schema.split else split} split"
+    by = schema.split["by"] if schema.split else split
+    return f"random 8:1:1 split (seed {RANDOM_SEED})" if by == "random" else "time split"
 
 
 def main(file: str, name: str | None = None) -> None:

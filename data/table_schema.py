@@ -116,7 +116,11 @@ class Schema:
         schema = cls(**(state | {"columns": columns, "tasks": tasks, "missing": tuple(state["missing"])}))
         texts = [*tasks, *schema.missing, schema.separator, *(c.name for c in columns), *(c.role for c in columns)]
         texts += [text for task in tasks.values() for text in (task.column, *task.positive, *(task.negative or ()))]
-        optional = [schema.comment, schema.group, *(v for c in columns for v in (c.type, c.transform, c.separator, c.pooling))]
+        optional = [
+            schema.comment,
+            schema.group,
+            *(v for c in columns for v in (c.type, c.transform, c.separator, c.pooling)),
+        ]
         counts = [v for c in columns for v in (c.hash_size, c.min_count)]
         flags = [schema.header, schema.quoted, schema.strip]
         for values, types in ((texts, str), (optional, str | None), (counts, int | None), (flags, bool)):

@@ -35,7 +35,7 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
     rows: dict[str, dict] = {results["model"]: results["test"]}
     for name, metrics in results["baselines"].items():
         rows[name] = metrics | {
-            f"{metric}: {results['model']} minus it": f"{interval['difference']:+.4f} ± {half_width(interval):.4f}"
+            f"{metric}: {results['model']} minus it (95 %)": with_interval(interval)
             for metric, interval in results["differences"][name].items()
         }
     if results["best_possible"]:
@@ -48,8 +48,9 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
     print(f"Results, checkpoints and figures: {folder}", flush=True)
 
 
-def half_width(interval: dict[str, float]) -> float:
-    return (interval["high"] - interval["low"]) / 2
+def with_interval(found: dict[str, float]) -> str:
+    """A difference and half the width of its interval."""
+    return f"{found['difference']:+.4f} ± {(found['high'] - found['low']) / 2:.4f}"
 
 
 def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
