@@ -25,9 +25,9 @@ from data.criteo_data import CriteoDataModule
 from deepfm.deepfm import DeepFM
 
 DATA = dict(
-    dataset="criteo",  # folder in data_root
+    dataset="criteo",  # folder in data_root; or "ml-1m", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
-    split="time",  # or "random" (the split of BARS Criteo_x4)
+    split="time",  # or "random": 8:1:1, on the full set that of BARS Criteo_x4 (docs/protocols.md)
     dense_transform="log+missing",  # or "log", without inputs for "missing"; or "bucket": categories
     min_count=2,  # training rows in which a value must occur to get an id of its own
     batch_size=1024,  # rows, over all processes

@@ -28,9 +28,9 @@ from dlrm.sharded import ShardedDLRM
 
 # "paper" is the Kaggle run of its code; what differs from it was chosen on validation rows by tune_dlrm.py
 DATA = dict(
-    dataset="criteo",  # folder in data_root
+    dataset="criteo",  # folder in data_root; or "ml-1m", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
-    split="time",  # or "random" (the split of BARS Criteo_x4)
+    split="time",  # or "random": 8:1:1, on the full set that of BARS Criteo_x4 (docs/protocols.md)
     dense_transform="log",  # log(1 + x), scaled; or "log+missing": also a 0/1 input for "missing"
     min_count=2,  # training rows in which a value must occur to get an id of its own; paper: 1, counted on all rows
     batch_size=128,  # rows, over all processes

