@@ -1,7 +1,7 @@
 """Write the README's results table from results.json files: `python benchmarks/results.py [RUNS]` (default: runs/).
 
 One row per model, dataset, protocol and settings: mean and spread of the test metrics over the seeds, those of their
-averaged predictions, baselines and figures from elsewhere beside them. No number is typed by hand but the latter, below.
+averaged predictions, baselines and figures from elsewhere beside them. No number is typed by hand but the latter.
 """
 
 import importlib

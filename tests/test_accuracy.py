@@ -17,9 +17,7 @@ CLICKS = SHORT | {"dataset": "ml-1m", "split": "random", "batch_size": 1024}
         pytest.param(deepfm.train, CLICKS | {"embedding_l2": 1e-3}, "auc", 0.0, marks=pytest.mark.real_data("ml-1m")),
         pytest.param(dlrm.train, CLICKS, "auc", 0.0, marks=pytest.mark.real_data("ml-1m")),
         pytest.param(multitask.train, SHORT, "auc_income", 0.0, marks=pytest.mark.real_data("census-income-kdd")),
-        pytest.param(
-            bst.train, SHORT | {"dataset": "ml-100k"}, "rmse", -2.0, marks=pytest.mark.real_data("ml-100k")
-        ),
+        pytest.param(bst.train, SHORT | {"dataset": "ml-100k"}, "rmse", -2.0, marks=pytest.mark.real_data("ml-100k")),
     ],
     ids=["deepfm", "dlrm", "mmoe", "bst"],
 )

@@ -1,6 +1,7 @@
 """MovieLens-1M as a click table: its rows against a plain join, and through training, GAUC and predict.py."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from common.errors import UserError
 from common.model.metrics import auc
+from common.training.fit import saved_predictions
 from data.criteo_data import CriteoDataModule
 from data.movie_clicks import MOVIE_CLICKS
 from deepfm.train import DATA, train
@@ -67,7 +69,7 @@ def test_trains_and_scores_rows_of_it(root, tmp_path, script):
     difference = results["differences"]["logistic regression"]["auc"]
     assert difference["low"] < difference["difference"] < difference["high"]
     data = open_data(root, split="random")
-    label, prediction = data.targets("test"), results["predictions"][results["model"]]
+    label, prediction = data.targets("test"), saved_predictions(Path(results["run_folder"]))["prediction"]
     assert auc(prediction, label) == results["test"]["auc"]
     rows = joined(root).iloc[data.rows["test"]]
     rows.drop(columns=["time", "rating"]).to_csv(tmp_path / "rows.csv", index=False)
