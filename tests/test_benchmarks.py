@@ -1,16 +1,21 @@
 """The benchmarks' own parts, in tiny sizes; peers are not installed here."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
 
+import deepfm.train
 from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours
 from benchmarks.accuracy import dense_updates
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
+from benchmarks.results import results_table
 from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
+from common.training.fit import PREDICTIONS
 from data.census_sample import census_sample
 from tests.movie_rows import make_ratings, write_1m
 
@@ -119,3 +124,24 @@ def test_a_profile_finds_the_embedding(data):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         model.loss(model(dense, ids), label).backward()
     assert {"embedding, lookup", "embedding, backward (sort and sum)"} < {kind(event) for event in profiler.events()}
+
+
+def test_the_results_table_has_spread_intervals_average_and_command(tmp_path):
+    """Public rows first; the command is what differs from the settings of the script."""
+    defaults = deepfm.train.DATA | deepfm.train.MODEL | deepfm.train.OPTIMIZER | deepfm.train.TRAINING
+    for number, (dataset, seed, auc) in enumerate([("criteo", 1, 0.7), ("ml-1m", 1, 0.89), ("ml-1m", 2, 0.91)]):
+        folder = tmp_path / "deepfm" / f"version_{number}"
+        folder.mkdir(parents=True)
+        settings = defaults | {"dataset": dataset, "seed": seed, "hidden_units": (8,)}
+        result = {"model": "DeepFM", "dataset": dataset, "protocol": "random", "is_sample": False, "wall_seconds": 7.0}
+        result |= {"settings": settings, "test": {"auc": auc, "gauc": 0.8}, "baselines": {"constant": {"auc": 0.5}}}
+        result["differences"] = {"constant": {"auc": {"difference": auc - 0.5, "low": auc - 0.6, "high": auc - 0.4}}}
+        (folder / "results.json").write_text(json.dumps(result))
+        np.savez(folder / PREDICTIONS, prediction=np.float32([0.1, 0.6, 0.4]), target=np.float32([0, 1, 1]))
+    first, second = results_table(tmp_path).splitlines()[-2:]
+    assert first.startswith(
+        "| DeepFM | ml-1m, random | auc 0.9000 ± 0.0141<br>gauc 0.8000<br>averaged predictions: auc 1."
+    )
+    assert "constant: auc 0.5000 (+0.3900 ± 0.1000)" in first and "LightGBM" in first
+    assert "`deepfm/train.py`, `train(dataset='ml-1m', hidden_units=(8,))`, 7 |" in first
+    assert "criteo, random | auc 0.7000<br>gauc 0.8000 (1 seeds)" in second and "averaged" not in second
