@@ -10,6 +10,7 @@ checkpoints of the same data, as other seeds give them, it writes the mean predi
     BST            user::movie[::rating[::timestamp]], with the separator of the training set (TAB in 100K, comma in
                    the CSV releases). The history is what the checkpoint knows of the user: of a rating that it knows,
                    what came before; else up to the timestamp; without one, all.
+                   Of interactions of your own: rows with user and item, rating and time if they are known.
 OUT.csv (standard output, if not given) gets a header and one row per input row, in order. Where labels are known the
 predictions are scored against them; this, unseen categories and progress go to standard error.
 """
@@ -20,7 +21,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -39,23 +40,25 @@ from common.errors import UserError, check, one_line, run_script, shown
 from common.files import atomic_write
 from common.model.recommender import Recommender, equal_states
 from common.settings import check_settings
-from data.movie_preprocessor import MoviePreprocessor
+from data.history_preprocessor import HistoryPreprocessor
+from data.interactions_preprocessor import history_preprocessor
 from data.table_preprocessor import TablePreprocessor
 from deepfm.deepfm import DeepFM
 from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
 
 BF16 = False  # True is faster where the processor multiplies bf16; probabilities then differ by up to 1e-3
+HISTORY_FROM_FILE = False  # of BST, True: a user whom the checkpoint does not know has its rows that precede
 USAGE = "CHECKPOINT [CHECKPOINT...] RAW_FILE [OUT.csv]"
 BATCH_ROWS = 1024  # scored at a time; more do not fit into the cache of a processor
 
-Preprocessor = TablePreprocessor | MoviePreprocessor
+Preprocessor = TablePreprocessor | HistoryPreprocessor
 # class of the model, by the name in the checkpoint; key of the data's state in it; what reads raw rows with that state
-MODELS: dict[str, tuple[type[Recommender], str, type[TablePreprocessor] | type[MoviePreprocessor]]] = {
+MODELS: dict[str, tuple[type[Recommender], str, Callable[[dict[str, Any]], Preprocessor]]] = {
     "DeepFM": (DeepFM, "CriteoDataModule", TablePreprocessor),
     "DLRM": (DLRM, "CriteoDataModule", TablePreprocessor),
     "MMoE": (MMoE, "CensusIncomeDataModule", TablePreprocessor),
-    "BST": (BST, "MovieRatingDataModule", MoviePreprocessor),
+    "BST": (BST, "MovieRatingDataModule", history_preprocessor),
 }
 
 
@@ -117,14 +120,18 @@ def predict(
     output: str | Path | None = None,
     *,
     bf16: bool = BF16,
+    history_from_file: bool = HISTORY_FROM_FILE,
 ) -> dict:
     """Score `raw` ("-": standard input) to `output` (None: standard output); memory does not grow with the file.
 
-    Of several checkpoints the predictions are averaged. Returns rows, seconds, unseen {field: rows} and metrics
-    {column: {metric: value}}, empty where no label is known.
+    Of several checkpoints the predictions are averaged. history_from_file: of BST, whether a user whom the checkpoint
+    does not know has the rows that precede as its history; memory then grows with the number of such users.
+    Returns rows, seconds, unseen {field: rows} and metrics {column: {metric: value}}, empty where no label is known.
     """
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     models, preprocessor = load_several(checkpoints)
+    if history_from_file:
+        histories_of(preprocessor, checkpoints[0]).history_from_file = True
     names = ", ".join(map(str, checkpoints))
     inputs: dict[str | Path, os.stat_result] = {path: os.stat(path) for path in checkpoints}
     line = ",".join(["%.9g"] * len(preprocessor.columns)) + "\n"
@@ -134,16 +141,16 @@ def predict(
     rows, begin = 0, time.perf_counter()
     with (
         open_input(raw) as (stream, file),
-        _open_output(output, inputs | {_name(raw): os.fstat(file.fileno())}) as out,
+        open_output(output, inputs | {name_of(raw): os.fstat(file.fileno())}) as out,
         _progress_bar(file) as bar,
     ):
         kept_names = getattr(preprocessor, "kept", ())
-        out.write(_csv_rows([[name] for name in (*kept_names, *preprocessor.columns)])[0] + "\n")
+        out.write(csv_rows([[name] for name in (*kept_names, *preprocessor.columns)])[0] + "\n")
         score = lambda batch: (mean_prediction(models, batch[0], bf16), *batch[1:])  # noqa: E731
         for predicted, target, *kept in ordered_map(score, _batches(preprocessor, stream, raw)):
             check(
                 bool(predicted.isfinite().all()),
-                f"{names} gives no finite prediction for a row of {_name(raw)} after row {rows}: its weights are "
+                f"{names} gives no finite prediction for a row of {name_of(raw)} after row {rows}: its weights are "
                 "damaged, or a number in the row is far too large. Correct the row, or train again.",
             )
             for metrics, values, truth in zip(running, predicted.numpy().T, target.numpy().T, strict=True):
@@ -151,7 +158,7 @@ def predict(
                 metrics.update(values[known], truth[known])
             lines = [line % tuple(values) for values in predicted.tolist()]
             if kept_names:
-                lines = [f"{texts},{values}" for texts, values in zip(_csv_rows(kept[0]), lines, strict=True)]
+                lines = [f"{texts},{values}" for texts, values in zip(csv_rows(kept[0]), lines, strict=True)]
             out.write("".join(lines))
             rows += len(predicted)
             bar.set_postfix_str(f"{rows / (time.perf_counter() - begin):,.0f} rows/s", refresh=False)
@@ -160,11 +167,18 @@ def predict(
         name: metrics.compute() for name, metrics in zip(preprocessor.columns, running, strict=True) if metrics.count
     }
     unseen = {name: count for name, count in preprocessor.unseen.items() if count}
-    _warn_of_another_set(preprocessor, _name(raw))
+    _warn_of_another_set(preprocessor, name_of(raw))
     return {"rows": rows, "seconds": time.perf_counter() - begin, "unseen": unseen, "metrics": found}
 
 
-def _csv_rows(columns: list[list[str]]) -> list[str]:
+def histories_of(preprocessor: Preprocessor, checkpoint: str | Path) -> HistoryPreprocessor:
+    """The preprocessor, if it is BST's; else UserError."""
+    if not isinstance(preprocessor, HistoryPreprocessor):
+        raise UserError(f"{checkpoint} is no checkpoint of BST; histories and the best items are of BST alone.")
+    return preprocessor
+
+
+def csv_rows(columns: list[list[str]]) -> list[str]:
     """Columns of texts as lines of CSV, without their ends."""
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\0").writerows(zip(*columns, strict=True))
@@ -241,7 +255,7 @@ class StreamingRatingMetrics:
         return {"rmse": (self.squares / self.count) ** 0.5, "mae": self.absolute / self.count}
 
 
-def _name(raw: str | Path) -> str:
+def name_of(raw: str | Path) -> str:
     return "standard input" if str(raw) == "-" else str(raw)
 
 
@@ -250,22 +264,22 @@ def open_input(raw: str | Path) -> Iterator[tuple[Stream, IO[bytes]]]:
     """The (decompressed) stream, and the file below it, whose position is the progress."""
     is_stdin = str(raw) == "-"
     check(not is_stdin or sys.stdin is not None, "cannot read standard input: it is closed.")
-    with _reading(raw), open(sys.stdin.fileno() if is_stdin else raw, "rb", closefd=not is_stdin) as file:
+    with reading(raw), open(sys.stdin.fileno() if is_stdin else raw, "rb", closefd=not is_stdin) as file:
         yield decompressed(file), file
 
 
 def _batches(preprocessor: Preprocessor, stream: Stream, raw: str | Path) -> Iterator[tuple[Any, ...]]:
-    with _reading(raw):  # here, where no error can be one of writing
-        yield from preprocessor.batches(stream, _name(raw))
+    with reading(raw):  # here, where no error can be one of writing
+        yield from preprocessor.batches(stream, name_of(raw))
 
 
 @contextmanager
-def _reading(raw: str | Path) -> Iterator[None]:
+def reading(raw: str | Path) -> Iterator[None]:
     try:
-        with gzip_errors(_name(raw)):
+        with gzip_errors(name_of(raw)):
             yield
     except OSError as error:
-        raise UserError(f"cannot read {_name(raw)}: {error.strerror or error}.") from error
+        raise UserError(f"cannot read {name_of(raw)}: {error.strerror or error}.") from error
 
 
 def _progress_bar(file: IO[bytes]) -> tqdm:
@@ -274,7 +288,7 @@ def _progress_bar(file: IO[bytes]) -> tqdm:
 
 
 @contextmanager
-def _open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_result]) -> Iterator[IO[str]]:
+def open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_result]) -> Iterator[IO[str]]:
     """Standard output, a device or pipe, or a file that is there when it is complete; never one of the inputs."""
     try:
         if path is None:

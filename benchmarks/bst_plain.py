@@ -43,7 +43,9 @@ class PlainRows(Dataset):
             np.pad(self.residual[past], (empty, 0)),
             np.pad(np.minimum(time_gap, TIME_GAP_BUCKETS - 1).astype(np.int32), (empty, 0)),
             self.user_ids[self.user_row[row]],
-            np.array([self.expected[row] + user_bias, user_bias, np.log(1 + row - self.start[row])], np.float32),
+            np.array(
+                [self.expected[self.movie[row]] + user_bias, user_bias, np.log(1 + row - self.start[row])], np.float32
+            ),
             self.rating[row],
         )
 
@@ -114,6 +116,7 @@ def ours(data: MovieRatingDataModule, precision: str) -> float:
         history_length=data.history_length,
         target=data.target,
         rating_range=data.rating_range,
+        rating_units=data.rating_units,
         **MODEL,
         optimizer=OPTIMIZER,
     )

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from common.process_group import on_rank_zero
 from data.movie_encoder import fit_biases
-from data.movie_history import CLICK_RATING
 from data.movie_rating_seq import MovieRatingDataModule
 
 FACTORS = 30
@@ -22,13 +21,13 @@ EXTRA_RATINGS = 5  # added to the number of ratings in a penalty, for those with
 @on_rank_zero
 def rating_baselines(data: MovieRatingDataModule) -> dict[str, Tensor]:
     """Predicted test ratings (N,), or clicks, of models of train and of train + validation, which BST may read too."""
-    user, movie, rating = data.user_movie_rating()
-    bounds, test = data.rating_range, data.rows["test"]
+    user, movie, rating = data.user_movie_target()
+    test, bounds, (offset, unit) = data.rows["test"], data.rating_range, data.rating_units
     if data.target == "click":  # as linear probabilities
-        rating, bounds = (rating >= CLICK_RATING).astype(np.float32), (0.01, 0.99)
+        bounds, (offset, unit) = (0.01, 0.99), (0.0, 1.0)
 
     def clipped(predicted: np.ndarray) -> Tensor:
-        return torch.from_numpy(predicted.clip(*bounds).astype(np.float32))
+        return torch.from_numpy((predicted * unit + offset).clip(*bounds).astype(np.float32))
 
     def fit(rows: np.ndarray, penalty: float) -> tuple[float, np.ndarray, np.ndarray]:
         """Mean, biases and factorization of all rows (N,)."""

@@ -67,7 +67,8 @@ class BST(Recommender):
 
     num_movies: M; num_genres: G; user_cardinalities: ids of the user itself and of each feature; history_length: L;
     num_factors: Z; hidden_units: widths of the MLP; dropout: of blocks and MLP; target: "rating" or "click";
-    rating_range: least and greatest rating; use_sequence: False leaves out the transformer and keeps all else;
+    rating_range: least and greatest rating; rating_units: an offset and a unit, logits are (rating - offset) / unit;
+    use_sequence: False leaves out the transformer and keeps all else;
     optimizer: arguments of build_optimizer, where the embedding's are those of the factors.
     """
 
@@ -82,6 +83,7 @@ class BST(Recommender):
         history_length: int,
         target: str,
         rating_range: Sequence[float],
+        rating_units: Sequence[float],
         embedding_dim: int,
         num_heads: int,
         num_blocks: int,
@@ -174,11 +176,13 @@ class BST(Recommender):
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.hparams["target"] == "rating":
-            return functional.mse_loss(logits, target)
+            offset, unit = self.hparams["rating_units"]
+            return functional.mse_loss(logits, (target - offset) / unit)
         return functional.binary_cross_entropy_with_logits(logits, target)
 
     def predict(self, logits: Tensor) -> Tensor:
         if self.hparams["target"] == "click":
             return logits.sigmoid()
+        offset, unit = self.hparams["rating_units"]
         least, greatest = map(float, self.hparams["rating_range"])  # ONNX clips to two values of one type
-        return logits.clamp(least, greatest)
+        return (logits * unit + offset).clamp(least, greatest)

@@ -1,4 +1,4 @@
-"""Train BST on MovieLens: `python bst/train.py`.
+"""Train BST on MovieLens, or on interactions of your own: `python bst/train.py`.
 
 Trains on the real ratings if DATA_ROOT has them (`python data/movie_rating_seq.py` downloads them), otherwise on the
 built-in sample. On ml-1m the test RMSE should reach 0.900 (0.906 without the sequence; mean of 3 seeds).
@@ -26,10 +26,11 @@ from common.training.run_folder import claim_run_folder
 from data.movie_rating_seq import MovieRatingDataModule
 
 DATA = dict(
-    dataset="ml-1m",  # folder in data_root; 1M, 100K and the CSV releases are recognised by their files
+    dataset="ml-1m",  # folder in data_root: 1M, 100K, a CSV release, or your own interactions (docs/your_data.md)
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
     split="leave_last",  # or "time" (a cut through all users), or "random" (leaks; as in published figures)
-    target="rating",  # RMSE, MAE; or "click": a rating of at least 4 (AUC)
+    target="auto",  # "rating" (RMSE, MAE) where there are ratings, else "click" (AUC): of MovieLens a rating from 4 on
+    negatives=4,  # sampled for each row of data without ratings, of which every row is a click
     history_length=40,  # past ratings that the model sees; paper: 20
     history_ratings=True,  # whether it sees their values
     start_from_biases=True,  # whether predictions and histories start from movie biases and the user's past mean
@@ -93,6 +94,7 @@ def fit(
         history_length=data.history_length,
         target=data.target,
         rating_range=data.rating_range,
+        rating_units=data.rating_units,
         **settings.model,
         optimizer=settings.optimizer,
     )

@@ -4,7 +4,7 @@ N: ratings, M: movie ids, C: feature columns of a user.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from common.data.data_module import SPLITS
 from common.errors import check
-from data.movie_history import FIRST_ID, OOV
-from data.movie_raw import Movies, Users
+from data.movie_history import FIRST_ID, OOV, Attributes, Scale, Users
 
 SPLIT_METHODS = ("leave_last", "time", "random")
 RANDOM_SPLIT_SEED = 2018  # of "random", not that of the training run
@@ -83,6 +82,17 @@ def fit_biases(
     return mean, user_bias, movie_bias
 
 
+def fit_popularity(movie: np.ndarray, negatives: int) -> tuple[float, np.ndarray]:
+    """Logit of a click among so many uniform negatives of each, and what each movie (N,) adds to it by its count."""
+    counts = np.bincount(movie)
+    return -float(np.log(negatives)), np.log(counts + 1) - np.log(counts.mean() + 1)
+
+
+def in_units(rating: np.ndarray, scale: Scale) -> np.ndarray:
+    """Ratings (N,) as the model sees them."""
+    return (rating - scale.offset) / scale.unit
+
+
 @dataclass
 class MovieEncoder:
     """What the training rows tell: vocabularies, and the biases that the model starts from.
@@ -97,24 +107,41 @@ class MovieEncoder:
     genres: list[str]
     mean: float
     movie_bias: list[float]  # by id
+    scale: Scale
 
     @classmethod
     def fit(
-        cls, ordered: dict[str, np.ndarray], train: np.ndarray, movies: Movies, users: Users, start_from_biases: bool
+        cls,
+        ordered: dict[str, np.ndarray],
+        train: np.ndarray,
+        attributes: Attributes,
+        users: Users,
+        scale: Scale,
+        *,
+        start_from_biases: bool,
+        negatives: int,
     ) -> "MovieEncoder":
-        """start_from_biases: False leaves every bias at 0."""
+        """start_from_biases: False leaves every bias at 0; negatives: sampled for each row where there are no ratings.
+
+        `attributes` are of every movie, or of none; `users` likewise.
+        """
         movie_ids, movie = np.unique(ordered["movie"][train], return_inverse=True)
         user_ids, user = np.unique(ordered["user"][train], return_inverse=True)
-        rating = ordered["rating"][train]
-        mean, _, movie_bias = fit_biases(user, movie, rating, len(user_ids), len(movie_ids))
+        if scale.has_ratings:
+            rating = in_units(ordered["rating"][train], scale)
+            mean, _, movie_bias = fit_biases(user, movie, rating, len(user_ids), len(movie_ids))
+        else:
+            mean, movie_bias = fit_popularity(movie, negatives)
         known = [users[number] for number in user_ids.tolist() if users]
+        movies = [attributes[number] for number in movie_ids.tolist() if attributes]
         return cls(
             movie_ids.tolist(),
             user_ids.tolist(),
             [sorted(set(values)) for values in zip(*known, strict=True)],
-            sorted({genre for number in movie_ids.tolist() for genre in movies[number][1]}),
+            sorted({value for cells in movies for values in cells for value in values}),
             mean,
             [0.0] * FIRST_ID + (movie_bias * start_from_biases).tolist(),
+            scale,
         )
 
     @property
@@ -126,13 +153,24 @@ class MovieEncoder:
         """Number of ids of the user itself, then of each of its features."""
         return [FIRST_ID + len(self.user_ids), *(1 + len(values) for values in self.feature_values)]
 
-    def genre_shares(self, movies: Movies) -> Tensor:
-        """(movie ids, genres): 1 / number of its genres for each genre of a movie."""
+    def genre_shares(self, attributes: Attributes) -> Tensor:
+        """(movie ids, genres): 1 / number of its genres for each genre of a movie; of further attributes the same."""
         shares = torch.zeros(self.num_movies, len(self.genres))
+        columns = {genre: column for column, genre in enumerate(self.genres)}
         for row, number in enumerate(self.movie_ids, FIRST_ID):
-            for genre in movies[number][1]:
-                shares[row, self.genres.index(genre)] = 1 / len(movies[number][1])
+            for values in attributes.get(number, ()):
+                for value in values:
+                    shares[row, columns[value]] += 1 / len(values)
         return shares
+
+    @property
+    def expected(self) -> np.ndarray:
+        """(M,): the rating, or the logit of a click, that is expected of a movie."""
+        return self.mean + np.array(self.movie_bias)
+
+    def residuals(self, rating: np.ndarray, movie: np.ndarray) -> np.ndarray:
+        """Ratings (N,) above or below what is expected of the movies (N,); 0 where there are no ratings."""
+        return (in_units(rating, self.scale) - self.expected[movie]) * self.scale.has_ratings
 
     def encode(
         self, ordered: dict[str, np.ndarray], users: Users, start_from_biases: bool
@@ -142,14 +180,13 @@ class MovieEncoder:
         yield "user_ids", self._encode_users(ordered["user"][ordered["start"] == rows], users)
         movie = encode_ids(ordered["movie"], self.movie_ids)
         yield "movie", movie
-        expected = (self.mean + np.array(self.movie_bias))[movie]
-        residual = ordered["rating"] - expected
+        yield "expected", self.expected.astype(np.float32)
+        residual = self.residuals(ordered["rating"], movie)
         yield "residual", residual.astype(np.float32)
         # over the past alone
         total = np.concatenate([[0.0], residual.cumsum()[:-1]])
         total -= total[ordered["start"]]
         user_bias = past_user_bias(total, rows - ordered["start"]) * start_from_biases
-        yield "expected", expected.astype(np.float32)
         yield "user_bias", user_bias.astype(np.float32)
 
     def _encode_users(self, raw: np.ndarray, users: Users) -> np.ndarray:
@@ -164,11 +201,11 @@ class MovieEncoder:
 
     def state_dict(self) -> dict:
         """What a checkpoint carries: plain values."""
-        return vars(self)
+        return vars(self) | {"scale": asdict(self.scale)}
 
     @classmethod
     def from_state(cls, state: dict) -> "MovieEncoder":
-        return cls(**state)
+        return cls(**state | {"scale": Scale(**state["scale"])})
 
 
 def past_user_bias(total: np.ndarray, past: np.ndarray) -> np.ndarray:
@@ -176,7 +213,7 @@ def past_user_bias(total: np.ndarray, past: np.ndarray) -> np.ndarray:
     return total / (USER_BIAS_SHRINKAGE + past)
 
 
-def encode_ids(raw: np.ndarray, vocabulary: list[int]) -> np.ndarray:
+def encode_ids(raw: np.ndarray, vocabulary: list[int] | np.ndarray) -> np.ndarray:
     """Raw ids (N,) -> ids (N,) int32."""
     known = np.array(vocabulary, raw.dtype)
     position = np.searchsorted(known, raw).clip(max=len(known) - 1)

@@ -3,6 +3,7 @@
 B: rows of a batch, L: length of the history, C: feature columns of a user.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,42 +12,78 @@ from torch import Tensor
 from common.data.loader import MemmapDataset
 
 OOV, PADDING, FIRST_ID = 0, 1, 2  # ids: unseen in training, no rating (fills up a history), the first of a vocabulary
-CLICK_RATING = 4.0  # a "click" is a rating of at least this
-CLICK_MARGIN = CLICK_RATING - 0.5  # expected rating at which a click has an even chance
 TIME_GAP_BUCKETS = 64  # half powers of two: 0, 1 .. 2^31 seconds, or ratings where times are ranks
 ORDERED = ["user", "movie", "rating", "time", "user_row", "start"]  # raw columns in time order; no split changes them
-ENCODED = ["movie", "residual", "expected", "user_bias", "user_ids"]  # user_ids has a row per user
+# movie: also of the sampled negatives, behind the rows in time order; expected: by movie id; user_ids: a row per user
+ENCODED = ["movie", "residual", "expected", "user_bias", "user_ids"]
+
+Attributes = dict[int, list[list[str]]]  # the values of each attribute of a movie (genres, say), by raw id
+Users = dict[int, list[str]]  # gender, age group and the like, by raw id
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What ratings mean. click_from: a "click" is a rating of at least this; None: nothing is.
+
+    The model sees (rating - offset) / unit, in which ratings are spread as MovieLens' are. even_chance: the expected
+    rating, as the model sees it, at which a click has an even chance. has_ratings: False where every row is a click,
+    and negatives are sampled; what is expected of a movie is then the logit of a click.
+    """
+
+    least: float
+    greatest: float
+    click_from: float | None
+    even_chance: float
+    offset: float = 0.0
+    unit: float = 1.0
+    has_ratings: bool = True
+
+    def clicks(self, rating: Tensor) -> Tensor:
+        """1 for a rating of at least click_from, else 0; nan stays."""
+        assert self.click_from is not None
+        return torch.where(rating.isnan(), rating, (rating >= self.click_from).float())
 
 
 class HistoryDataset(MemmapDataset):
-    """Examples whose histories are windows into the arrays ORDERED and ENCODED.
+    """Examples whose histories are windows into the arrays ORDERED and ENCODED: N rows, then their sampled negatives.
 
-    history_length: L; click: the target is "rating of at least CLICK_RATING" instead of the rating; use_ratings: False
-    takes the rating values out of the histories.
+    history_length: L; click: the target is a click instead of the rating; use_ratings: False takes the rating values
+    out of the histories.
     """
 
-    def __init__(self, ordered: Path, encoded: Path, *, history_length: int, click: bool, use_ratings: bool):
+    def __init__(
+        self, ordered: Path, encoded: Path, scale: Scale, *, history_length: int, click: bool, use_ratings: bool
+    ):
         # an absolute name is a path of its own, not one below `encoded`
         super().__init__(encoded, [*ENCODED, *(str(ordered / name) for name in ORDERED[2:])])
-        self.history_length, self.click, self.use_ratings = history_length, click, use_ratings
+        self.scale, self.history_length, self.click, self.use_ratings = scale, history_length, click, use_ratings
 
     def __getitem__(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Row numbers (B,) -> movie_id (B,), history (B, L), residual (B, L), time_gap (B, L), user_ids (B, 1 + C),
         dense (B, 3), target (B,)."""
-        movie, residual, expected, user_bias, user_ids, rating, time, user_row, start = self.arrays
-        start, user_bias = start[rows], user_bias[rows] * self.use_ratings
+        movie, residual, expected, user_bias, user_ids, _, time, user_row, start = self.arrays
+        position = rows % len(time)  # a negative has the history of its row
+        start, user_bias = start[position], user_bias[position] * self.use_ratings
         history, residual, time_gap = history_window(
-            movie, residual, time, rows, start, time[rows], self.history_length
+            movie, residual, time, position, start, time[position], self.history_length
         )
+        movie_id = movie[rows]
+        even_chance = self.scale.even_chance if self.click else 0.0
         return (
-            movie[rows],
+            movie_id,
             history,
             residual * self.use_ratings,
             time_gap,
-            user_ids[user_row[rows]],
-            dense_features(expected[rows], user_bias, rows - start, self.click),
-            (rating[rows] >= CLICK_RATING).float() if self.click else rating[rows],
+            user_ids[user_row[position]],
+            dense_features(expected[movie_id], user_bias, position - start, even_chance),
+            self.targets(rows),
         )
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """Row numbers (B,) -> ratings or clicks (B,); a negative's is 0."""
+        rating = self.arrays[len(ENCODED)]
+        rating = rating[rows % len(rating)] * (rows < len(rating))
+        return self.scale.clicks(rating) if self.click else rating
 
     def __getstate__(self) -> dict:
         return vars(self) | super().__getstate__()
@@ -63,9 +100,9 @@ def history_window(
     return movie[window].where(is_past, PADDING), residual[window].where(is_past, 0.0), time_gap
 
 
-def dense_features(expected: Tensor, user_bias: Tensor, past: Tensor, click: bool) -> Tensor:
-    """Mean + movie bias + user bias (for clicks: above their threshold), user bias, log of 1 + past ratings: (B, 3)."""
-    return torch.stack([expected + user_bias - CLICK_MARGIN * click, user_bias, (1.0 + past).log()], 1)
+def dense_features(expected: Tensor, user_bias: Tensor, past: Tensor, even_chance: float) -> Tensor:
+    """Mean + movie bias + user bias (for clicks: above an even chance), user bias, log of 1 + past ratings: (B, 3)."""
+    return torch.stack([expected + user_bias - even_chance, user_bias, (1.0 + past).log()], 1)
 
 
 def time_gap_bucket(time_gap: Tensor) -> Tensor:

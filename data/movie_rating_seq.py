@@ -1,11 +1,12 @@
-"""MovieLens: raw ratings -> time-ordered arrays -> a user's past ratings before each target -> batches.
+"""MovieLens, or interactions of your own: time-ordered arrays -> a user's past before each target -> batches.
 
-`python data/movie_rating_seq.py` downloads the raw files and prints what is in them.
+`python data/movie_rating_seq.py` downloads the raw files of MovieLens and prints what is in them.
 M: movie ids, G: genres.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
@@ -16,15 +17,19 @@ import torch
 from common.data.cache import build_once
 from common.data.data_module import SPLITS, RecommendationDataModule
 from common.data.download import Archive, ensure_dataset
-from common.data.raw_files import Source, find_dataset, raw_file
+from common.data.raw_files import Source, find_dataset
 from common.errors import check, run_script
 from common.model.metrics import click_metrics, rating_metrics
 from common.settings import check_settings
-from data import movie_encoder, movie_history, movie_raw
-from data.movie_encoder import SPLIT_METHODS, MovieEncoder, in_time_order, split_rows, time_order
-from data.movie_history import CLICK_RATING, FIRST_ID, ORDERED, HistoryDataset
-from data.movie_raw import Release, detect_release, read_movies, read_ratings, read_users
+from data.interactions_table import Interactions
+from data.movie_encoder import SPLIT_METHODS, MovieEncoder, in_time_order, in_units, split_rows, time_order
+from data.movie_history import FIRST_ID, ORDERED, HistoryDataset, Scale
+from data.movie_negatives import sample_negatives
+from data.movie_raw import read_ratings
+from data.movie_release import MovieLens
 from data.movie_sample import movie_sample
+from data.table_data import CODE as TABLE_CODE
+from data.table_schema import COLUMNS_FILE
 
 DATASET = "ml-1m"  # what this script downloads: "ml-1m" or "ml-100k"
 ARCHIVES = {  # by folder below DATA_ROOT
@@ -43,7 +48,9 @@ ARCHIVES = {  # by folder below DATA_ROOT
         checksum="md5:0e33842e24a9c977be4e0107933c0723",
     ),
 }
-CODE = (movie_raw, movie_encoder, movie_history, __name__)  # what computes the arrays
+# what computes the arrays; of interactions, the reading too
+CODE = [*(f"data.movie_{name}" for name in ("raw", "release", "encoder", "history", "negatives")), __name__]
+OWN_CODE = [*CODE, *TABLE_CODE, "data.interactions_schema", "data.interactions_table"]
 SOURCE = Source("python data/movie_rating_seq.py", ARCHIVES)
 
 
@@ -65,6 +72,7 @@ class MovieRatingDataModule(RecommendationDataModule):
         data_root: str | None,
         split: str,
         target: str,
+        negatives: int,
         history_length: int,
         history_ratings: bool,
         start_from_biases: bool,
@@ -75,9 +83,10 @@ class MovieRatingDataModule(RecommendationDataModule):
         super().__init__(
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
-        check_settings({"target": target, "history_length": history_length})
+        check_settings({"target": target, "history_length": history_length, "negatives": negatives})
         check(split in SPLIT_METHODS, f"split is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
         self.target, self.history_length, self.history_ratings = target, history_length, history_ratings
+        self.negatives = negatives
         self.settings = {"split": split, "start_from_biases": start_from_biases}
 
     def setup(self, stage: str | None = None) -> None:
@@ -85,26 +94,37 @@ class MovieRatingDataModule(RecommendationDataModule):
         if hasattr(self, "encoder"):
             return
         self.raw_folder, self.is_sample = find_dataset(self.dataset, self.data_root, SOURCE, movie_sample)
-        self.release = detect_release(self.raw_folder, SOURCE)
-        files = [raw_file(self.raw_folder, name, SOURCE) for name in self.release.files]
+        own = self.raw_folder / COLUMNS_FILE
+        table = Interactions(own) if own.exists() else MovieLens(self.raw_folder, SOURCE)
+        self.table, code = table, OWN_CODE if own.exists() else CODE
+        if not table.has_ratings:
+            self.settings |= {"negatives": self.negatives, "seed": self.seed}
         self.ordered = build_once(
-            "movies-ordered",
-            files,
-            {},
-            lambda target: write_ordered(files, self.release, target),
-            code=CODE,
+            f"{table.name}-ordered", table.files, table.key, partial(write_ordered, table), code=code
         )
+        table.open(self.ordered)
+        settings = self.settings | {"ordered": self.ordered.name}
         self.folder = build_once(
-            "movies",
-            files,
-            self.settings | {"ordered": self.ordered.name},
-            lambda target: write_encoded(files, self.release, self.ordered, self.settings, target),
-            code=CODE,
+            table.name, table.files, settings, partial(write_encoded, table, self.ordered, self.settings), code=code
         )
-        self.movies = read_movies(files[1], self.release)
-        self.users = read_users(files[2], self.release) if self.release.users_file else {}
-        self.encoder = MovieEncoder.from_state(json.loads((self.folder / "encoder.json").read_text()))
+        encoder = MovieEncoder.from_state(json.loads((self.folder / "encoder.json").read_text()))
+        self.target = self._resolved_target(encoder.scale)
         self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
+        self.encoder = encoder
+
+    def _resolved_target(self, scale: Scale) -> str:
+        if self.target == "auto":
+            return "rating" if scale.has_ratings else "click"
+        check(
+            scale.has_ratings or self.target == "click",
+            f'target is "rating", but {self.dataset!r} has no ratings. Set target="click".',
+        )
+        check(
+            scale.click_from is not None or self.target == "rating",
+            'target is "click", but columns.json does not say which ratings are clicks: give the column of ratings '
+            '"click_from", the least such rating.',
+        )
+        return self.target
 
     @property
     def num_movies(self) -> int:
@@ -120,40 +140,50 @@ class MovieRatingDataModule(RecommendationDataModule):
 
     def genre_shares(self) -> torch.Tensor:
         """(M, G): 1 / number of its genres for each genre of a movie."""
-        return self.encoder.genre_shares(self.movies)
+        return self.encoder.genre_shares(self.table.movies(np.array(self.encoder.movie_ids)))
 
     @property
     def protocol(self) -> str:
         split = self.settings["split"]
-        return "random split (LEAKS: users' later ratings are in training)" if split == "random" else f"{split} split"
+        name = "random split (LEAKS: users' later ratings are in training)" if split == "random" else f"{split} split"
+        return name if self.encoder.scale.has_ratings else f"{name}, {self.negatives} sampled negatives per row"
 
     @property
     def rating_range(self) -> tuple[float, float]:
         """Least and greatest rating."""
-        return self.release.rating_range
+        return self.encoder.scale.least, self.encoder.scale.greatest
 
-    def user_movie_rating(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Number of the user, id of the movie and rating of all rows, in time order."""
-        columns = self.ordered / "user_row.npy", self.folder / "movie.npy", self.ordered / "rating.npy"
-        return tuple(np.load(path, mmap_mode="r") for path in columns)
+    @property
+    def rating_units(self) -> tuple[float, float]:
+        """offset and unit: the model sees (rating - offset) / unit."""
+        return self.encoder.scale.offset, self.encoder.scale.unit
+
+    def user_movie_target(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Number of the user, id of the movie, and the rating as the model sees it, or the click, of all examples."""
+        user, movie = np.load(self.ordered / "user_row.npy"), np.load(self.folder / "movie.npy", mmap_mode="r")
+        target = self.examples().targets(torch.arange(len(movie))).numpy()
+        user = np.tile(user, len(movie) // len(user))
+        return user, movie, target if self.target == "click" else in_units(target, self.encoder.scale)
 
     def targets(self, split: str) -> torch.Tensor:
         """Targets of a split's rows (rows,) float32."""
-        rating = torch.from_numpy(np.load(self.ordered / "rating.npy", mmap_mode="r")[self.rows[split]])
-        return (rating >= CLICK_RATING).float() if self.target == "click" else rating
+        return self.examples().targets(torch.from_numpy(np.array(self.rows[split])))
 
     def past_ratings(self, split: str) -> np.ndarray:
         """How many ratings the user of each row has given before it (rows,)."""
-        return self.rows[split] - np.load(self.ordered / "start.npy", mmap_mode="r")[self.rows[split]]
+        start = np.load(self.ordered / "start.npy", mmap_mode="r")
+        position = self.rows[split] % len(start)
+        return position - start[position]
 
     def title(self, movie: int) -> str:
         """Title of a movie id."""
-        return self.movies[self.encoder.movie_ids[movie - FIRST_ID]][0] if movie >= FIRST_ID else "(new movie)"
+        return self.table.title(self.encoder.movie_ids[movie - FIRST_ID]) if movie >= FIRST_ID else "(new movie)"
 
     def best_possible(self) -> dict[str, float]:
         """Test metrics of the sample's planted expectations."""
-        rows = self.rows["test"]
-        order = time_order(read_ratings(raw_file(self.raw_folder, self.release.ratings_file, SOURCE), self.release))
+        assert isinstance(self.table, MovieLens)
+        rows, release = self.rows["test"], self.table.release
+        order = time_order(read_ratings(self.table.files[0], release))
         expected, click_probability = torch.from_numpy(np.load(self.raw_folder / "truth.npy")[order[rows]]).T
         if self.target == "click":
             return click_metrics(click_probability, self.targets("test"))
@@ -163,6 +193,7 @@ class MovieRatingDataModule(RecommendationDataModule):
         return HistoryDataset(
             self.ordered,
             self.folder,
+            self.encoder.scale,
             history_length=self.history_length,
             click=self.target == "click",
             use_ratings=self.history_ratings,
@@ -172,13 +203,12 @@ class MovieRatingDataModule(RecommendationDataModule):
         """Travels in every checkpoint, so that new rows can be scored with it alone."""
         return {
             "encoder": self.encoder.state_dict(),
-            "release": self.release.ratings_file,
             "history_length": self.history_length,
             "history_ratings": self.history_ratings,
             "start_from_biases": self.settings["start_from_biases"],
             "target": self.target,
             "ratings": self._ratings(),
-        }
+        } | self.table.state_dict()
 
     def _ratings(self) -> dict[str, torch.Tensor]:
         """What every user rated, in time order (raw ids), with each user's first row and features."""
@@ -189,45 +219,34 @@ class MovieRatingDataModule(RecommendationDataModule):
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
-def write_ordered(files: list[Path], release: Release, target: Path) -> None:
-    """All ratings in time order, as .npy columns, without those of movies or users that the other files do not know."""
-    print(f"Preparing {files[0].parent} ...", flush=True)
-    ratings = read_ratings(files[0], release)
-    known = np.isin(ratings["movie"], list(read_movies(files[1], release)))
-    dropped = {"ratings of unknown movies": int((~known).sum())}
-    if release.users_file:
-        known_user = np.isin(ratings["user"], list(read_users(files[2], release)))
-        dropped["ratings of unknown users"] = int((~known_user).sum())
-        known &= known_user
-    if not known.all():
-        print(f"Left out: {', '.join(f'{count:,} {what}' for what, count in dropped.items() if count)}.", flush=True)
-        ratings = {name: column[known] for name, column in ratings.items()}
-    check(
-        bool(known.any()),
-        f"{files[0]} has no rating of a movie of {files[1].name} by a known user; the files do not match.",
-    )
-    ordered = in_time_order(ratings)
-    for name, column in ordered.items():
+def write_ordered(table: MovieLens | Interactions, target: Path) -> None:
+    """All ratings in time order, as .npy columns."""
+    for name, column in in_time_order(table.read(target)).items():
         np.save(target / f"{name}.npy", column)
-    (target / "summary.json").write_text(json.dumps({"dropped": dropped}))
 
 
-def write_encoded(files: list[Path], release: Release, ordered_folder: Path, settings: dict, target: Path) -> None:
+def write_encoded(table: MovieLens | Interactions, ordered_folder: Path, settings: dict, target: Path) -> None:
     """Rows of the splits, the encoder fitted on the training rows, and what it makes of all rows."""
     ordered = {name: np.load(ordered_folder / f"{name}.npy", mmap_mode="r") for name in ORDERED}
-    movies = read_movies(files[1], release)
-    users = read_users(files[2], release) if release.users_file else {}
     rows = split_rows(ordered, settings["split"])
     check(
         all(map(len, rows.values())),
-        f"{files[0]}: the split {settings['split']!r} leaves no rows for "
+        f"{table.files[0]}: the split {settings['split']!r} leaves no rows for "
         f"{', '.join(name for name, part in rows.items() if not len(part))}; more ratings are needed.",
     )
-    for name, part in rows.items():
-        np.save(target / f"rows_{name}.npy", part)
-    encoder = MovieEncoder.fit(ordered, rows["train"], movies, users, settings["start_from_biases"])
-    for name, column in encoder.encode(ordered, users, settings["start_from_biases"]):
+    train = rows["train"]
+    negatives, biases = settings.get("negatives", 0), settings["start_from_biases"]
+    movies, users = table.movies(np.unique(ordered["movie"][train])), table.users(np.unique(ordered["user"][train]))
+    scale = table.scale(ordered["rating"][train])
+    encoder = MovieEncoder.fit(ordered, train, movies, users, scale, start_from_biases=biases, negatives=negatives)
+    for name, column in encoder.encode(ordered, users, biases):
+        if name == "movie" and negatives:
+            sampled = (ordered["user_row"], column, rows, encoder.num_movies, negatives, settings["seed"])
+            column = np.concatenate([column, sample_negatives(*sampled).ravel()])
         np.save(target / f"{name}.npy", column)
+    for name, part in rows.items():
+        examples = [part + len(ordered["user"]) * i for i in range(1 + negatives)]
+        np.save(target / f"rows_{name}.npy", np.concatenate(examples))
     (target / "encoder.json").write_text(json.dumps(encoder.state_dict()))
 
 
@@ -235,8 +254,8 @@ def main() -> None:
     """Download the raw files where there is no folder, and print what is in them."""
     ensure_dataset(DATASET, ARCHIVES)
     folder, _ = find_dataset(DATASET, None, SOURCE, movie_sample)
-    release = detect_release(folder, SOURCE)
-    ratings = in_time_order(read_ratings(raw_file(folder, release.ratings_file, SOURCE), release))
+    table = MovieLens(folder, SOURCE)
+    ratings = in_time_order(read_ratings(table.files[0], table.release))
     lengths = np.bincount(ratings["user_row"])
     print(
         f"{folder}: {len(ratings['rating']):,} ratings, mean {ratings['rating'].mean(dtype=np.float64):.4f}, of "

@@ -233,6 +233,11 @@ def main(file: str, name: str | None = None) -> None:
     if name is None:
         print(f"`python data/table_data.py {file} NAME` writes this to {data_root()}/NAME/{COLUMNS_FILE}.")
         return
+    write_columns_file(name, content)
+
+
+def write_columns_file(name: str, content: dict[str, Any]) -> None:
+    """Write DATA_ROOT/<name>/columns.json, which must not be there yet."""
     check(name == Path(name).name and not name.startswith("."), f"{name!r} is no name for a folder.")
     path = data_root() / name / COLUMNS_FILE
     check(not path.exists(), f"{path} is there already; edit it, or remove it to write it anew.")

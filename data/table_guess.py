@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,27 @@ EXAMPLES = 3
 TIME_WHY = "not an input; orders the rows"
 
 
-def guess_table(path: Path) -> tuple[dict[str, Any], str]:
-    """Content of a columns.json for a file or a folder of parts, and the guess as a table for the terminal.
+@dataclass(frozen=True)
+class Inspection:
+    """The first rows of a file: content of a columns.json without its columns, and a look at each column."""
 
-    Raises: UserError for a file that cannot be read as a table.
-    """
+    path: Path
+    content: dict[str, Any]
+    looks: dict[str, "Look"]
+    rows: int
+
+    def report(self, entries: dict[str, tuple]) -> str:
+        """The guess as a table for the terminal. entries: as Look.entry gives them, by column."""
+        lines = [
+            [name, entry["role"], kind, distinct, f"{missing:.1%}", examples, why]
+            for name, (entry, kind, distinct, missing, examples, why) in entries.items()
+        ]
+        table = pd.DataFrame(lines, columns=["column", "role", "type", "distinct", "missing", "examples", "why"])
+        return f"{self.path}: the first {self.rows:,} rows, {len(entries)} columns\n\n{table.to_string(index=False)}\n"
+
+
+def inspect(path: Path) -> Inspection:
+    """Look at a file or a folder of parts; UserError for a file that cannot be read as a table."""
     files = data_files(path)
     separator, names = first_names(files[0])
     check(len(names) > 1, f"{files[0]}: found one column only ({names[0][:80]!r}); is it a table with a header line?")
@@ -49,7 +66,22 @@ def guess_table(path: Path) -> tuple[dict[str, Any], str]:
         rows += len(block)
         if rows >= SAMPLE_ROWS:
             break
-    looks = {name: _Look(name, blocks, schema) for name in names}
+    content = {
+        "file": str(path.resolve()),
+        "separator": separator,
+        "header": True,
+        "missing": list(MISSING_TEXTS),
+    }
+    return Inspection(path, content, {name: Look(name, blocks, schema) for name in names}, rows)
+
+
+def guess_table(path: Path) -> tuple[dict[str, Any], str]:
+    """Content of a columns.json for a file or a folder of parts, and the guess as a table for the terminal.
+
+    Raises: UserError for a file that cannot be read as a table.
+    """
+    inspected = inspect(path)
+    looks = inspected.looks
     entries = {name: look.entry() for name, look in looks.items()}
     _choose_labels(entries, looks)
     times = [name for name, (entry, *_) in entries.items() if entry["role"] == "time"]
@@ -57,30 +89,16 @@ def guess_table(path: Path) -> tuple[dict[str, Any], str]:
         entries[name] = ({"role": "excluded"}, *entries[name][1:-1], "another time")
     inputs = ("categorical", "excluded")
     splits = [n for n, (entry, *_) in entries.items() if SPLIT_NAMES.fullmatch(n) and entry["role"] in inputs]
-    content: dict[str, Any] = {
-        "file": str(path.resolve()),
-        "separator": separator,
-        "header": True,
-        "missing": list(MISSING_TEXTS),
-        "split": None,
-        "columns": {name: entry for name, (entry, *_) in entries.items()},
-    }
-    report = pd.DataFrame(
-        [
-            [name, entry["role"], kind, distinct, f"{missing:.1%}", examples, why]
-            for name, (entry, kind, distinct, missing, examples, why) in entries.items()
-        ],
-        columns=["column", "role", "type", "distinct", "missing", "examples", "why"],
-    )
-    text = f"{path}: the first {rows:,} rows, {len(names)} columns\n\n{report.to_string(index=False)}\n"
+    columns = {name: entry for name, (entry, *_) in entries.items()}
+    text = inspected.report(entries)
     if splits:
         text += f'\nColumn {splits[0]!r} may be a split: see "split" in data/table_schema.py.\n'
-    if not any(entry["role"] == "label" for entry in content["columns"].values()):
+    if not any(entry["role"] == "label" for entry in columns.values()):
         text += '\nNo column looks like a label: give one the role "label" and "positive", a list of its texts.\n'
-    return content, text
+    return inspected.content | {"split": None, "columns": columns}, text
 
 
-class _Look:
+class Look:
     """One column of the first rows."""
 
     def __init__(self, name: str, blocks: list[Rows], schema: Schema):
@@ -110,9 +128,9 @@ class _Look:
             return {"role": "excluded"}, "constant"
         if self.is_list:
             return {"role": "categorical", "pooling": "mean"}, ""
-        if TIME_NAMES.fullmatch(self.name) and (kind == "number" or _are_dates(values)) and distinct > MANY_VALUES:
+        if TIME_NAMES.fullmatch(self.name) and (kind == "number" or are_dates(values)) and distinct > MANY_VALUES:
             return {"role": "time"}, TIME_WHY
-        if _are_dates(values):
+        if are_dates(values):
             return ({"role": "time"}, TIME_WHY) if distinct > MANY_VALUES else ({"role": "excluded"}, "dates")
         if WEIGHT_NAMES.fullmatch(self.name) and kind == "number":
             return {"role": "weight"}, "not an input"
@@ -146,11 +164,11 @@ class _Look:
         return None
 
 
-def _are_dates(values: list[str]) -> bool:
+def are_dates(values: list[str]) -> bool:
     return all(re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) for text in values[:1000])
 
 
-def _choose_labels(entries: dict[str, tuple], looks: dict[str, _Look]) -> None:
+def _choose_labels(entries: dict[str, tuple], looks: dict[str, Look]) -> None:
     """Make each two-valued column with a label's name, and one clearly positive text, a label."""
     for name, (_, kind, distinct, missing, examples, _) in entries.items():
         texts = list(looks[name].counts)

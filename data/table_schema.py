@@ -130,38 +130,35 @@ class Schema:
 
 
 Rule = tuple[Callable[[Any], bool], str]
-_is_text: Rule = (lambda v: type(v) is str, "a text")
-_is_name: Rule = (lambda v: type(v) is str and v != "", "a text that is not empty")
-_is_count: Rule = (lambda v: type(v) is int and 1 <= v <= LARGEST_COUNT, "an integer above 0")
-_is_texts: Rule = (
+IS_NAME: Rule = (lambda v: type(v) is str and v != "", "a text that is not empty")
+IS_COUNT: Rule = (lambda v: type(v) is int and 1 <= v <= LARGEST_COUNT, "an integer above 0")
+IS_TEXTS: Rule = (
     lambda v: type(v) is list and len(v) > 0 and all(type(text) is str for text in v),
     'a list of texts, such as ["0"]',
 )
 
 
-def _one_of(values: tuple[str, ...]) -> Rule:
+def one_of(values: tuple[str, ...]) -> Rule:
     return lambda v: v in values, f"one of {', '.join(map(json.dumps, values))}"
 
 
 # what an entry may hold, by role
 ENTRY_RULES: dict[str, dict[str, Rule]] = {
-    "label": {"positive": _is_texts, "negative": _is_texts, "task": _is_name},
-    "dense": {"transform": _one_of(DENSE_TRANSFORMS), "type": _one_of(("number", "integer"))},
+    "label": {"positive": IS_TEXTS, "negative": IS_TEXTS, "task": IS_NAME},
+    "dense": {"transform": one_of(DENSE_TRANSFORMS), "type": one_of(("number", "integer"))},
     "categorical": {
-        "type": _one_of(TYPES),
-        "separator": _is_name,
-        "pooling": _one_of(POOLINGS),
-        "hash_size": _is_count,
-        "min_count": _is_count,
+        "type": one_of(TYPES),
+        "separator": IS_NAME,
+        "pooling": one_of(POOLINGS),
+        "hash_size": IS_COUNT,
+        "min_count": IS_COUNT,
     },
     **{role: {} for role in ("time", "weight", "kept", "excluded")},
 }
 FILE_RULES: dict[str, Rule] = {
-    "file": _is_name,
+    "file": IS_NAME,
     "files": (
-        lambda v: (
-            type(v) is dict and {"train", "test"} <= v.keys() <= set(SPLITS) and all(map(_is_name[0], v.values()))
-        ),
+        lambda v: type(v) is dict and {"train", "test"} <= v.keys() <= set(SPLITS) and all(map(IS_NAME[0], v.values())),
         'a dict of the files "train", "test" and, if there is one, "val"',
     ),
     "separator": (lambda v: type(v) is str and len(v) == 1 and v not in '"\r\n', "one character"),
@@ -180,9 +177,28 @@ FILE_RULES: dict[str, Rule] = {
 def _is_column_split(value: dict) -> bool:
     return (
         value.keys() == {"column", *SPLITS}
-        and _is_name[0](value["column"])
-        and all(_is_texts[0](value[name]) for name in SPLITS)
+        and IS_NAME[0](value["column"])
+        and all(IS_TEXTS[0](value[name]) for name in SPLITS)
     )
+
+
+def load_columns_file(path: Path) -> dict[str, Any]:
+    """The content of a columns.json, no entry of which is checked."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}. Correct it, or remove it and have it written again.") from error
+    check(type(content) is dict, f"{path}: found a {type(content).__name__}, expected a dict.")
+    return content
+
+
+def describes_interactions(content: dict[str, Any]) -> bool:
+    """Whether a columns.json names a user or an item, which no other table has."""
+    columns = content.get("columns")
+    entries = columns.values() if type(columns) is dict else ()
+    return any(type(entry) is dict and entry.get("role") in ("user", "item") for entry in entries)
 
 
 def read_columns_file(path: Path) -> tuple[Schema, dict[str, Path]]:
@@ -190,16 +206,9 @@ def read_columns_file(path: Path) -> tuple[Schema, dict[str, Path]]:
 
     Raises: UserError naming file and column of the first entry that is wrong.
     """
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is no JSON: {error}. Correct it, or write it again with data/table_data.py."
-        ) from error
-    check(type(content) is dict, f"{path}: found a {type(content).__name__}, expected a dict.")
-    _check_entries(content, FILE_RULES, str(path))
+    content = load_columns_file(path)
+    check(not describes_interactions(content), f"{path} describes interactions, which bst/train.py trains.")
+    check_entries(content, FILE_RULES, str(path))
     check(("file" in content) != ("files" in content), f'{path}: it needs either "file" or "files".')
     check("columns" in content, f'{path}: it has no "columns".')
     files = {"all": content["file"]} if "file" in content else content["files"]
@@ -217,10 +226,10 @@ def _schema(content: dict, path: Path) -> Schema:
         where = f"{path}, column {name!r}"
         check(
             type(entry) is dict and entry.get("role") in ROLES,
-            f'{where}: its "role" must be {_one_of(ROLES)[1]}.',
+            f'{where}: its "role" must be {one_of(ROLES)[1]}.',
         )
         options = {key: value for key, value in entry.items() if key != "role"}
-        _check_entries(options, ENTRY_RULES[entry["role"]], where, f' of a column of role "{entry["role"]}"')
+        check_entries(options, ENTRY_RULES[entry["role"]], where, f' of a column of role "{entry["role"]}"')
         if entry["role"] == "label":
             check("positive" in entry, f'{where}: a label needs "positive", a list of texts such as ["1"].')
             negative = tuple(entry["negative"]) if "negative" in entry else None
@@ -257,7 +266,7 @@ def _schema(content: dict, path: Path) -> Schema:
     return Schema(tuple(columns), tasks, missing=tuple(content.get("missing", [""])), split=split, **given)
 
 
-def _check_entries(content: dict, rules: dict[str, Rule], where: str, of: str = "") -> None:
+def check_entries(content: dict, rules: dict[str, Rule], where: str, of: str = "") -> None:
     for key, value in content.items():
         known = ", ".join(map(json.dumps, rules)) or "nothing but the role"
         check(key in rules, f"{where}: {key!r} is no entry{of}; it may hold {known}.")

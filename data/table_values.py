@@ -17,6 +17,10 @@ from data.table_schema import Column, Schema, Task
 LARGEST = float(np.finfo(np.float32).max)
 CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 SHOWN_LABELS = 8
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # in a second
+LAST_SECOND = 1e11  # the year 5138: greater numbers count something smaller than seconds
+SECONDS_EXPECTED = 'seconds since 1970 (where they are milliseconds, set the "unit" to "ms" in columns.json)'
+DATE_TYPES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))  # without and with an offset from UTC
 
 
 @dataclass(frozen=True)
@@ -192,10 +196,9 @@ def _expected_labels(task: Task, schema: Schema) -> str:
 def read_times(rows: Rows, column: Column) -> np.ndarray:
     """(N,) float64 in the order of time; UserError for what is neither a number nor a date."""
     array = _decoded(rows.columns[column.name])
-    for kind in (pa.float64(), pa.timestamp("us")):
-        try:
-            values = array.cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    for kind in (pa.float64(), *DATE_TYPES):
+        values = _cast(array, kind)
+        if values is None:
             continue
         values = values.cast(pa.int64()).cast(pa.float64()) if kind != pa.float64() else values
         times = values.to_numpy(zero_copy_only=False)
@@ -206,9 +209,41 @@ def read_times(rows: Rows, column: Column) -> np.ndarray:
     raise rows.error(row, column.name, "a number or a date such as 2014-05-31 23:59:00, as in the other rows")
 
 
-def _is_time(value: pa.Scalar) -> bool:
+def read_seconds(rows: Rows, column: Column, unit: str, scoring: bool = False) -> np.ndarray:
+    """(N,) float64 seconds since 1970, or whatever the numbers count; UserError. scoring: nan where not known."""
+    array = _decoded(rows.columns[column.name])
+    if unit != "date":
+        seconds = read_numbers(rows, column) / UNITS[unit]
+        expected = f"{unit} since 1970 (the unit is in columns.json)" if unit != "s" else SECONDS_EXPECTED
+    else:
+        expected = "a date such as 2014-05-31 23:59:00, not before 1970"
+        times = next((times for kind in DATE_TYPES if (times := _cast(array, kind)) is not None), None)
+        if times is None:
+            row = next((i for i, value in enumerate(array) if not _is_time(value)), 0)
+            raise rows.error(row, column.name, expected)
+        seconds = times.cast(pa.int64()).to_numpy(zero_copy_only=False) / UNITS["us"]
+    bad = ~((seconds >= 0) & (seconds < LAST_SECOND))
+    if scoring:
+        bad &= array.is_valid().to_numpy(zero_copy_only=False)
+    if bad.any():
+        raise rows.error(int(bad.argmax()), column.name, expected)
+    return seconds
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    if pa.types.is_integer(array.type) and pa.types.is_timestamp(kind):
+        return None  # pyarrow takes it for microseconds
     try:
-        value.cast(pa.timestamp("us"))
-        return True
+        return array.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return False
+        return None
+
+
+def _is_time(value: pa.Scalar) -> bool:
+    for kind in DATE_TYPES:
+        try:
+            value.cast(kind)
+            return True
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+    return False

@@ -135,7 +135,7 @@ SMALL_MODELS = {
     | {"dropout": 0.0, "batch_norm": False, "optimizer": OPTIMIZER},
     BST: {"num_movies": 6, "num_genres": 2, "user_cardinalities": [4, 3], "history_length": 3, "embedding_dim": 4}
     | {"num_heads": 2, "num_blocks": 1, "num_factors": 2, "hidden_units": [8], "dropout": 0.0, "target": "rating"}
-    | {"rating_range": [1.0, 5.0], "use_sequence": True, "optimizer": OPTIMIZER},
+    | {"rating_range": [1.0, 5.0], "rating_units": [0.0, 1.0], "use_sequence": True, "optimizer": OPTIMIZER},
 }
 ABSURD = [
     (DeepFM, {"hidden_units": [10**9]}, "hidden_units is"),

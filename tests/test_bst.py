@@ -26,6 +26,7 @@ SETTINGS = {
     "dropout": 0.0,
     "target": "rating",
     "rating_range": [1.0, 5.0],
+    "rating_units": [0.0, 1.0],
     "use_sequence": True,
 }
 

@@ -32,7 +32,7 @@ SCRIPTS = {
 # what a train.py gives beside its settings
 OF_THE_RUN = {CriteoDataModule: {"seed"}, CensusIncomeDataModule: {"seed"}, MovieRatingDataModule: {"seed"}}
 OF_THE_RUN |= {model: {"optimizer", "slots", "pooling"} for _, model in SCRIPTS.values()}
-OF_THE_RUN |= {BST: {"optimizer", "history_length", "target", "rating_range"}}
+OF_THE_RUN |= {BST: {"optimizer", "history_length", "target", "rating_range", "rating_units"}}
 
 
 def groups(script: ModuleType) -> tuple[dict, ...]:

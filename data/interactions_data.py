@@ -1,0 +1,33 @@
+"""Interactions of your own: `python data/interactions_data.py FILE [NAME] [ITEMS] [USERS]` says what the columns are.
+
+A row of FILE says which user had to do with which item, when, and, if it is known, how it rated it. ITEMS and USERS
+are files with attributes, a row for each item or user; - for none. With NAME it writes DATA_ROOT/NAME/columns.json,
+which holds the paths of the files: correct it by hand, then set `dataset="NAME"` in bst/train.py. The files are CSV,
+TSV or Parquet, plain or .gz, or folders of such parts.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
+
+from common.errors import run_script
+from common.paths import data_root
+from data.interactions_guess import guess_interactions
+from data.table_data import write_columns_file
+from data.table_schema import COLUMNS_FILE
+
+
+def main(file: str, name: str | None = None, items: str = "-", users: str = "-") -> None:
+    """Inspect the files; with a name, write its columns.json."""
+    paths = [None if path == "-" else Path(path) for path in (items, users)]
+    content, report = guess_interactions(Path(file), *paths)
+    print(report)
+    if name is None:
+        print(f"`python data/interactions_data.py {file} NAME` writes this to {data_root()}/NAME/{COLUMNS_FILE}.")
+        return
+    write_columns_file(name, content)
+
+
+if __name__ == "__main__":
+    run_script(main, "FILE [NAME] [ITEMS] [USERS]")

@@ -1,0 +1,139 @@
+"""What the columns of an interactions file are: a row says that a user had to do with an item, when, and how it rated.
+
+DATA_ROOT/<name>/columns.json describes it: `python data/interactions_data.py FILE NAME` writes it, a human edits it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import check
+from data.table_schema import (
+    ENTRY_RULES,
+    FILE_RULES,
+    TYPES,
+    Column,
+    Rule,
+    Schema,
+    Task,
+    check_entries,
+    load_columns_file,
+    one_of,
+)
+from data.table_values import UNITS
+
+KEYS = ("user", "item")
+UNIT_NAMES = (*UNITS, "date")
+IS_NUMBER: Rule = (lambda v: type(v) in (int, float), "a number")
+TABLE_RULES = {name: FILE_RULES[name] for name in ("file", "separator", "header", "missing", "columns")}
+IS_TABLE: Rule = (lambda v: v is None or type(v) is dict, 'null, or a dict with "file" and "columns"')
+ATTRIBUTES = {key: f"{key}_attributes" for key in KEYS}  # names of the entries that describe a second file
+INTERACTION_RULES: dict[str, dict[str, Rule]] = {
+    **{key: {"type": one_of(TYPES[:2])} for key in KEYS},
+    "time": {"unit": one_of(UNIT_NAMES)},
+    "rating": {"click_from": IS_NUMBER},
+    "kept": {},
+    "excluded": {},
+}
+# of a user or item; its number is cut into bins, of a user one cell holds one value
+ATTRIBUTE_RULES: dict[str, dict[str, dict[str, Rule]]] = {
+    key: {key: {"type": one_of(TYPES[:2])}, "categorical": rules, "dense": {}, "excluded": {}}
+    for key, rules in (
+        ("user", {"type": one_of(TYPES[:2])}),
+        ("item", {name: ENTRY_RULES["categorical"][name] for name in ("type", "separator")}),
+    )
+}
+
+
+@dataclass(frozen=True)
+class AttributeTable:
+    """A file with a row for each user or item. key: the column with its id; the inputs of the schema are attributes."""
+
+    path: Path
+    schema: Schema
+    key: str
+
+
+@dataclass(frozen=True)
+class InteractionSchema:
+    """The columns of a file of interactions, by role. unit: of the times; click_from: ratings from it on are clicks."""
+
+    schema: Schema  # rating and time are "labels": read in training, and where they are there when rows are scored
+    user: str
+    item: str
+    time: str
+    unit: str
+    rating: str | None
+    click_from: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints and cache keys."""
+        return vars(self) | {"schema": self.schema.to_dict()}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "InteractionSchema":
+        """What to_dict gave. Raises: ValueError, or an error of Python's own, for values of other types."""
+        found = cls(**state | {"schema": Schema.from_dict(state["schema"])})
+        names = [found.user, found.item, found.time, *([found.rating] if found.rating is not None else [])]
+        if len(set(names)) < len(names) or not set(names) <= set(found.schema.names) or found.unit not in UNIT_NAMES:
+            raise ValueError("interactions whose columns are not described")
+        return found
+
+
+def read_interactions_file(path: Path) -> tuple[Path, InteractionSchema, dict[str, AttributeTable]]:
+    """Data file, its columns, and the second files by key of a columns.json.
+
+    Raises: UserError naming file and column of the first entry that is wrong.
+    """
+    content = load_columns_file(path)
+    rules = TABLE_RULES | dict.fromkeys(ATTRIBUTES.values(), IS_TABLE)
+    check_entries(content, rules, str(path))
+    schema = _schema(content, INTERACTION_RULES, str(path))
+    names = {role: [column.name for column in schema.of_role(role)] for role in INTERACTION_RULES}
+    for role in ("user", "item", "time", "rating"):
+        check(len(names[role]) <= 1, f'{path}: more than one column has the role "{role}".')
+        check(bool(names[role]) or role == "rating", f'{path}: no column has the role "{role}".')
+    (user,), (item,), (time,), rating = names["user"], names["item"], names["time"], names["rating"]
+    entries = content["columns"]
+    unit = entries[time].get("unit")
+    check(unit is not None, f'{path}, column {time!r}: a time needs "unit", {one_of(UNIT_NAMES)[1]}.')
+    roles = {"user": "categorical", "item": "categorical", "time": "label", "rating": "label"}
+    columns = [Column(c.name, roles.get(c.role, c.role), c.type) for c in schema.columns]
+    tasks = {name: Task(name, ()) for name in (time, *rating)}
+    schema = Schema(tuple(columns), tasks, schema.separator, schema.header, missing=schema.missing)
+    attributes = {}
+    for key, name in ATTRIBUTES.items():
+        if content.get(name):
+            attributes[key] = _attribute_table(content[name], key, f"{path}, {name}", path.parent)
+    file = path.parent / Path(content["file"]).expanduser()
+    click_from = entries[rating[0]].get("click_from") if rating else None
+    return file, InteractionSchema(schema, user, item, time, unit, next(iter(rating), None), click_from), attributes
+
+
+def _attribute_table(content: dict[str, Any], key: str, where: str, folder: Path) -> AttributeTable:
+    check_entries(content, TABLE_RULES, where)
+    schema = _schema(content, ATTRIBUTE_RULES[key], where)
+    keys = [column.name for column in schema.of_role(key)]
+    check(len(keys) == 1, f'{where}: one column must have the role "{key}"; {len(keys)} have it.')
+    check(bool(schema.inputs), f"{where}: no column is an attribute.")
+    columns = [Column(c.name, "categorical", c.type) if c.name == keys[0] else c for c in schema.columns]
+    schema = Schema(tuple(columns), {}, schema.separator, schema.header, missing=schema.missing)
+    return AttributeTable(folder / Path(content["file"]).expanduser(), schema, keys[0])
+
+
+def _schema(content: dict[str, Any], rules: dict[str, dict[str, Rule]], where: str) -> Schema:
+    """The columns with their roles as they are in the file."""
+    for name in ("file", "columns"):
+        check(name in content, f'{where}: it has no "{name}".')
+    columns = []
+    for name, entry in content["columns"].items():
+        of = f"{where}, column {name!r}"
+        check(
+            type(entry) is dict and entry.get("role") in rules, f'{of}: its "role" must be {one_of(tuple(rules))[1]}.'
+        )
+        options = {key: value for key, value in entry.items() if key != "role"}
+        check_entries(options, rules[entry["role"]], of, f' of a column of role "{entry["role"]}"')
+        options = {key: value for key, value in options.items() if key in ("type", "separator")}
+        columns.append(Column(name, entry["role"], **options))
+    given = {key: content[key] for key in ("separator", "header") if key in content}
+    return Schema(tuple(columns), {}, missing=tuple(content.get("missing", [""])), **given)

@@ -1,0 +1,75 @@
+"""The best items for users, by a checkpoint of BST: `python recommend.py CHECKPOINT USERS N [OUT.csv]`.
+
+USERS is a file with the column of users, in the format of the training set (of MovieLens, lines that begin with a
+user); - is standard input. Each user gets the N items of the training rows that it has not rated and that the model
+rates highest, as rows user, item, score, the best first. The checkpoint is enough: it knows what users rated. With
+HISTORY_FROM_FILE in predict.py, USERS has rows as predict.py takes them: they are the history of a user whom the
+checkpoint does not know, and what they rate is left out.
+"""
+
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bst.top_items import top_items
+from common.errors import check, run_script
+from predict import (
+    HISTORY_FROM_FILE,
+    csv_rows,
+    histories_of,
+    load,
+    name_of,
+    open_input,
+    open_output,
+    predict_batch,
+    reading,
+)
+
+
+def recommend(
+    checkpoint: str | Path,
+    raw: str | Path,
+    count: int,
+    output: str | Path | None = None,
+    *,
+    history_from_file: bool = HISTORY_FROM_FILE,
+) -> dict[str, Any]:
+    """Write the `count` best items of each user in `raw`, in the order of the file; arguments as of `predict`.
+
+    Returns users, rows and seconds.
+    """
+    model, preprocessor = load(checkpoint)
+    histories = histories_of(preprocessor, checkpoint)
+    histories.history_from_file = history_from_file
+    rows, begin, score = 0, time.perf_counter(), partial(predict_batch, model)
+    with open_input(raw) as (stream, file):
+        inputs = {checkpoint: os.stat(checkpoint), name_of(raw): os.fstat(file.fileno())}
+        with open_output(output, inputs) as out:
+            with reading(raw):
+                users = dict.fromkeys(user for part in histories.users_of(stream, name_of(raw)) for user in part)
+            out.write(csv_rows([[name] for name in (*histories.names, *histories.columns)])[0] + "\n")
+            for user in tqdm(users, desc="Scoring", unit="user", delay=2):
+                for item, value in top_items(score, histories, user, count):
+                    out.write(
+                        csv_rows([[histories.text(0, user)], [histories.text(1, item)], [f"{value:.9g}"]])[0] + "\n"
+                    )
+                    rows += 1
+    return {"users": len(users), "rows": rows, "seconds": time.perf_counter() - begin}
+
+
+def main(checkpoint: str, raw: str, count: str, output: str | None = None) -> None:
+    """Write the best items; what was done goes to standard error."""
+    check(count.isdecimal() and 0 < int(count) < 10**6, f"found {count!r}, expected the number of items for each user.")
+    torch.set_num_threads(os.cpu_count() or 1)
+    found = recommend(checkpoint, raw, int(count), output)
+    print(f"{found['rows']:,} items for {found['users']:,} users in {found['seconds']:.1f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main, "CHECKPOINT USERS N [OUT.csv]")
