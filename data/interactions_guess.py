@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 
 from data.interactions_schema import ATTRIBUTE_RULES, ATTRIBUTES
-from data.table_guess import Inspection, Look, are_dates, inspect
+from data.table_guess import MANY_VALUES, Inspection, Look, are_dates, inspect
 from data.table_values import LAST_SECOND, UNITS, parse_number
 
 NAMES = {  # of columns, in whatever they are written with
     "user": re.compile(r"user|customer|member|client|visitor|reader|viewer|buyer|subscriber|session|uid", re.I),
     "item": re.compile(r"item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|iid", re.I),
-    "time": re.compile(r"time|date|when|day|hour|_at$|ts$", re.I),
+    "time": re.compile(r"time|date|when|day|hour|\bat\b|_at$|ts$", re.I),
     "rating": re.compile(r"rating|rate|stars?|score|grade|vote|points", re.I),
 }
+FIRST_SECOND, END_SECOND = 631_152_000, 2_524_608_000  # 1990 to 2050, of numbers that are taken for times
 Entries = dict[str, tuple[dict, str, int, float, str, str]]  # by column, as Look.entry gives them
 
 
@@ -51,7 +52,8 @@ def _find(role: str, inspected: Inspection, entries: Entries) -> str | None:
     free = [name for name, (entry, *_) in entries.items() if entry["role"] == "excluded"]
     looks = inspected.looks
     if role == "time":
-        return next((name for name in free if _is_time(looks[name])), None)
+        timely = sorted(filter(lambda name: _is_time(looks[name]), free), key=lambda name: not NAMES[role].search(name))
+        return next(iter(timely), None)
     named = [name for name in free if NAMES[role].search(name)]
     if role == "rating":
         return next((name for name in named if _is_number(looks[name])), None)
@@ -64,8 +66,16 @@ def _is_number(look: Look) -> bool:
 
 
 def _is_time(look: Look) -> bool:
+    """Dates, numbers of a column whose name says so, or numbers that are moments of our time in some unit."""
     values = list(look.counts)
-    return bool(values) and (are_dates(values) or (_is_number(look) and bool(NAMES["time"].search(look.name))))
+    if not _is_number(look):
+        return bool(values) and are_dates(values)
+    if NAMES["time"].search(look.name):
+        return True
+    numbers = [float(text) for text in values]
+    return len(values) > MANY_VALUES and any(
+        FIRST_SECOND < min(numbers) / count and max(numbers) / count < END_SECOND for count in UNITS.values()
+    )
 
 
 def _entry(role: str, look: Look) -> tuple[dict[str, Any], str]:

@@ -78,7 +78,7 @@ def test_what_comes_later_changes_nothing(tmp_path, lines):
         changed["time"][row + 1 :] += 1000
         folder = tmp_path / "changed"
         folder.mkdir(exist_ok=True)
-        for name, column in data.encoder.encode(changed, data.users, start_from_biases=True):
+        for name, column in data.encoder.encode(changed, data.table.users([]), start_from_biases=True):
             np.save(folder / f"{name}.npy", column)
         examples = data.examples()
         examples.paths = [folder / path.name if (folder / path.name).exists() else path for path in examples.paths]
@@ -227,7 +227,7 @@ def test_the_sample_is_as_it_should_be(tmp_path):
     data = open_data(tmp_path / "ml-1m", history_length=20)
     assert data.is_sample and data.encoder.user_cardinalities[1:] == [3, 8, 22]
     assert 0.55 < data.best_possible()["rmse"] < 0.7
-    assert any("é" in title for title, _ in data.movies.values())
+    assert any("é" in title for title, _ in data.table.titles.values())
 
 
 @pytest.mark.real_data("ml-1m")
