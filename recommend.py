@@ -10,6 +10,7 @@ checkpoint does not know, and what they rate is left out.
 import os
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,23 @@ import torch
 from tqdm import tqdm
 
 from bst.top_items import top_items
+from common.data.parallel import ordered_map
 from common.errors import check, run_script
 from predict import (
     HISTORY_FROM_FILE,
     csv_rows,
     histories_of,
-    load,
+    load_several,
+    mean_prediction,
     name_of,
     open_input,
     open_output,
-    predict_batch,
     reading,
 )
 
 
 def recommend(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Sequence[str | Path],
     raw: str | Path,
     count: int,
     output: str | Path | None = None,
@@ -44,21 +46,23 @@ def recommend(
 
     Returns users, rows and seconds.
     """
-    model, preprocessor = load(checkpoint)
-    histories = histories_of(preprocessor, checkpoint)
+    checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    models, preprocessor = load_several(checkpoints)
+    histories = histories_of(preprocessor, checkpoints[0])
     histories.history_from_file = history_from_file
-    rows, begin, score = 0, time.perf_counter(), partial(predict_batch, model)
+    rows, begin, score = 0, time.perf_counter(), partial(mean_prediction, models)
     with open_input(raw) as (stream, file):
-        inputs = {checkpoint: os.stat(checkpoint), name_of(raw): os.fstat(file.fileno())}
+        inputs: dict[str | Path, os.stat_result] = {path: os.stat(path) for path in checkpoints}
+        inputs[name_of(raw)] = os.fstat(file.fileno())
         with open_output(output, inputs) as out:
             with reading(raw):
                 users = dict.fromkeys(user for part in histories.users_of(stream, name_of(raw)) for user in part)
             out.write(csv_rows([[name] for name in (*histories.names, *histories.columns)])[0] + "\n")
-            for user in tqdm(users, desc="Scoring", unit="user", delay=2):
-                for item, value in top_items(score, histories, user, count):
-                    out.write(
-                        csv_rows([[histories.text(0, user)], [histories.text(1, item)], [f"{value:.9g}"]])[0] + "\n"
-                    )
+            best = ordered_map(lambda user: top_items(score, histories, user, count), users)
+            for user, items in zip(users, tqdm(best, "Scoring", len(users), unit="user", delay=2), strict=True):
+                for item, value in items:
+                    cells = histories.text(0, user), histories.text(1, item), f"{value:.9g}"
+                    out.write(csv_rows([[cell] for cell in cells])[0] + "\n")
                     rows += 1
     return {"users": len(users), "rows": rows, "seconds": time.perf_counter() - begin}
 
@@ -66,7 +70,7 @@ def recommend(
 def main(checkpoint: str, raw: str, count: str, output: str | None = None) -> None:
     """Write the best items; what was done goes to standard error."""
     check(count.isdecimal() and 0 < int(count) < 10**6, f"found {count!r}, expected the number of items for each user.")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(1)  # users are scored in threads; more within a batch would only get in their way
     found = recommend(checkpoint, raw, int(count), output)
     print(f"{found['rows']:,} items for {found['users']:,} users in {found['seconds']:.1f} s", file=sys.stderr)
 

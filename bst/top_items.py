@@ -1,6 +1,6 @@
 """The items that a model expects users to rate highest, among those that they have not rated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ CHUNK_ITEMS = 8192  # scored at a time
 
 def top_items(
     score: Callable[[list[Tensor]], Tensor], preprocessor: HistoryPreprocessor, user: int, count: int
-) -> Iterator[tuple[int, float]]:
+) -> list[tuple[int, float]]:
     """The best items of a user and their scores, the best first; of equal scores the one that sorts first.
 
     score: inputs of N rows -> (N, 1).
@@ -26,4 +26,4 @@ def top_items(
         items, scores = np.concatenate([best[0], items]), np.concatenate([best[1], scores])
         order = np.argsort(-scores, kind="stable")[:count]
         best = items[order], scores[order]
-    return zip(best[0].tolist(), best[1].tolist(), strict=True)
+    return list(zip(best[0].tolist(), best[1].tolist(), strict=True))

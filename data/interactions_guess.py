@@ -74,7 +74,7 @@ def _is_time(look: Look) -> bool:
         return True
     numbers = [float(text) for text in values]
     return len(values) > MANY_VALUES and any(
-        FIRST_SECOND < min(numbers) / count and max(numbers) / count < END_SECOND for count in UNITS.values()
+        min(numbers) / count > FIRST_SECOND and max(numbers) / count < END_SECOND for count in UNITS.values()
     )
 
 

@@ -149,13 +149,18 @@ class MovieEncoder:
         return FIRST_ID + len(self.movie_ids)
 
     @property
+    def num_genres(self) -> int:
+        """Number of the values of all attributes; 1 without any, for torch's layers take no width of 0."""
+        return max(1, len(self.genres))
+
+    @property
     def user_cardinalities(self) -> list[int]:
         """Number of ids of the user itself, then of each of its features."""
         return [FIRST_ID + len(self.user_ids), *(1 + len(values) for values in self.feature_values)]
 
     def genre_shares(self, attributes: Attributes) -> Tensor:
         """(movie ids, genres): 1 / number of its genres for each genre of a movie; of further attributes the same."""
-        shares = torch.zeros(self.num_movies, len(self.genres))
+        shares = torch.zeros(self.num_movies, self.num_genres)
         columns = {genre: column for column, genre in enumerate(self.genres)}
         for row, number in enumerate(self.movie_ids, FIRST_ID):
             for values in attributes.get(number, ()):

@@ -132,7 +132,7 @@ class MovieRatingDataModule(RecommendationDataModule):
 
     @property
     def num_genres(self) -> int:
-        return len(self.encoder.genres)
+        return self.encoder.num_genres
 
     @property
     def user_cardinalities(self) -> list[int]:

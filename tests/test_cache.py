@@ -1,6 +1,7 @@
 """The key of a cache holds all that decides its content; damage to an entry is noticed."""
 
 import inspect
+import json
 import os
 import sys
 import threading
@@ -54,6 +55,7 @@ SETTINGS = {
     },
 }
 OF_LOADING = {"dataset", "data_root", "batch_size", "seed", "num_workers"}  # the same rows, in other batches
+OF_LOADING |= {"negatives"}  # of data without ratings alone: tests/test_interactions.py
 # they open and check; what they change in the arrays is an error
 HARMLESS = [common.errors, common.files, common.data.cache, common.data.parallel, common.data.raw_files]
 MODULES = {
@@ -63,11 +65,25 @@ MODULES = {
 }
 
 
+def write_interactions(folder: Path, lines: list[tuple[int, ...]]) -> None:
+    """Without ratings, with an attribute of items."""
+    folder.mkdir()
+    rows = "".join(f"{user},{item},{time}\n" for user, item, _, time in lines)
+    (folder / "log.csv").write_text(f"user,item,time\n{rows}")
+    items = "".join(f"{item},{item / 7}\n" for item in {line[1] for line in lines})
+    (folder / "items.csv").write_text(f"item,price\n{items}")
+    columns = {"user": {"role": "user"}, "item": {"role": "item"}, "time": {"role": "time", "unit": "s"}}
+    attributes = {"file": "items.csv", "columns": {"item": {"role": "item"}, "price": {"role": "dense"}}}
+    content = {"file": "log.csv", "columns": columns, "item_attributes": attributes}
+    (folder / "columns.json").write_text(json.dumps(content))
+
+
 @pytest.fixture
 def root(tmp_path, rng) -> Path:
     """DATA_ROOT with a few raw rows of each kind."""
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 300))
     write_1m(tmp_path / "ml-1m", make_ratings(rng, users=30))
+    write_interactions(tmp_path / "mine", make_ratings(rng, users=30))
     (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
     return tmp_path
 
@@ -108,8 +124,10 @@ def test_settings_that_change_the_arrays_have_a_cache_of_their_own(arrays, modul
             assert same(after, alone[second]), f"{name} = {second!r} after {first!r}"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_the_code_that_computes_is_part_of_the_key(root, tmp_path, monkeypatch, module):
+@pytest.mark.parametrize(
+    ("module", "changed"), [*((module, {}) for module in MODULES), (MovieRatingDataModule, {"dataset": "mine"})]
+)
+def test_the_code_that_computes_is_part_of_the_key(root, tmp_path, monkeypatch, module, changed):
     """All functions of the repo that a build calls are of modules whose text is in the key."""
     calls = []
 
@@ -139,7 +157,7 @@ def test_the_code_that_computes_is_part_of_the_key(root, tmp_path, monkeypatch, 
 
     monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "output"))
     monkeypatch.setattr(MODULES[module], "build_once", traced)
-    module(**DEFAULTS[module] | {"data_root": str(root)}, seed=0).setup()
+    module(**DEFAULTS[module] | {"data_root": str(root)} | changed, seed=0).setup()
     assert calls
 
 
