@@ -169,7 +169,7 @@ FILE_RULES: dict[str, Rule] = {
         'null (as DATA["split"] says), {"by": "time"}, {"by": "random"} or '
         '{"column": ..., "train": [...], "val": [...], "test": [...]}',
     ),
-    "group": (lambda v: v is None or _is_name[0](v), "null or the name of a column"),
+    "group": (lambda v: v is None or IS_NAME[0](v), "null or the name of a column"),
     "columns": (lambda v: type(v) is dict and len(v) > 0, "a dict with an entry for each column"),
 }
 
