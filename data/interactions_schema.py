@@ -17,6 +17,7 @@ from data.table_schema import (
     Schema,
     Task,
     check_entries,
+    describes_interactions,
     load_columns_file,
     one_of,
 )
@@ -86,6 +87,11 @@ def read_interactions_file(path: Path) -> tuple[Path, InteractionSchema, dict[st
     Raises: UserError naming file and column of the first entry that is wrong.
     """
     content = load_columns_file(path)
+    check(
+        describes_interactions(content),
+        f'{path}: no column has the role "user" or "item"; bst/train.py trains on interactions, which '
+        "`python data/interactions_data.py FILE NAME` describes.",
+    )
     rules = TABLE_RULES | dict.fromkeys(ATTRIBUTES.values(), IS_TABLE)
     check_entries(content, rules, str(path))
     schema = _schema(content, INTERACTION_RULES, str(path))
@@ -129,7 +135,8 @@ def _schema(content: dict[str, Any], rules: dict[str, dict[str, Rule]], where: s
     for name, entry in content["columns"].items():
         of = f"{where}, column {name!r}"
         check(
-            type(entry) is dict and entry.get("role") in rules, f'{of}: its "role" must be {one_of(tuple(rules))[1]}.'
+            type(entry) is dict and entry.get("role") in tuple(rules),
+            f'{of}: its "role" must be {one_of(tuple(rules))[1]}.',
         )
         options = {key: value for key, value in entry.items() if key != "role"}
         check_entries(options, rules[entry["role"]], of, f' of a column of role "{entry["role"]}"')

@@ -14,15 +14,19 @@ import torch
 
 from bst.bst import BST
 from bst.train import DATA, MODEL, OPTIMIZER, train
+from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from data.history_preprocessor import HistoryPreprocessor
 from data.interactions_guess import guess_interactions
 from data.interactions_preprocessor import history_preprocessor
 from data.movie_history import FIRST_ID, OOV, PADDING
 from data.movie_rating_seq import MovieRatingDataModule
+from deepfm.train import train as train_deepfm
 from predict import load, predict, predict_batch
 from recommend import recommend
 from tests.movie_rows import make_ratings, write_1m
+from tests.test_bad_checkpoints import WRONG as WRONG_VALUES
+from tests.test_bad_checkpoints import places, replaced
 
 USER, ITEM, WHEN, STARS = "Customer, №", 'the "article"', "bought at", "stars (0-100)"
 START = 1_600_000_000
@@ -314,6 +318,36 @@ def test_a_wrong_entry_is_named(tmp_path, rng, change, message):
     (folder / "columns.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         open_data(tmp_path)
+
+
+def test_a_table_is_no_interactions_and_the_other_way_round(tmp_path, rng, outputs):
+    folder = write(tmp_path, make_rows(rng))
+    with pytest.raises(UserError, match=r"columns.json describes interactions, which bst/train.py trains"):
+        train_deepfm(dataset="mine", data_root=str(tmp_path))
+    columns = {USER: {"role": "categorical"}, "x": {"role": "label", "positive": ["1"]}}
+    (folder / "columns.json").write_text(json.dumps({"file": "log.csv", "columns": columns}))
+    with pytest.raises(
+        UserError, match=r'no column has the role "user" or "item"; bst.train.py trains on interactions'
+    ):
+        open_data(tmp_path)
+
+
+def test_wrong_values_anywhere_in_a_checkpoint(tmp_path, rng, outputs):
+    """Refused when it is read, or of no consequence."""
+    rows = make_rows(rng)
+    write(tmp_path, rows)
+    checkpoint = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)["checkpoint"]
+    content, refused, path = load_checkpoint(checkpoint), 0, tmp_path / "wrong.ckpt"
+    state = {"MovieRatingDataModule": content["MovieRatingDataModule"]}
+    for place in places(state):
+        for value in WRONG_VALUES[::4]:
+            MappedCheckpointIO().save_checkpoint(replaced(content, place, value), path)
+            try:
+                predict(path, tmp_path / "mine" / "log.csv", tmp_path / "out.csv")
+            except UserError as error:
+                refused += 1
+                assert str(path) in str(error) or "log.csv" in str(error)
+    assert refused > 40
 
 
 def test_targets_that_the_data_cannot_have(tmp_path, rng):
