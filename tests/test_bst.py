@@ -191,7 +191,8 @@ def test_starts_near_the_numbers_it_is_given():
 
 def test_ratings_of_another_scale():
     """From 0 to 100, spread over 4 as the model sees them: loss and predictions by the equation."""
-    model = BST(**SETTINGS | {"target": "rating", "rating_range": [0.0, 100.0], "rating_units": [-25.0, 25.0]})
+    scale = {"target": "rating", "rating_range": [0.0, 100.0], "rating_units": [-25.0, 25.0]}
+    model = make_model(**scale)
     logits, rating = torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0.0, 75.0, 100.0])
     assert model.loss(logits, rating).item() == pytest.approx((0 + 1 + 4) / 3)
     assert model.predict(logits).tolist() == [0.0, 50.0, 100.0]
