@@ -240,9 +240,18 @@ def write_encoded(table: MovieLens | Interactions, ordered_folder: Path, setting
     scale = table.scale(ordered["rating"][train])
     encoder = MovieEncoder.fit(ordered, train, movies, users, scale, start_from_biases=biases, negatives=negatives)
     for name, column in encoder.encode(ordered, users, biases):
-        if name == "movie" and negatives:
-            sampled = (ordered["user_row"], column, rows, encoder.num_movies, negatives, settings["seed"])
-            column = np.concatenate([column, sample_negatives(*sampled).ravel()])
+        if negatives and name == "movie":
+            assert isinstance(table, Interactions)
+            sampled = sample_negatives(
+                ordered["user_row"],
+                column,
+                rows,
+                encoder.num_movies,
+                count=negatives,
+                seed=settings["seed"],
+                names=table.ids["user"],
+            )
+            column = np.concatenate([column, sampled.ravel()])
         np.save(target / f"{name}.npy", column)
     for name, part in rows.items():
         examples = [part + len(ordered["user"]) * i for i in range(1 + negatives)]

@@ -154,7 +154,7 @@ def test_a_user_with_nearly_everything_gets_the_rest_and_with_everything_an_erro
     rows = [("a", f"i{n}", START + n, 0) for n in range(6)]
     rows += [("b", f"i{n}", START + n, 0) for n in range(5)] + [("c", f"i{n}", START + n, 0) for n in (5, 1, 2, 3)]
     write(tmp_path, rows, rating=False)
-    with pytest.raises(UserError, match="a user has every item of the training rows"):
+    with pytest.raises(UserError, match="user 'a' has every item of the training rows"):
         open_data(tmp_path)
     many = [("b", f"i{n}", START + n, 0) for n in range(199)] + [("c", f"i{n}", START + n, 0) for n in range(2, 202)]
     write(tmp_path, many, rating=False)
@@ -487,3 +487,25 @@ def test_resumed_and_cached(tmp_path, rng, outputs):
     content["missing"] = ["", "?"]
     (folder / "columns.json").write_text(json.dumps(content))
     assert open_data(tmp_path).ordered != before
+
+
+def test_users_of_movielens(tmp_path, rng, outputs):
+    """Lines that begin with a user; the best movies by scoring each that is left."""
+    ratings = make_ratings(rng, users=20)
+    write_1m(tmp_path / "ml", ratings)
+    checkpoint = train(dataset="ml", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)["checkpoint"]
+    model, preprocessor = load(checkpoint)
+    (tmp_path / "users").write_text("7\n9::3::5::978300760\n7\n")
+    assert recommend(checkpoint, tmp_path / "users", 3, tmp_path / "top.csv")["users"] == 2
+    expected = [("user", "movie")]
+    for user in (7, 9):
+        left = sorted(set(preprocessor.movie_ids.tolist()) - {row[1] for row in ratings if row[0] == user})
+        text = "".join(f"{user}::{movie}\n" for movie in left)
+        ((inputs, _),) = preprocessor.batches(io.BytesIO(text.encode()), "rows")
+        scores = predict_batch(model, inputs)[:, 0].tolist()
+        best = sorted(zip(left, scores, strict=True), key=lambda pair: -pair[1])[:3]
+        expected += [(str(user), str(movie)) for movie, _ in best]
+    assert [tuple(line.split(",")[:2]) for line in (tmp_path / "top.csv").read_text().splitlines()] == expected
+    (tmp_path / "users").write_text("7\nseven\n")
+    with pytest.raises(UserError, match="users, line 2: found 'seven', expected the id of a user"):
+        recommend(checkpoint, tmp_path / "users", 3)
