@@ -10,7 +10,8 @@ checkpoints of the same data, as other seeds give them, it writes the mean predi
     BST            user::movie[::rating[::timestamp]], with the separator of the training set (TAB in 100K, comma in
                    the CSV releases). The history is what the checkpoint knows of the user: of a rating that it knows,
                    what came before; else up to the timestamp; without one, all.
-                   Of interactions of your own: rows with user and item, rating and time if they are known.
+                   Of interactions of your own: rows with user and item, rating and time if they are known. With
+                   HISTORY_FROM_FILE, a user whom the checkpoint does not know has those of its rows that precede.
 OUT.csv (standard output, if not given) gets a header and one row per input row, in order. Where labels are known the
 predictions are scored against them; this, unseen categories and progress go to standard error.
 """
