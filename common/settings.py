@@ -71,7 +71,8 @@ RULES: dict[str, Rule] = {
     "optimizer": _one_of("adam", "adagrad", "sgd"),
     **dict.fromkeys(("learning_rate", "embedding_learning_rate"), RATE),
     "embedding_l2": WEIGHT,
-    "schedule": _one_of("linear", "plateau"),
+    "schedule": _one_of("linear", "cosine", "plateau"),
+    "warmup_steps": _integer(0, 2**31 - 1),
     # TRAINING
     **dict.fromkeys(("max_epochs", "validations_per_epoch", "patience"), COUNT),
     "seed": _integer(0, 2**32 - 1),

@@ -44,7 +44,8 @@ OPTIMIZER = dict(
     learning_rate=1e-3,
     embedding_learning_rate=3e-3,  # of the table, whose vectors start small and are stepped rarely
     embedding_l2=5e-3,  # on the table rows in a batch
-    schedule="linear",  # to 0 at the end of max_epochs; or "plateau": x 0.1 after a validation without improvement
+    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 where nothing improves
+    warmup_steps=0,  # in which the rate grows linearly, before the schedule
 )
 TRAINING = dict(
     max_epochs=2,

@@ -48,7 +48,8 @@ OPTIMIZER = dict(
     optimizer="adam",
     learning_rate=2e-3,
     embedding_l2=0.0,  # on the table rows in a batch
-    schedule="linear",  # to 0 at the end of max_epochs; or "plateau": x 0.1 after a validation without improvement
+    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 where nothing improves
+    warmup_steps=0,  # in which the rate grows linearly, before the schedule
 )
 TRAINING = dict(
     max_epochs=6,

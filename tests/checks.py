@@ -8,7 +8,7 @@ import torch
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.model.recommender import Recommender
 
-OPTIMIZER = {"optimizer": "adam", "learning_rate": 0.02, "embedding_l2": 0.0, "schedule": "plateau"}
+OPTIMIZER = {"optimizer": "adam", "learning_rate": 0.02, "embedding_l2": 0.0, "schedule": "plateau", "warmup_steps": 0}
 
 
 def build(model_class: type[Recommender], settings: dict, changes: dict) -> Recommender:

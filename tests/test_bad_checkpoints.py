@@ -129,7 +129,7 @@ def test_flipped_bytes_are_noticed_or_change_nothing(tmp_path, good, root, rng):
     assert refused > len(places) / 3
 
 
-OPTIMIZER = {"optimizer": "adam", "learning_rate": 1e-3, "embedding_l2": 0.0, "schedule": "linear"}
+OPTIMIZER = {"optimizer": "adam", "learning_rate": 1e-3, "embedding_l2": 0.0, "schedule": "linear", "warmup_steps": 0}
 SMALL_MODELS = {
     DeepFM: {"num_dense": 2, "cardinalities": [5, 6], "embedding_dim": 4, "hidden_units": [8]}
     | {"dropout": 0.0, "batch_norm": False, "optimizer": OPTIMIZER},

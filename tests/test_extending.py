@@ -23,7 +23,7 @@ from deepfm.train import train as train_deepfm
 from deepfm.train_events import train as train_events
 from predict import predict
 
-small = dict(max_epochs=1, validations_per_epoch=1, embedding_dim=2, hidden_units=(4,), schedule="cosine")
+small = dict(max_epochs=1, validations_per_epoch=1, embedding_dim=2, hidden_units=(4,), schedule="exponential")
 runs = [
     train_dcn(**small, num_cross_layers=1),
     train_deepfm(**small, label_smoothing=0.1),

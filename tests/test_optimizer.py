@@ -95,7 +95,7 @@ def test_touched_rows_sums_repetitions():
 
 def test_l2_reaches_the_tables_alone_and_only_with_adam():
     model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
-    settings = {"learning_rate": 1e-3, "embedding_l2": 0.5, "schedule": "linear"}
+    settings = {"learning_rate": 1e-3, "embedding_l2": 0.5, "schedule": "linear", "warmup_steps": 0}
     built = build_optimizer(model, 10, optimizer="adam", **settings)
     decay = {id(p): g["weight_decay"] for g in built["optimizer"].param_groups for p in g["params"]}
     assert decay == {id(p): 0.5 * (p is model["table"].weight) for p in model.parameters()}
@@ -107,10 +107,42 @@ def test_l2_reaches_the_tables_alone_and_only_with_adam():
 def test_linear_schedule_ends_at_zero_for_each_group(optimizer):
     model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
     rates = {"learning_rate": 0.1, "embedding_learning_rate": 0.4}
-    built = build_optimizer(model, 4, optimizer=optimizer, **rates, schedule="linear")
+    built = build_optimizer(model, 4, optimizer=optimizer, **rates, schedule="linear", warmup_steps=0)
     scheduler, found = built["lr_scheduler"]["scheduler"], []
     for _ in range(5):
         found.append([group["lr"] for group in built["optimizer"].param_groups])
         built["optimizer"].step()
         scheduler.step()
     assert found == [[0.1 * left, 0.4 * left] for left in (1, 0.75, 0.5, 0.25, 0)]
+
+
+def rates(schedule: str, warmup_steps: int, total_steps: int) -> list[float]:
+    """Rate of each step, of a base rate of 0.1."""
+    model = torch.nn.Linear(2, 1)
+    settings = {"optimizer": "sgd", "learning_rate": 0.1, "schedule": schedule, "warmup_steps": warmup_steps}
+    built = build_optimizer(model, total_steps, **settings)
+    found = []
+    for _ in range(total_steps):
+        found.append(built["optimizer"].param_groups[0]["lr"])
+        built["optimizer"].step()
+        if "lr_scheduler" in built:
+            built["lr_scheduler"]["scheduler"].step()
+    return found
+
+
+def test_cosine_is_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    peer = torch.optim.SGD([parameter], lr=0.1)
+    schedule, expected = torch.optim.lr_scheduler.CosineAnnealingLR(peer, 9), []
+    for _ in range(9):
+        expected.append(peer.param_groups[0]["lr"])
+        peer.step()
+        schedule.step()
+    assert rates("cosine", 0, 9) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "plateau"])
+def test_warm_up_grows_linearly_and_then_the_schedule_begins(schedule):
+    assert rates(schedule, 3, 8) == pytest.approx([0.025, 0.05, 0.075, *rates(schedule, 0, 5)])
+    with pytest.raises(UserError, match="warmup_steps is 8; the run has 8 steps"):
+        rates(schedule, 8, 8)

@@ -60,7 +60,7 @@ def interrupt(monkeypatch, where: object, name: str, call: int, by: type[BaseExc
     monkeypatch.setattr(where, name, wrapper)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "plateau"])
+@pytest.mark.parametrize("schedule", ["linear", "plateau with warm-up"])
 @pytest.mark.parametrize(
     ("where", "name", "call"),
     [
@@ -79,7 +79,7 @@ def interrupt(monkeypatch, where: object, name: str, call: int, by: type[BaseExc
     ],
 )
 def test_ends_the_same(start, monkeypatch, schedule, where, name, call):
-    start = partial(start, schedule=schedule)
+    start = partial(start, schedule=schedule.split()[0], **{"warmup_steps": 8} if "warm-up" in schedule else {})
     whole = start()
     with monkeypatch.context() as patch:
         interrupt(patch, where, name, call)
@@ -88,6 +88,12 @@ def test_ends_the_same(start, monkeypatch, schedule, where, name, call):
     resumed = start(resume=True)
     for key in ("test", "validation", "epochs", "baselines"):
         assert resumed[key] == whole[key], key
+
+
+@pytest.mark.parametrize("call", [4, 12])
+@pytest.mark.parametrize(("schedule", "warmup_steps"), [("linear", 8), ("cosine", 8)])
+def test_other_schedules_end_the_same(start, monkeypatch, schedule, warmup_steps, call):
+    test_ends_the_same(partial(start, warmup_steps=warmup_steps), monkeypatch, schedule, DeepFM, "training_step", call)
 
 
 @pytest.mark.parametrize("save", range(4, 15))
@@ -160,6 +166,7 @@ def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng, outputs,
         ("learning_rate", -1),
         ("embedding_learning_rate", 0.0),
         ("embedding_l2", -1.0),
+        ("warmup_steps", -1),
         ("dropout", 1.0),
         ("batch_size", 0),
         ("hidden_units", (8, 0)),

@@ -1,13 +1,14 @@
 """Optimizers for models with a large embedding table, of which a batch touches a small part."""
 
 from collections.abc import Callable
+from math import cos, pi
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.adam import adam
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LinearLR
 
 from common.errors import check
 from common.model.embedding import PackedEmbedding
@@ -66,6 +67,12 @@ class LazyAdam(torch.optim.Adam):
             table.index_copy_(0, rows, stepped)
 
 
+DECAYS: dict[str, Callable[[float], float]] = {  # factor of the learning rate, by the share of the steps that is done
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + cos(pi * done)) / 2,
+}
+
+
 def build_optimizer(
     model: nn.Module,
     total_steps: int | None,
@@ -75,14 +82,16 @@ def build_optimizer(
     embedding_learning_rate: float | None = None,
     embedding_l2: float = 0.0,
     schedule: str,
+    warmup_steps: int,
 ) -> OptimizerConfig | OptimizerLRSchedulerConfig:
     """Optimizer and learning rate schedule, as LightningModule.configure_optimizers returns them.
 
     optimizer: "adam" (LazyAdam), "adagrad" or "sgd". embedding_learning_rate: of the tables; None: learning_rate.
-    embedding_l2: on the table rows in a batch. schedule: "linear" (to 0 after total_steps) or "plateau" (see
-    PlateauSchedule).
+    embedding_l2: on the table rows in a batch. schedule: "linear" or "cosine" (to 0 after total_steps), or "plateau"
+    (see PlateauSchedule); before it, the rate grows linearly for warmup_steps.
 
-    Raises: UserError if embedding_l2 is set for an optimizer that cannot apply it to sparse gradients.
+    Raises: UserError if embedding_l2 is set for an optimizer that cannot apply it to sparse gradients, or the run has
+    no more steps than warmup_steps.
     """
     check(optimizer == "adam" or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")
     tables = [module.weight for module in model.modules() if isinstance(module, PackedEmbedding)]
@@ -97,7 +106,20 @@ def build_optimizer(
         built = LazyAdam(groups, fused=True)
     else:
         built = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[optimizer](groups)
+    if total_steps is not None:
+        check(
+            warmup_steps < total_steps, f"warmup_steps is {warmup_steps:,}; the run has {total_steps:,} steps in all."
+        )
     if schedule == "plateau" or total_steps is None:
-        return {"optimizer": built}
-    decay = LambdaLR(built, lambda step: 1 - step / total_steps)
-    return {"optimizer": built, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+        if not warmup_steps:
+            return {"optimizer": built}
+        # multiplies the rates as they are, which PlateauSchedule may have lowered
+        warmup = LinearLR(built, 1 / (warmup_steps + 1), total_iters=warmup_steps)
+        return {"optimizer": built, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return DECAYS[schedule]((step - warmup_steps) / (total_steps - warmup_steps))
+
+    return {"optimizer": built, "lr_scheduler": {"scheduler": LambdaLR(built, factor), "interval": "step"}}
