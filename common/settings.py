@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from pytorch_lightning.loggers import Logger
+
 from common.errors import check, shown
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -80,6 +82,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("devices", "num_nodes"), _integer(1, 128)),
     "strategy": _one_of("auto", "ddp", "ray"),
     **dict.fromkeys(("shard_table", "resume"), FLAG),
+    "start_from": _or_none(TEXT),
+    "logger": (
+        lambda value: value in ("csv", "tensorboard") or isinstance(value, Logger),
+        "'csv', 'tensorboard' or a logger of Lightning",
+    ),
     # SEARCH of tune_dlrm.py
     "space": (lambda value: type(value) is dict and len(value) > 0, "a dict of settings"),
     "fixed": (lambda value: type(value) is dict, "a dict of settings"),
@@ -119,12 +126,13 @@ class Settings:
 
     def changed(self, changes: Mapping[str, Any]) -> "Settings":
         """A copy with other values for some settings. Raises: UserError for an unknown name or a value out of range."""
-        known = self.flat()
+        groups = (self.data, self.model, self.optimizer, self.training)
+        known = {name: value for group in groups for name, value in group.items()}
         check_names(changes, list(known))
         check_settings(known | dict(changes))
-        groups = (self.data, self.model, self.optimizer, self.training)
         return Settings(*({name: changes.get(name, value) for name, value in group.items()} for group in groups))
 
     def flat(self) -> dict[str, Any]:
-        """All settings by name."""
-        return self.data | self.model | self.optimizer | self.training
+        """All settings by name; a logger of Lightning by the name of its class."""
+        flat = self.data | self.model | self.optimizer | self.training
+        return {name: type(value).__name__ if isinstance(value, Logger) else value for name, value in flat.items()}

@@ -189,6 +189,9 @@ class TableDataModule(RecommendationDataModule):
         """Travels in every checkpoint, so that new rows can be scored with it alone."""
         return self.encoder.state_dict() | {"tasks": self.tasks, "outputs": self.outputs}
 
+    def known_rows(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        return self.encoder.known_rows(TableEncoder.from_state(state))
+
     def describe(self) -> str:
         """Rows, shares of positive labels and fields, for a terminal."""
         rows = pd.DataFrame({"rows": self.summary["rows"]} | self.summary["positive"])

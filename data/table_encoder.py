@@ -236,6 +236,29 @@ class TableEncoder:
             start += field.slots
         return dense, ids
 
+    def known_rows(self, other: "TableEncoder") -> tuple[np.ndarray, np.ndarray]:
+        """Rows of a packed table whose values another encoder knows too, and their rows in a table of its.
+
+        Raises: ValueError if that one has other fields.
+        """
+        if [(f.name, f.source, f.hash_size) for f in self.fields] != [
+            (f.name, f.source, f.hash_size) for f in other.fields
+        ]:
+            raise ValueError("other fields")
+        rows, others, start, other_start = [], [], 0, 0
+        for ours, theirs in zip(self.fields, other.fields, strict=True):
+            if ours.hash_size:
+                found = other_found = np.arange(ours.cardinality)
+            else:
+                _, position, other_position = np.intersect1d(ours.keys, theirs.keys, True, return_indices=True)
+                unseen_and_missing = np.arange(FIRST_ID)
+                found = np.concatenate([unseen_and_missing, FIRST_ID + position])
+                other_found = np.concatenate([unseen_and_missing, FIRST_ID + other_position])
+            rows.append(start + found)
+            others.append(other_start + other_found)
+            start, other_start = start + ours.cardinality, other_start + theirs.cardinality
+        return np.concatenate(rows), np.concatenate(others)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint carries: plain values and tensors."""
         keys = [field.keys for field in self.fields]

@@ -25,6 +25,7 @@ class RecommendationDataModule(pl.LightningDataModule):
 
     is_sample: bool  # whether the rows are the built-in sample's
     rows: Mapping[str, Rows]  # row numbers of "train", "val" and "test"
+    cardinalities: list[int]  # ids of each field
     tasks: list[str]  # names of the targets, if there are several
 
     def __init__(self, *, dataset: str, data_root: str | None, batch_size: int, num_workers: int, seed: int):
@@ -48,6 +49,13 @@ class RecommendationDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         raise NotImplementedError
+
+    def known_rows(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the embedding table whose values an earlier state_dict() has too, and where they are there.
+
+        Raises: KeyError, TypeError or ValueError for a state of other columns.
+        """
+        raise TypeError("of such data the values of table rows are not compared")
 
     def read(self, rows: Rows | Sequence[int]) -> list[np.ndarray]:
         """Inputs and target of some rows, as arrays in memory."""

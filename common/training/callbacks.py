@@ -30,7 +30,7 @@ class MetricsLog(pl.Callback):
         self.seconds, self.samples = 0.0, 0  # of training, without validation and checkpoints
         self._begin = 0.0
         self._loss = torch.tensor(math.nan)
-        self.learning_rate = math.nan  # of the last step; of the tables it may be another
+        self.learning_rate, self.loss = math.nan, math.nan  # of the last step; the tables may have another rate
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
         if not self._begin:
@@ -58,9 +58,12 @@ class MetricsLog(pl.Callback):
                 f"{self.path.parent / 'checkpoints'}. A new run with a smaller learning_rate may help."
             )
         self.loss_sum += loss
+        self.loss = loss
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_index) -> None:
         self.batches += 1
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # Lightning sets it later
+            self._log(trainer, {"train_loss_step": self.loss, "learning_rate": self.learning_rate})
         self.samples += len(batch[-1]) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -73,6 +76,7 @@ class MetricsLog(pl.Callback):
         epoch = round(trainer.global_step / trainer.num_training_batches, 3)
         row = {"epoch": epoch, "step": trainer.global_step, "learning_rate": self.learning_rate, "train_loss": loss}
         self.rows.append(row | metrics)
+        self._log(trainer, {"train_loss": loss})  # Lightning logs the metrics
         self.loss_sum, self.batches = 0.0, 0
         if trainer.is_global_zero:
             with open(self.path, "w", newline="") as file:
@@ -85,6 +89,10 @@ class MetricsLog(pl.Callback):
             f"{self.samples_per_second:,.0f} samples/s",
             flush=True,
         )
+
+    def _log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, trainer.global_step)
 
     @property
     def samples_per_second(self) -> float:

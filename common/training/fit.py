@@ -31,10 +31,12 @@ from common.training.callbacks import (
     RelocatableCheckpoint,
     ResumableEarlyStopping,
 )
+from common.training.loggers import log_results, make_logger
 from common.training.plots import plot_learning_curves
 from common.training.precision import resolve_precision
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, check_unchanged
+from common.training.start_from import start_from
 
 PREDICTIONS = "test_predictions.npz"  # in the run's folder: prediction and target of each test row; baselines' by name
 CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
@@ -82,6 +84,7 @@ def fit_and_test(
     mode: Literal["min", "max"] = "min" if monitor.endswith(LOSSES) else "max"
     log = MetricsLog(folder)
     precision = resolve_precision(training["precision"], model, data.batch_size)
+    logger = make_logger(training["logger"], folder, resumes=last.exists())
     trainer = pl.Trainer(
         max_epochs=training["max_epochs"],
         val_check_interval=1 / training["validations_per_epoch"],
@@ -101,11 +104,13 @@ def fit_and_test(
         ],
         enable_progress_bar=_is_terminal(),
         **distributed_trainer_kwargs(training, MappedCheckpointIO()),
-        **QUIET_TRAINER,
+        **QUIET_TRAINER | {"logger": logger or False},
     )
     if trainer.is_global_zero:
         print_steps(training["max_epochs"], len(data.train_dataloader()), precision, data)
         remove_leftovers(last.parent)  # each as large as a checkpoint; the folder is this run's alone
+    if (source := training.get("start_from")) and not last.exists():
+        start_from(model, data, source)
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
     metrics = evaluate(model, data, training, best, test)
     prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
@@ -135,6 +140,8 @@ def fit_and_test(
         "versions": versions(),
     }
     if trainer.is_global_zero:
+        if logger := make_logger(training["logger"], folder, resumes=False):  # the first one would purge again
+            log_results(logger, results, settings, folder, trainer.global_step)
         write_json(folder / "results.json", results)
         if test:
             print_table(results, folder)

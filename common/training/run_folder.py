@@ -20,7 +20,7 @@ from common.settings import check_settings
 
 BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the folder
 # Settings that may change on resume; they affect at most the dropout masks
-NOT_COMPARED = ("resume", "num_workers", "devices", "num_nodes", "strategy", "shard_table")
+NOT_COMPARED = ("resume", "logger", "num_workers", "devices", "num_nodes", "strategy", "shard_table")
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
 
     Raises: UserError if a setting is out of range, that run had other settings, or the folder cannot be written.
     """
-    check_settings(settings)
+    check_settings({name: value for name, value in settings.items() if name != "logger"})  # which may be an object
     folder = folder or os.environ.get("RUN_FOLDER")
     # a Ray cluster restarts all workers, and needs the original error for that
     deaths = nullcontext() if settings.get("strategy") == "ray" else peer_failures_as_user_errors()

@@ -1,0 +1,41 @@
+"""What TRAINING["logger"] means: metrics.csv is always written; a logger of Lightning gets the same and more."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import image
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+from common.checkpoint import load_checkpoint
+from common.settings import Settings
+from common.training.run_folder import LAST_CHECKPOINT
+
+TENSORBOARD = "tensorboard"  # also the folder of its files, in that of the run
+
+
+def make_logger(setting: str | Logger, folder: Path, resumes: bool) -> Logger | None:
+    """The logger of a run. resumes: whether it goes on from the last checkpoint, so that later steps come again."""
+    if isinstance(setting, Logger):
+        return setting
+    if setting != TENSORBOARD:
+        return None
+    purge = {"purge_step": load_checkpoint(folder / LAST_CHECKPOINT)["global_step"] + 1} if resumes else {}
+    return TensorBoardLogger(folder, "", TENSORBOARD, default_hp_metric=False, **purge)
+
+
+def log_results(logger: Logger, results: dict[str, Any], settings: Settings, folder: Path, step: int) -> None:
+    """Settings, the metrics of the tested checkpoint, and the figures, where the logger takes images."""
+    metrics = {f"test_{name}": value for name, value in results.get("test", {}).items()}
+    metrics |= {f"best_val_{name}": value for name, value in results["validation"].items()}
+    hyperparameters = {name: value for name, value in settings.flat().items() if name != "logger"}
+    if isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(hyperparameters, metrics, step)  # its page of hyperparameters shows both
+    else:
+        logger.log_hyperparams(hyperparameters)
+        logger.log_metrics(metrics, step)
+    for path in sorted(folder.glob("*.png")):
+        if hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image(path.stem, [str(path)], step)
+        elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+            logger.experiment.add_image(path.stem, image.imread(path)[..., :3], step, dataformats="HWC")
+    logger.finalize("success")
