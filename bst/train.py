@@ -63,6 +63,7 @@ TRAINING = dict(
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
     strategy="auto",  # DDP for several processes; or "ray": processes of a Ray cluster
+    logger="csv",  # metrics.csv; or "tensorboard" too, in the run's folder; or any logger of Lightning
     resume=False,  # True: continue the newest unfinished run
 )
 

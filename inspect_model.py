@@ -1,0 +1,226 @@
+"""See what a model has learned: `python inspect_model.py CHECKPOINT [RAW_FILE]`.
+
+Writes the embeddings of FIELD with their raw values, the neighbours of VALUE and a picture of them. With RAW_FILE, rows
+with labels as predict.py takes them (best rows that the model was not trained on), also counts of the values in them
+and how much each column matters: by how much the loss rises when its values are shuffled over the rows. All is in
+runs/inspect_model/version_N. What the gates of MMoE and the attention of BST do is in gates.png and attention.png of
+the run itself.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bst.bst import BST
+from common.errors import check, run_script
+from common.model.recommender import Recommender
+from common.paths import output_root
+from common.training.run_folder import new_version_folder
+from data.movie_preprocessor import MoviePreprocessor
+from predict import Preprocessor, load, open_input, predict_batch
+
+FIELD = None  # a categorical column, or "user" or "movie"; None: the one with most values
+VALUE = None  # as it is in the raw file; None: the most frequent one
+FORMAT = "csv"  # of the embeddings; or "parquet"
+MAX_ROWS = 100_000  # of RAW_FILE that are looked at, the first ones
+REPEATS = 3  # shuffles of each column
+NEIGHBOURS, SHOWN_VALUES, NAMED_VALUES = 10, 1000, 25  # in the list; in the picture, and with a name there
+
+
+@dataclass
+class Embeddings:
+    """The values of a field, in order of id, and their vectors (values, D); counts (values,) where rows were read."""
+
+    field: str
+    values: list[str]
+    vectors: np.ndarray
+    counts: np.ndarray | None
+
+    def table(self) -> pd.DataFrame:
+        vectors = pd.DataFrame(self.vectors, columns=[f"v{i}" for i in range(self.vectors.shape[1])])
+        vectors.insert(0, "value", self.values)
+        if self.counts is not None:
+            vectors.insert(1, "count", self.counts)
+        return vectors
+
+    def neighbours(self, value: str) -> pd.DataFrame:
+        """The values whose vectors have the largest cosine with that of `value`."""
+        check(value in self.values, f"{self.field} has no value {value!r} with a vector of its own.")
+        unit = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
+        cosine = unit @ unit[self.values.index(value)]
+        nearest = [i for i in np.argsort(-cosine) if self.values[i] != value][:NEIGHBOURS]
+        return pd.DataFrame({"value": [self.values[i] for i in nearest], "cosine": cosine[nearest]})
+
+
+def inspect(checkpoint: str | Path, raw: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Returns what was found, and the folder; options: other values for FIELD, VALUE and FORMAT, in lower case."""
+    chosen = {"field": FIELD, "value": VALUE, "format": FORMAT} | options
+    model, preprocessor = load(checkpoint)
+    rows = read_rows(preprocessor, raw) if raw is not None else None
+    names = fields(preprocessor)
+    field = chosen["field"] or max(names, key=lambda name: len(values_of(preprocessor, name)))
+    check(field in names, f"there is no field {field!r}; the fields are {', '.join(names)}.")
+    found = embeddings(model, preprocessor, field, rows[0] if rows else None)
+    check(len(found.values) > 1, f"{field} has fewer than two values with a vector of their own.")
+    frequent = found.values[int(found.counts.argmax()) if found.counts is not None else 0]
+    near = found.neighbours(frequent if chosen["value"] is None else str(chosen["value"]))
+    matters = importance(model, preprocessor, *rows) if rows else None
+    folder = new_version_folder(output_root() / "runs" / "inspect_model")
+    path = folder / f"embeddings.{chosen['format']}"
+    found.table().to_parquet(path) if chosen["format"] == "parquet" else found.table().to_csv(path, index=False)
+    title = f"{model.display_name}, {checkpoint}"
+    plot_vectors(found, title, folder / "embeddings.png")
+    if matters is not None:
+        matters.to_csv(folder / "importance.csv", index=False)
+        plot_importance(matters, len(rows[1]) if rows else 0, title, folder / "importance.png")
+        print(matters.to_string(index=False, float_format="{:.5f}".format))
+    print(f"\nNearest to {field} {chosen['value'] or frequent}:")
+    print(near.to_string(index=False, float_format="{:.3f}".format))
+    print(f"Embeddings of {len(found.values):,} values of {field}, and figures: {folder}", flush=True)
+    return {"importance": matters, "neighbours": near, "embeddings": found, "folder": str(folder)}
+
+
+def read_rows(preprocessor: Preprocessor, raw: str | Path) -> tuple[list[Tensor], Tensor]:
+    """Inputs and targets (N, K) of the rows whose targets are all known, at most MAX_ROWS."""
+    parts, count = [], 0
+    with open_input(raw) as (stream, _):
+        for inputs, target, *_ in preprocessor.batches(stream, str(raw)):
+            known = target.isfinite().all(1)
+            parts.append([column[known] for column in (*inputs, target)])
+            count += int(known.sum())
+            if count >= MAX_ROWS:
+                break
+    check(count > 1, f"{raw} has no rows with labels; without RAW_FILE the embeddings alone are looked at.")
+    *inputs, target = (torch.cat(column)[:MAX_ROWS] for column in zip(*parts, strict=True))
+    return inputs, target
+
+
+def fields(preprocessor: Preprocessor) -> list[str]:
+    """Names of what has an embedding."""
+    if isinstance(preprocessor, MoviePreprocessor):
+        return ["user", "movie"]
+    return [field.name for field in preprocessor.encoder.fields]
+
+
+def values_of(preprocessor: Preprocessor, name: str) -> dict[str, int]:
+    """Raw values of a field, and their ids."""
+    if isinstance(preprocessor, MoviePreprocessor):
+        if name == "movie":
+            return {str(movie): i for i, movie in enumerate(preprocessor.encoder.movie_ids, 2)}
+        return {str(u): int(i) for u, i in zip(preprocessor.users, preprocessor.user_ids[:, 0], strict=True) if i > 0}
+    field = preprocessor.encoder.fields[fields(preprocessor).index(name)]
+    if field.hash_size:
+        return {f"bucket {i}": 2 + i for i in range(field.hash_size)}
+    return {text: i for i, text in enumerate(field.texts(), 2)}
+
+
+def embeddings(model: Recommender, preprocessor: Preprocessor, name: str, inputs: list[Tensor] | None) -> Embeddings:
+    """Of one field; of BST the latent factors, with the bias last; of DeepFM the first-order weight is last."""
+    packed: Any = model.factors if isinstance(model, BST) else model.embedding
+    number, values = fields(preprocessor).index(name), values_of(preprocessor, name)
+    ids = np.array(list(values.values()), int)
+    vectors = packed.weight.detach()[int(packed.offsets[number]) + ids].numpy()
+    if inputs is None:
+        return Embeddings(name, list(values), vectors, None)
+    if isinstance(preprocessor, MoviePreprocessor):
+        seen = inputs[0] if name == "movie" else inputs[4][:, 0]
+    else:
+        start, slots = preprocessor.encoder.starts[number], preprocessor.encoder.slots[number]
+        seen = inputs[1][:, start : start + slots]
+    seen = seen.flatten().numpy()
+    counts = np.bincount(seen[seen >= 0], minlength=ids.max(initial=0) + 1)[ids]
+    return Embeddings(name, list(values), vectors, counts)
+
+
+def columns(preprocessor: Preprocessor) -> dict[str, list[tuple[int, list[int] | None]]]:
+    """What belongs together, by name: the number of an input, and columns of it (None: it has one)."""
+    if isinstance(preprocessor, MoviePreprocessor):
+        features = len(preprocessor.user_ids[0])
+        groups: dict[str, list[tuple[int, list[int] | None]]] = {"movie": [(0, None)]}
+        groups |= {"history": [(1, None), (2, None), (3, None)], "user": [(4, [0])]}
+        if features > 1:
+            groups["user's features"] = [(4, list(range(1, features)))]
+        numbers = ("expected rating of the movie", "user's bias", "number of past ratings")
+        return groups | {name: [(5, [i])] for i, name in enumerate(numbers)}
+    encoder, groups = preprocessor.encoder, {}
+    for i, column in enumerate([*encoder.dense, *encoder.flags]):
+        groups.setdefault(column.name, []).append((0, [i]))
+    for field, (start, end) in zip(encoder.fields, pairwise([*encoder.starts, sum(encoder.slots)]), strict=True):
+        groups.setdefault(field.name, []).append((1, list(range(start, end))))
+    return groups
+
+
+def importance(model: Recommender, preprocessor: Preprocessor, inputs: list[Tensor], target: Tensor) -> pd.DataFrame:
+    """Permutation importance (Breiman 2001) of each column for each output, with 95 % intervals over rows.
+
+    The loss is the log loss; of ratings it is the squared error. A negative rise is noise.
+    """
+    losses = row_losses(model, preprocessor, inputs, target)
+    generator, rows = torch.Generator().manual_seed(0), []
+    for name, group in columns(preprocessor).items():
+        rise = torch.zeros_like(losses)
+        for _ in range(REPEATS):
+            order = torch.randperm(len(target), generator=generator)
+            shuffled = [column.clone() for column in inputs]
+            for number, part in group:
+                of_part = slice(None) if part is None else (slice(None), part)
+                shuffled[number][of_part] = inputs[number][order][of_part]
+            rise += (row_losses(model, preprocessor, shuffled, target) - losses) / REPEATS
+        half = 1.96 * rise.std(0) / len(rise) ** 0.5
+        for output, mean, error in zip(preprocessor.columns, rise.mean(0).tolist(), half.tolist(), strict=True):
+            rows.append({"output": output, "column": name, "rise": mean, "low": mean - error, "high": mean + error})
+    return pd.DataFrame(rows).sort_values(["output", "rise"], ascending=[True, False])
+
+
+def row_losses(model: Recommender, preprocessor: Preprocessor, inputs: list[Tensor], target: Tensor) -> Tensor:
+    """(N, K) float64."""
+    predicted, truth = predict_batch(model, inputs).double(), target.double()
+    if preprocessor.columns == ("rating",):
+        return (predicted - truth).square()
+    return torch.nn.functional.binary_cross_entropy(predicted, truth, reduction="none")
+
+
+def plot_importance(table: pd.DataFrame, rows: int, title: str, path: Path) -> None:
+    outputs = list(table.groupby("output", sort=False))
+    figure = Figure((6 * len(outputs), 1.5 + 0.22 * table["column"].nunique()), layout="constrained")
+    for axes, (output, part) in zip(figure.subplots(1, len(outputs), squeeze=False).flat, outputs, strict=True):
+        axes.barh(part["column"], part["rise"], xerr=part["rise"] - part["low"], color="tab:blue", ecolor="black")
+        axes.invert_yaxis()
+        axes.margins(y=0.01)
+        axes.set_xlabel(f"rise of the loss of {output} when the column is shuffled")
+    figure.suptitle(f"{title}\n{rows:,} rows, 95 % intervals", fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def plot_vectors(found: Embeddings, title: str, path: Path) -> None:
+    """The two main components of the vectors of the most frequent values."""
+    order = np.argsort(-found.counts)[:SHOWN_VALUES] if found.counts is not None else np.arange(len(found.values))
+    order = order[:SHOWN_VALUES]
+    centred = found.vectors[order] - found.vectors[order].mean(0)
+    _, sizes, axes_of = np.linalg.svd(centred, full_matrices=False)
+    x, y = (centred @ axes_of[:2].T).T if len(axes_of) > 1 else (centred[:, 0], np.zeros(len(order)))
+    share = np.append(sizes**2 / max((sizes**2).sum(), 1e-30), 0.0)
+    figure = Figure((7, 6), layout="constrained")
+    axes = figure.subplots()
+    size = 8 if found.counts is None else 8 + 60 * found.counts[order] / max(1, found.counts.max())
+    axes.scatter(x, y, size, alpha=0.5)
+    for i in range(min(NAMED_VALUES, len(order))):
+        axes.annotate(found.values[order[i]], (x[i], y[i]), fontsize=7)
+    axes.set(xlabel=f"first component ({share[0]:.0%} of the variance)", ylabel=f"second ({share[1]:.0%})")
+    axes.set_title(f"{title}\n{len(order):,} values of {found.field}", fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main(checkpoint: str, raw: str | None = None) -> None:
+    inspect(checkpoint, raw)
+
+
+if __name__ == "__main__":
+    run_script(main, "CHECKPOINT [RAW_FILE]")

@@ -1,0 +1,111 @@
+"""inspect_model.py: importance against what the data holds, embeddings against the table, for tables and movies."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bst.train import train as train_bst
+from common.checkpoint import load_checkpoint
+from common.errors import UserError
+from deepfm.train import train
+from inspect_model import importance, inspect, read_rows
+from predict import load
+from tests.criteo_rows import make_lines, write_lines
+from tests.movie_rows import make_ratings, write_1m
+from tests.test_predict import SMALL_BST
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[str, Path]:
+    """Checkpoint and rows in which C3 alone makes the click."""
+    root, rng = tmp_path_factory.mktemp("root"), np.random.default_rng(0)
+    fields = [line.split("\t") for line in make_lines(rng, 1500, distinct=6)]
+    for row in fields:
+        row[16] = row[16] or "00000000"
+        row[0] = str(int(int(row[16], 16) // 85899345 % 2))
+    raw = write_lines(root / "criteo" / "train.txt", ["\t".join(row) for row in fields])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OUTPUT_ROOT", str(root))
+        small = {"hidden_units": (8,), "embedding_dim": 3, "batch_size": 32, "learning_rate": 0.02}
+        return train(data_root=str(root), **small)["checkpoint"], raw
+
+
+def test_the_column_that_makes_the_click_matters(run, capsys):
+    checkpoint, raw = run
+    found = inspect(checkpoint, raw, field="C3", value="051eb851")
+    table = found["importance"]
+    assert len(table) == 39 and table["column"].iloc[0] == "C3" and table["low"].iloc[0] > 0.3
+    others = table.iloc[1:]
+    assert others["rise"].abs().max() < 0.02 and (others["low"] < 0.01).all()
+    assert {path.name for path in Path(found["folder"]).iterdir()} == {
+        "embeddings.csv",
+        "embeddings.png",
+        "importance.csv",
+        "importance.png",
+    }
+    printed = capsys.readouterr().out
+    assert "Nearest to C3 051eb851:" in printed and found["folder"] in printed
+
+
+def test_intervals_are_those_of_a_loop(run):
+    checkpoint, raw = run
+    model, preprocessor = load(checkpoint)
+    inputs, target = read_rows(preprocessor, raw)
+    table = importance(model, preprocessor, inputs, target).set_index("column")
+    generator = torch.Generator().manual_seed(0)
+    probability = model(*inputs).sigmoid().double()
+    losses = -torch.where(target[:, 0] == 1, probability, 1 - probability).log()
+    rise = torch.zeros(len(target), dtype=torch.float64)
+    for _ in range(3):  # of I1, the first one: the number and its flag for "missing" move together
+        order = torch.randperm(len(target), generator=generator)
+        dense = inputs[0].clone()
+        dense[:, [0, 13]] = dense[order][:, [0, 13]]
+        p = model(dense, inputs[1]).sigmoid().double()
+        rise += (-torch.where(target[:, 0] == 1, p, 1 - p).log() - losses).detach() / 3
+    assert table.loc["I1", "rise"] == pytest.approx(rise.mean().item(), abs=1e-6)
+    assert table.loc["I1", "high"] == pytest.approx((rise.mean() + 1.96 * rise.std() / 1500**0.5).item(), abs=1e-6)
+
+
+def test_embeddings_have_raw_values_counts_and_neighbours(run, tmp_path):
+    checkpoint, raw = run
+    found = inspect(checkpoint, raw, field="C3", format="parquet")
+    table = pd.read_parquet(Path(found["folder"], "embeddings.parquet"))
+    in_file = pd.Series([line.split("\t")[16] for line in raw.read_text().splitlines()]).value_counts()
+    assert dict(zip(table["value"], table["count"], strict=True)) == in_file.to_dict()
+    weights = load_checkpoint(checkpoint)["state_dict"]["embedding.weight"]
+    _, preprocessor = load(checkpoint)
+    start = sum(preprocessor.encoder.cardinalities[:2])
+    ids = [preprocessor.encoder.fields[2].texts().index(value) + 2 for value in table["value"]]
+    np.testing.assert_array_equal(table.filter(like="v").drop(columns="value"), weights[start + torch.tensor(ids)])
+    vectors = table.set_index("value").drop(columns="count")
+    one = vectors.loc[in_file.index[0]]
+    cosine = (vectors @ one) / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(one))
+    expected = cosine.drop(in_file.index[0]).sort_values(ascending=False)
+    assert found["neighbours"]["value"].tolist() == expected.index.tolist()[:10]
+    np.testing.assert_allclose(found["neighbours"]["cosine"], expected[:10], rtol=1e-5)
+    alone = inspect(checkpoint, field="C3")
+    assert alone["importance"] is None and alone["embeddings"].counts is None
+    with pytest.raises(UserError, match="C3 has no value 'zz'"):
+        inspect(checkpoint, field="C3", value="zz")
+    with pytest.raises(UserError, match="no field 'C99'; the fields are C1, C2"):
+        inspect(checkpoint, field="C99")
+    unlabelled = write_lines(tmp_path / "new.txt", [line[2:] for line in raw.read_text().splitlines()])
+    with pytest.raises(UserError, match="has no rows with labels"):
+        inspect(checkpoint, unlabelled)
+
+
+def test_movies_and_users(tmp_path, rng):
+    ratings = make_ratings(rng, users=30)
+    write_1m(tmp_path / "mine", ratings)
+    checkpoint = train_bst(dataset="mine", data_root=str(tmp_path), max_epochs=1, **SMALL_BST)["checkpoint"]
+    found = inspect(checkpoint, tmp_path / "mine" / "ratings.dat", field="movie")
+    assert {"movie", "history", "user", "user's bias"} <= set(found["importance"]["column"])
+    counts = pd.Series([movie for _, movie, *_ in ratings]).value_counts()
+    known = found["embeddings"].table().set_index("value")["count"]
+    assert all(counts[int(movie)] == count for movie, count in known.items())
+    weights = load_checkpoint(checkpoint)["state_dict"]["factors.weight"]
+    assert torch.isin(torch.from_numpy(found["embeddings"].vectors), weights).all()
+    assert len(inspect(checkpoint, field="user")["embeddings"].values) == 30
