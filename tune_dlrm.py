@@ -1,6 +1,6 @@
 """Search DLRM's settings on Criteo with Ray Tune: `python tune_dlrm.py`.
 
-Optuna's TPE proposes settings, ASHA stops trials that are behind at equal progress, and the best trial is tested once.
+Optuna's TPE proposes settings, ASHA stops trials that are behind at equal progress, and the best three are tested once.
 If it is killed, the same command continues it. Everything is written to runs/tune_dlrm/version_N (Ray's sockets are in
 a temporary folder). With concurrent_trials=1 a seed reproduces the search; otherwise TPE and ASHA depend on which trial
 is faster.
@@ -12,15 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from ray import tune
 
 import dlrm.train as dlrm
 from common.cluster.search import DISK, ENDED, TuneReporter, distributions, lists_to_tuples, run_search
-from common.cluster.search_plots import plot_search, write_table
-from common.cluster.search_record import CAUSE_FILE, SearchRecord, best_trial, log
+from common.cluster.search_plots import plot_search, setting_importance, write_table
+from common.cluster.search_record import CAUSE_FILE, SearchRecord, best_trials, log
 from common.errors import UserError, check, run_script
 from common.files import atomic_write, write_json
+from common.model.comparison import auc_error
 from common.paths import data_root, output_root
 from common.settings import Settings, check_names, check_settings
 from common.training.run_folder import NOT_COMPARED, claim_run_folder, continued_folder
@@ -96,9 +98,14 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     with claim_run_folder("tune_dlrm", identity, chosen) as folder:
         record = SearchRecord(folder)
         print(f"{'Continuing' if record.trials else 'Writing to'} {folder}", flush=True)
-        CriteoDataModule(
-            **settings.data, seed=settings.training["seed"]
-        ).setup()  # builds the cache before the trials map it
+        data = CriteoDataModule(**settings.data, seed=settings.training["seed"])
+        data.setup()  # builds the cache before the trials map it
+        clicks, rows = int(data.targets("val").sum()), len(data.rows["val"])
+        check(
+            0 < clicks < rows,
+            f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC. "
+            "Take another dataset or split.",
+        )
         run_search(
             tune.with_parameters(run_trial, record=record, fixed=fixed, workers=options["workers_per_trial"]),
             space,
@@ -109,7 +116,7 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
             seed=settings.training["seed"],
             **options,
         )
-        return conclude(record, fixed, start)
+        return conclude(record, space, data, fixed, start)
 
 
 def run_trial(config: dict[str, Any], record: SearchRecord, fixed: dict[str, Any], workers: int) -> None:
@@ -137,24 +144,44 @@ def is_complete(folder: Path, trials: int) -> bool:
     return record.path.with_name("best.json").exists() and len(record.in_state(*ENDED)) >= trials
 
 
-def conclude(record: SearchRecord, fixed: dict[str, Any], start: float) -> dict[str, Any]:
-    """Test the best trial; write best.json, trials.csv and figures; print the best trials."""
-    best = best_trial(record.trials)
-    plot_search(record)
-    if best is None:
+def conclude(
+    record: SearchRecord, space: dict[str, Any], data: CriteoDataModule, fixed: dict[str, Any], start: float
+) -> dict[str, Any]:
+    """Test the best trials; write best.json, trials.csv and figures; print what was found."""
+    best = best_trials(record.trials)
+    title = f"DLRM, {data.dataset}{', built-in sample' if data.is_sample else ''}, {'/'.join(record.path.parts[-3:-1])}"
+    plot_search(record, title)
+    if not best:
         raise UserError(
             f"all {len(record.trials)} trials failed; the first one: {record.trials[0]['cause']}\n"
             f"Fix the cause, then remove {record.path.parent} to search again."
         )
-    config, folder = lists_to_tuples(best["config"]), record.folder(best["number"])
-    # a finished trial is not trained again: it continues from its last checkpoint, and is tested
-    results = dlrm.train(run_folder=str(folder), **fixed, **config)
+    tested = []
+    for trial in best:
+        # a finished trial is not trained again: it continues from its last checkpoint, and is tested
+        results = dlrm.train(
+            run_folder=str(record.folder(trial["number"])), **fixed, **lists_to_tuples(trial["config"])
+        )
+        tested.append({"trial": trial["number"], "validation": results["validation"], "test": results["test"]})
     log(record, "\n" + write_table(record))
+    importance = setting_importance(record, distributions(space))
+    importance.to_csv(record.path.with_name("importance.csv"), header=["importance"], index_label="setting")
+    if len(importance):
+        shown = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
+        log(record, f"\nShare of the AUC's variance that each setting explains (few trials say little): {shown}")
+    errors = {split: error_of(data, split, tested[0]) for split in ("validation", "test")}
+    log(record, f"\n{tested_table(tested)}")
+    log(
+        record,
+        f"Standard error of an AUC: {errors['validation']:.4f} on {len(data.rows['val']):,} validation rows, "
+        f"{errors['test']:.4f} on {len(data.rows['test']):,} test rows. The best on validation rows is taken.",
+    )
+    config, folder = lists_to_tuples(best[0]["config"]), record.folder(best[0]["number"])
     contents = {
-        "trial": best["number"],
+        **tested[0],
         "settings": config,
-        "validation": results["validation"],
-        "test": results["test"],
+        "tested": tested,
+        "auc_standard_error": errors,
         "checkpoint": str(folder / "checkpoints" / "best.ckpt"),
         "trials": {state: len(record.in_state(state)) for state in ("finished", "stopped", "failed")},
         "wall_seconds": time.perf_counter() - start,
@@ -163,9 +190,26 @@ def conclude(record: SearchRecord, fixed: dict[str, Any], start: float) -> dict[
     lines = "\n".join(f"    {name}={value!r}," for name, value in config.items())
     log(
         record,
-        f"\nFor dlrm/train.py (trial {best['number']}):\n{lines}\nEverything of the search: {record.path.parent}",
+        f"\nFor dlrm/train.py (trial {best[0]['number']}):\n{lines}\nEverything of the search: {record.path.parent}",
     )
     return contents
+
+
+def error_of(data: CriteoDataModule, split: str, tested: dict[str, Any]) -> float:
+    """Standard error over rows of a trial's AUC; nan where that is undefined."""
+    label = data.targets("val" if split == "validation" else split)
+    clicks = int(label.sum())
+    auc = tested[split]["auc"]
+    return auc_error(auc, clicks, len(label) - clicks) if 0 < clicks < len(label) else float("nan")
+
+
+def tested_table(tested: list[dict[str, Any]]) -> str:
+    """The AUC of the tested trials, the best on validation rows first."""
+    rows = [
+        {"trial": each["trial"], "validation auc": each["validation"]["auc"], "test auc": each["test"]["auc"]}
+        for each in tested
+    ]
+    return pd.DataFrame(rows).to_string(index=False, float_format="{:.4f}".format)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from common.files import markdown_table, read_json, write_json
 from common.model.metrics import task_metrics
 from common.paths import output_root
 from common.settings import Settings
+from common.training.seeds import mean_and_sd
 from data.census_income import CensusIncomeDataModule
 from multitask.baselines import logistic_regression
 from multitask.mmoe import DISPLAY_NAMES, MMoE
@@ -45,6 +46,9 @@ PAPER = {
         "MMoE": [(0.8860, 0.8826), (0.9932, 0.9924)],
     },
 }
+SAMPLE_NOTE = (
+    "The runs are of the built-in sample; the paper's figures are of the real data: they are not to be compared."
+)
 
 
 def compare(
@@ -59,6 +63,12 @@ def compare(
     changes: other values for settings of multitask/train.py, by name.
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
+    count = count_trainings(groups, len(seeds), len(candidates))
+    print(
+        f"{count} trainings of at most {settings.training['max_epochs']} epochs, one after the other: on the real rows "
+        "about a minute each. If it is stopped, the same command continues.",
+        flush=True,
+    )
     runs = []  # one dict per group, model, seed and task
     for seed in seeds:
         for group, tasks in groups.items():
@@ -87,10 +97,23 @@ def compare(
                 for task in tasks
             ]
         table = summarise(pd.DataFrame(runs), groups)
-        write_table(table, folder)
+        write_table(table, folder, data.is_sample)
+    if data.is_sample:
+        print(SAMPLE_NOTE)
     print(table.to_string(index=False, float_format="{:.4f}".format, na_rep=""))
     print(f"Runs, table and figure: {folder}", flush=True)
     return table
+
+
+def count_trainings(groups: dict[str, tuple[str, str]], seeds: int, candidates: int) -> int:
+    """How many runs there are: all candidates with the first seed, the best one with the others."""
+    models = {
+        (variant, group_tasks)
+        for variant in DISPLAY_NAMES
+        for tasks in groups.values()
+        for group_tasks in ([(task,) for task in tasks] if variant == "single_task" else [tasks])
+    }
+    return len(models) * (candidates + seeds - 1)
 
 
 def run(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -142,25 +165,29 @@ def summarise(runs: pd.DataFrame, groups: dict) -> pd.DataFrame:
         for i, task in enumerate(groups[group]):
             paper_best, paper_mean = PAPER.get(group, {}).get(model, [(None, None)] * len(groups[group]))[i]
             row = {"group": group, "model": model, "task": task, "runs": len(auc), "best on main": auc[task][best]}
-            row |= {"mean": auc[task].mean(), "std": auc[task].std()}
+            row |= dict(zip(("mean", "std"), mean_and_sd(auc[task]), strict=True))
             rows.append(row | {"paper best": paper_best, "paper mean": paper_mean})
     return pd.DataFrame(rows)
 
 
-def write_table(table: pd.DataFrame, folder: Path) -> None:
+def write_table(table: pd.DataFrame, folder: Path, is_sample: bool) -> None:
     table.to_csv(folder / "compare.csv", index=False)
     cells = table.map(lambda value: f"{value:.4f}" if isinstance(value, float) else str(value)).replace("nan", "")
-    (folder / "compare.md").write_text(markdown_table(list(table.columns), cells.values))
+    text = markdown_table(list(table.columns), cells.values)
+    (folder / "compare.md").write_text(text + (f"\n{SAMPLE_NOTE}\n" if is_sample else ""))
     parts = list(table.groupby(["group", "task"], sort=False))
-    figure = Figure((8, 1 + 1.6 * len(parts)), layout="constrained")
+    figure = Figure((8, 1.4 + 1.6 * len(parts)), layout="constrained")
     for axes, ((group, task), part) in zip(figure.subplots(len(parts), squeeze=False).flat, parts, strict=True):
         axes.errorbar(
             part["mean"], part["model"], xerr=part["std"], fmt="o", capsize=3, label="mean and std of our runs"
         )
-        axes.plot(part["paper mean"], part["model"], "x", color="gray", label="mean in the paper")
+        label = "mean in the paper, of the real data" if is_sample else "mean in the paper"
+        axes.plot(part["paper mean"], part["model"], "x", color="gray", label=label)
         axes.set_title(f"{group}: AUC of {task}, test rows", fontsize="medium")
         axes.invert_yaxis()
-    figure.axes[0].legend(fontsize="small")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    figure.suptitle(f"MMoE and the models that it generalises, {folder.name}", fontsize="medium")
     figure.savefig(folder / "compare.png", dpi=120)
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common.data.data_module import RecommendationDataModule
+from common.training.plots import caption
 from multitask.mmoe import MMoE
 
 BATCH_SIZE = 4096  # rows looked at together
@@ -68,7 +69,7 @@ def dead_experts(weights: Tensor, zeros: Tensor) -> list[int]:
 def plot_gates(model: MMoE, data: RecommendationDataModule, probability: Tensor, label: Tensor, folder: Path) -> None:
     """gates.png: heat map of the mean gate weights over the test rows."""
     weights, _ = expert_usage(model, data, "test")
-    figure = Figure((2 + 0.7 * weights.shape[1], 1.2 + 0.6 * len(weights)), layout="constrained")
+    figure = Figure((2.5 + 0.7 * weights.shape[1], 1.5 + 0.6 * len(weights)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(weights.numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for task, row in enumerate(weights.tolist()):
@@ -78,4 +79,5 @@ def plot_gates(model: MMoE, data: RecommendationDataModule, probability: Tensor,
     axes.set_yticks(range(len(weights)), model.hparams["tasks"])
     axes.set_xticks(range(weights.shape[1]))
     axes.set(xlabel="expert", title="Mean gate weight, test rows")
+    figure.suptitle(caption(model, data, folder), fontsize="small")
     figure.savefig(folder / "gates.png", dpi=120)

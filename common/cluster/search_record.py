@@ -10,6 +10,7 @@ from common.files import read_json, write_json
 METRIC, MODE = "val_auc", "max"
 CAUSE_FILE = "cause.txt"  # in a trial's folder: why it failed. Ray's own file of it is a pickle, which could run code
 
+TESTED = 3  # trials whose checkpoints are kept, and tested at the end
 ENDED = ("finished", "stopped", "failed")  # states of a trial
 
 Trial = dict[str, Any]
@@ -40,11 +41,11 @@ class SearchRecord:
         return trial
 
     def end(self, trial: Trial, state: str, cause: str = "") -> None:
-        """Record how a trial ended. Of the trials that ended, only the best one keeps its checkpoints."""
+        """Record how a trial ended. Of the trials that ended, only the best TESTED keep their checkpoints."""
         trial["state"], trial["cause"] = state, cause
         self.save()
         for other in self.in_state(*ENDED):
-            if other is not best_trial(self.trials):
+            if all(other is not kept for kept in best_trials(self.trials)):
                 shutil.rmtree(self.folder(other["number"]) / "checkpoints", ignore_errors=True)
 
     def save(self) -> None:
@@ -59,11 +60,12 @@ def best_row(trial: Trial) -> dict[str, Any]:
     return max(trial["rows"], key=lambda row: row[METRIC])
 
 
-def best_trial(trials: list[Trial]) -> Trial | None:
-    """The best of the finished trials; if there are none, of all that were validated."""
-    ended = [trial for trial in trials if trial["state"] == "finished"]
-    candidates = ended or [trial for trial in trials if trial["rows"]]
-    return max(candidates, key=lambda trial: best_row(trial)[METRIC], default=None)
+def best_trials(trials: list[Trial]) -> list[Trial]:
+    """The best TESTED of the finished trials, the best first; if there are none, the best that was validated."""
+    candidates = [trial for trial in trials if trial["state"] == "finished"]
+    count = TESTED if candidates else 1
+    candidates = candidates or [trial for trial in trials if trial["rows"]]
+    return sorted(candidates, key=lambda trial: best_row(trial)[METRIC], reverse=True)[:count]
 
 
 def log(record: SearchRecord, text: str) -> None:

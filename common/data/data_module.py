@@ -25,7 +25,6 @@ class RecommendationDataModule(pl.LightningDataModule):
 
     is_sample: bool  # whether the rows are the built-in sample's
     rows: Mapping[str, Rows]  # row numbers of "train", "val" and "test"
-    cardinalities: list[int]  # ids of each field
     tasks: list[str]  # names of the targets, if there are several
 
     def __init__(self, *, dataset: str, data_root: str | None, batch_size: int, num_workers: int, seed: int):

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
@@ -60,12 +61,17 @@ def find_dataset(
         f"there is no folder {dataset!r} in {root} ({there}). Set `dataset` to one of its folders; "
         f"`{source.command}` downloads {known}. {source.also}".rstrip(),
     )
-    print(
+    say_once(
         f"No folder {root / dataset}: using the built-in sample. `{source.command}`, with dataset = {dataset!r} in it, "
-        "gets the real data.",
-        flush=True,
+        "gets the real data."
     )
     return make_sample(), True
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a line that is true of every run of this process."""
+    print(text, flush=True)
 
 
 def raw_file(folder: Path, name: str, source: Source) -> Path:

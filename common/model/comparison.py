@@ -45,3 +45,10 @@ def rmse_difference(prediction: Tensor, other: Tensor, rating: Tensor) -> dict[s
         parts.append((rmse, square / (2 * rmse) if rmse else square))
     (rmse, influence), (other_rmse, other_influence) = parts
     return interval(rmse - other_rmse, (influence - other_influence).std() / math.sqrt(len(influence)))
+
+
+def auc_error(auc: float, positives: int, negatives: int) -> float:
+    """Standard error of an AUC over rows (Hanley and McNeil 1982)."""
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
+    return math.sqrt(variance / (positives * negatives))

@@ -32,7 +32,7 @@ from common.training.callbacks import (
     ResumableEarlyStopping,
 )
 from common.training.loggers import log_results, make_logger
-from common.training.plots import plot_learning_curves
+from common.training.plots import caption, plot_learning_curves
 from common.training.precision import resolve_precision
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, check_unchanged
@@ -119,7 +119,10 @@ def fit_and_test(
         with atomic_write(folder / PREDICTIONS) as file:
             np.savez(file, prediction=prediction, target=target, **others)
         plot(model, data, prediction, target, folder)
-        plot_learning_curves(log.rows, monitor, mode, folder / "learning_curves.png")
+        weights = set(settings.model.get("task_weights", (1.0,)))  # the log loss of validation is a mean over tasks
+        weight = sum(settings.model.get("task_weights", (1.0,))) if len(weights) == 1 else None
+        title = caption(model, data, folder)
+        plot_learning_curves(log.rows, monitor, mode, weight, title, folder / "learning_curves.png")
     results = {
         "model": model.display_name,
         "dataset": data.dataset,

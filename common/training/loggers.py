@@ -36,6 +36,6 @@ def log_results(logger: Logger, results: dict[str, Any], settings: Settings, fol
     for path in sorted(folder.glob("*.png")):
         if hasattr(logger, "log_image"):  # Weights & Biases
             logger.log_image(path.stem, [str(path)], step)
-        elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+        elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(path.stem, image.imread(path)[..., :3], step, dataformats="HWC")
     logger.finalize("success")

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from common.data.data_module import RecommendationDataModule
+from common.training.run_folder import BEST_CHECKPOINT
 
 FEW_STEPS = 300
 
@@ -45,6 +46,11 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
     print(pd.DataFrame.from_dict(rows, "index").to_string(float_format="{:.4f}".format, na_rep=""))
     if better := better_baselines(results["test"], results["baselines"]):
         print(f"Worse than {better}. Try a smaller batch_size, more max_epochs or a lower learning_rate.")
+    if folder.name.startswith("version_"):  # not one of several runs of one command
+        print(f"Score new rows: python predict.py {folder / BEST_CHECKPOINT} RAW_FILE")
+        print(
+            "Then: inspect_model.py, export_onnx.py; other seeds: seeds.py; a search of DLRM's settings: tune_dlrm.py"
+        )
     print(f"Results, checkpoints and figures: {folder}", flush=True)
 
 

@@ -43,4 +43,5 @@ def start_from(model: Recommender, data: RecommendationDataModule, path: str | P
                 weight[rows] = old[old_rows]
             else:
                 weight.copy_(old)
-    print(f"Starting from {path}, which knows {len(rows):,} of the {sum(data.cardinalities):,} table rows.", flush=True)
+    total = sum(len(model.state_dict()[table]) for table in tables)
+    print(f"Starting from {path}, which knows {len(rows):,} of the {total:,} table rows.", flush=True)
