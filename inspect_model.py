@@ -23,7 +23,8 @@ from common.errors import check, run_script
 from common.model.recommender import Recommender
 from common.paths import output_root
 from common.training.run_folder import new_version_folder
-from data.movie_preprocessor import MoviePreprocessor
+from data.history_preprocessor import HistoryPreprocessor
+from data.table_encoder import FIRST_ID  # as of histories
 from predict import Preprocessor, load, open_input, predict_batch
 
 FIELD = None  # a categorical column, or "user" or "movie"; None: the one with most values
@@ -104,21 +105,23 @@ def read_rows(preprocessor: Preprocessor, raw: str | Path) -> tuple[list[Tensor]
 
 def fields(preprocessor: Preprocessor) -> list[str]:
     """Names of what has an embedding."""
-    if isinstance(preprocessor, MoviePreprocessor):
-        return ["user", "movie"]
+    if isinstance(preprocessor, HistoryPreprocessor):
+        return list(preprocessor.names)
     return [field.name for field in preprocessor.encoder.fields]
 
 
 def values_of(preprocessor: Preprocessor, name: str) -> dict[str, int]:
     """Raw values of a field, and their ids."""
-    if isinstance(preprocessor, MoviePreprocessor):
-        if name == "movie":
-            return {str(movie): i for i, movie in enumerate(preprocessor.encoder.movie_ids, 2)}
-        return {str(u): int(i) for u, i in zip(preprocessor.users, preprocessor.user_ids[:, 0], strict=True) if i > 0}
+    if isinstance(preprocessor, HistoryPreprocessor):
+        user, _ = preprocessor.names
+        if name == user:
+            ids = zip(preprocessor.users.tolist(), preprocessor.user_ids[:, 0].tolist(), strict=True)
+            return {preprocessor.text(0, number): i for number, i in ids if i >= FIRST_ID}
+        return {preprocessor.text(1, number): i for i, number in enumerate(preprocessor.movie_ids.tolist(), FIRST_ID)}
     field = preprocessor.encoder.fields[fields(preprocessor).index(name)]
     if field.hash_size:
-        return {f"bucket {i}": 2 + i for i in range(field.hash_size)}
-    return {text: i for i, text in enumerate(field.texts(), 2)}
+        return {f"bucket {i}": FIRST_ID + i for i in range(field.hash_size)}
+    return {text: i for i, text in enumerate(field.texts(), FIRST_ID)}
 
 
 def embeddings(model: Recommender, preprocessor: Preprocessor, name: str, inputs: list[Tensor] | None) -> Embeddings:
@@ -129,8 +132,8 @@ def embeddings(model: Recommender, preprocessor: Preprocessor, name: str, inputs
     vectors = packed.weight.detach()[int(packed.offsets[number]) + ids].numpy()
     if inputs is None:
         return Embeddings(name, list(values), vectors, None)
-    if isinstance(preprocessor, MoviePreprocessor):
-        seen = inputs[0] if name == "movie" else inputs[4][:, 0]
+    if isinstance(preprocessor, HistoryPreprocessor):
+        seen = inputs[4][:, 0] if number == 0 else inputs[0]
     else:
         start, slots = preprocessor.encoder.starts[number], preprocessor.encoder.slots[number]
         seen = inputs[1][:, start : start + slots]
@@ -141,13 +144,14 @@ def embeddings(model: Recommender, preprocessor: Preprocessor, name: str, inputs
 
 def columns(preprocessor: Preprocessor) -> dict[str, list[tuple[int, list[int] | None]]]:
     """What belongs together, by name: the number of an input, and columns of it (None: it has one)."""
-    if isinstance(preprocessor, MoviePreprocessor):
+    if isinstance(preprocessor, HistoryPreprocessor):
         features = len(preprocessor.user_ids[0])
-        groups: dict[str, list[tuple[int, list[int] | None]]] = {"movie": [(0, None)]}
-        groups |= {"history": [(1, None), (2, None), (3, None)], "user": [(4, [0])]}
+        user, movie = preprocessor.names
+        groups: dict[str, list[tuple[int, list[int] | None]]] = {movie: [(0, None)], user: [(4, [0])]}
+        groups |= {"history": [(1, None), (2, None), (3, None)]}
         if features > 1:
-            groups["user's features"] = [(4, list(range(1, features)))]
-        numbers = ("expected rating of the movie", "user's bias", "number of past ratings")
+            groups[f"features of {user}"] = [(4, list(range(1, features)))]
+        numbers = (f"expected of {movie}", f"bias of {user}", "length of the past")
         return groups | {name: [(5, [i])] for i, name in enumerate(numbers)}
     encoder, groups = preprocessor.encoder, {}
     for i, column in enumerate([*encoder.dense, *encoder.flags]):

@@ -102,7 +102,7 @@ def test_movies_and_users(tmp_path, rng):
     write_1m(tmp_path / "mine", ratings)
     checkpoint = train_bst(dataset="mine", data_root=str(tmp_path), max_epochs=1, **SMALL_BST)["checkpoint"]
     found = inspect(checkpoint, tmp_path / "mine" / "ratings.dat", field="movie")
-    assert {"movie", "history", "user", "user's bias"} <= set(found["importance"]["column"])
+    assert {"movie", "history", "user", "bias of user"} <= set(found["importance"]["column"])
     counts = pd.Series([movie for _, movie, *_ in ratings]).value_counts()
     known = found["embeddings"].table().set_index("value")["count"]
     assert all(counts[int(movie)] == count for movie, count in known.items())
