@@ -116,8 +116,9 @@ def fit_and_test(
     prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
     others = baselines(data) if test else {}
     if test and trainer.is_global_zero:
+        arrays: dict[str, Any] = {"prediction": prediction, "target": target, **others}
         with atomic_write(folder / PREDICTIONS) as file:
-            np.savez(file, prediction=prediction, target=target, **others)
+            np.savez(file, **arrays)
         plot(model, data, prediction, target, folder)
         weights = set(settings.model.get("task_weights", (1.0,)))  # the log loss of validation is a mean over tasks
         weight = sum(settings.model.get("task_weights", (1.0,))) if len(weights) == 1 else None
