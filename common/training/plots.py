@@ -32,11 +32,11 @@ def plot_learning_curves(
     rows = pd.DataFrame(history)
     figure = Figure((9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(rows.epoch, rows.train_loss, "o-", label="training rows since the last validation")
+    left.plot(rows.epoch, rows.train_loss, "o-", label="training")
     if weight is not None:
         # RMSE is the root of what is trained on
         loss = rows.val_log_loss if "val_log_loss" in rows else rows.val_rmse**2
-        left.plot(rows.epoch, weight * loss, "s-", label="validation rows")
+        left.plot(rows.epoch, weight * loss, "s-", label="validation")
     left.set(title="loss", xlabel="epochs")
     left.legend()
     right.plot(rows.epoch, rows[monitor], "o-")
