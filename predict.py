@@ -39,6 +39,7 @@ from common.data.parallel import ordered_map
 from common.data.raw_files import Stream, decompressed, gzip_errors
 from common.errors import UserError, check, one_line, run_script, shown
 from common.files import atomic_write
+from common.model.metrics import tempered
 from common.model.recommender import Recommender, equal_states
 from common.settings import check_settings
 from data.history_preprocessor import HistoryPreprocessor
@@ -50,6 +51,7 @@ from multitask.mmoe import MMoE
 
 BF16 = False  # True is faster where the processor multiplies bf16; probabilities then differ by up to 1e-3
 HISTORY_FROM_FILE = False  # of BST, True: a user whom the checkpoint does not know has its rows that precede
+TEMPERATURE = 1.0  # divides the logits of probabilities; results.json has the one that fits the validation rows best
 USAGE = "CHECKPOINT [CHECKPOINT...] RAW_FILE [OUT.csv]"
 BATCH_ROWS = 1024  # scored at a time; more do not fit into the cache of a processor
 
@@ -121,6 +123,7 @@ def predict(
     output: str | Path | None = None,
     *,
     bf16: bool = BF16,
+    temperature: float = TEMPERATURE,
     history_from_file: bool = HISTORY_FROM_FILE,
 ) -> dict:
     """Score `raw` ("-": standard input) to `output` (None: standard output); memory does not grow with the file.
@@ -134,6 +137,7 @@ def predict(
     if history_from_file:
         histories_of(preprocessor, checkpoints[0]).history_from_file = True
     names = ", ".join(map(str, checkpoints))
+    check(temperature == 1 or "rating" not in preprocessor.columns, "temperature is for probabilities, not ratings.")
     inputs: dict[str | Path, os.stat_result] = {path: os.stat(path) for path in checkpoints}
     line = ",".join(["%.9g"] * len(preprocessor.columns)) + "\n"
     running = [
@@ -147,7 +151,7 @@ def predict(
     ):
         kept_names = getattr(preprocessor, "kept", ())
         out.write(csv_rows([[name] for name in (*kept_names, *preprocessor.columns)])[0] + "\n")
-        score = lambda batch: (mean_prediction(models, batch[0], bf16), *batch[1:])  # noqa: E731
+        score = lambda batch: (tempered(mean_prediction(models, batch[0], bf16), temperature), *batch[1:])  # noqa: E731
         for predicted, target, *kept in ordered_map(score, _batches(preprocessor, stream, raw)):
             check(
                 bool(predicted.isfinite().all()),

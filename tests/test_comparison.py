@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.model.comparison import auc_difference, interval, rmse_difference
-from common.model.metrics import TaskMetrics, auc, gauc, rating_metrics
+from common.model.metrics import TaskMetrics, auc, click_metrics, fit_temperature, gauc, rating_metrics, tempered
 
 
 def scores(rng: np.random.Generator, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -71,3 +71,14 @@ def test_gauc_is_the_loop_over_groups(rng):
     assert 0 < weight < 300
     assert gauc(score, label, group) == pytest.approx(total / weight)
     assert math.isnan(gauc(score, torch.ones(300), group))
+
+
+def test_the_temperature_of_overconfident_probabilities_is_found(rng):
+    logits = torch.from_numpy(rng.normal(0, 1.5, 20_000))
+    label = torch.from_numpy(rng.random(20_000)).lt(logits.sigmoid()).float()
+    probability = (1.7 * logits).sigmoid().float()
+    temperature = fit_temperature(probability, label)
+    assert temperature == pytest.approx(1.7, abs=0.07)
+    losses = [click_metrics(tempered(probability, t), label)["log_loss"] for t in (temperature, 1, 0.97, 1.03)]
+    assert min(losses) == losses[0]
+    torch.testing.assert_close(tempered(probability, 1.7), logits.sigmoid().float(), atol=1e-4, rtol=1e-4)

@@ -76,6 +76,10 @@ def test_trains_and_scores_rows_of_it(root, tmp_path, script):
     predict(results["checkpoint"], tmp_path / "rows.csv", tmp_path / "out.csv")
     scored = torch.tensor(pd.read_csv(tmp_path / "out.csv").probability, dtype=torch.float32)
     torch.testing.assert_close(scored, prediction, atol=1e-6, rtol=1e-5)
+    predict(results["checkpoint"], tmp_path / "rows.csv", tmp_path / "out.csv", temperature=2.0)
+    scored = torch.tensor(pd.read_csv(tmp_path / "out.csv").probability, dtype=torch.float32)
+    torch.testing.assert_close(scored, (prediction.logit() / 2).sigmoid(), atol=1e-5, rtol=1e-5)
+    assert 0.1 <= results["temperature"] <= 10
 
 
 def test_the_command_that_gets_it_is_named(tmp_path):

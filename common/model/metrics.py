@@ -133,6 +133,23 @@ def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
     return float(np.average(aucs, weights=count)) if len(count) else math.nan
 
 
+def fit_temperature(probability: Tensor, label: Tensor) -> float:
+    """What to divide logits by for the least log loss (Guo et al. 2017, arXiv:1706.04599), from 0.1 to 10."""
+    from scipy.optimize import minimize_scalar  # here, as it is slow to import
+
+    logits, label = probability.cpu().double().logit(eps=1e-7), label.cpu().double()
+
+    def log_loss(log_temperature: float) -> float:
+        return functional.binary_cross_entropy_with_logits(logits / math.exp(log_temperature), label).item()
+
+    return math.exp(minimize_scalar(log_loss, bounds=(-math.log(10), math.log(10)), method="bounded").x)
+
+
+def tempered(probability: Tensor, temperature: float) -> Tensor:
+    """Probabilities whose logits are divided by a temperature."""
+    return probability if temperature == 1 else (probability.double().logit() / temperature).sigmoid().float()
+
+
 def task_metrics(tasks: Sequence[str], probability: Tensor, label: Tensor) -> dict[str, float]:
     """auc_<task> for each column of probabilities and labels (N, K), auc_mean of those that are defined, log_loss."""
     aucs = [auc(probability[:, k], label[:, k]) for k in range(len(tasks))]

@@ -21,6 +21,7 @@ from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.data_module import RecommendationDataModule
 from common.errors import check
 from common.files import atomic_write, read_json, remove_leftovers, write_json
+from common.model.metrics import fit_temperature
 from common.model.recommender import Recommender
 from common.process_group import distributed_trainer_kwargs, is_rank_zero, on_rank_zero
 from common.settings import Settings
@@ -215,15 +216,20 @@ def _checkpoint(path: Path, **when: Any) -> RelocatableCheckpoint:
 
 def evaluate(
     model: Recommender, data: RecommendationDataModule, training: dict[str, Any], checkpoint: Path, test: bool
-) -> dict[str, Metrics]:
-    """Metrics of a checkpoint on the validation and, if asked for, test rows; always in float32, as predict.py."""
+) -> dict[str, Any]:
+    """Metrics of a checkpoint on the validation and, if asked for, test rows; always in float32, as predict.py.
+
+    Of probabilities, also the temperature that fits the validation rows best.
+    """
     model.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
     # another Trainer, because that of the fit may compute in bf16
     trainer = pl.Trainer(
         enable_progress_bar=False, enable_checkpointing=False, **distributed_trainer_kwargs(training), **QUIET_TRAINER
     )
     (validation,) = trainer.validate(model, data, verbose=False)
-    metrics = {"validation": _without_prefix(validation)}
+    metrics: dict[str, Any] = {"validation": _without_prefix(validation)}
+    if "log_loss" in metrics["validation"]:
+        metrics["temperature"] = fit_temperature(model.metrics.prediction, model.metrics.target)
     if test:
         (tested,) = trainer.test(model, data, verbose=False)
         metrics["test"] = _without_prefix(tested)
