@@ -24,7 +24,7 @@ from common.model.recommender import Recommender
 from common.paths import output_root
 from common.training.run_folder import new_version_folder
 from data.history_preprocessor import HistoryPreprocessor
-from data.table_encoder import FIRST_ID  # as of histories
+from data.table_categories import FIRST_ID  # as of histories
 from predict import Preprocessor, load, open_input, predict_batch
 
 FIELD = None  # a categorical column, or "user" or "movie"; None: the one with most values

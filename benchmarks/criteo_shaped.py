@@ -7,8 +7,9 @@ from benchmarks.generate_criteo import CARDINALITIES, CLICK_RATE, FULL_ROWS, SKE
 from common.paths import output_root
 from data.criteo_data import CriteoDataModule
 from data.criteo_schema import CATEGORICAL, CRITEO, DENSE
+from data.table_categories import FIRST_ID, Field, no_texts
 from data.table_data import ARRAYS
-from data.table_encoder import FIRST_ID, Dense, Field, TableEncoder
+from data.table_encoder import Dense, TableEncoder
 from deepfm.train import DATA
 
 OUTPUT = output_root() / "runs" / "speed"
@@ -51,7 +52,7 @@ class FullVocabulary(RawRows):
         self.folder, self.is_sample = OUTPUT / "full_vocabulary", False
         self.schema, self.tasks = CRITEO, ["click"]
         fields = [
-            Field(name, "text", np.arange(count, dtype=np.uint64), {})
+            Field(name, "text", np.arange(count, dtype=np.uint64), no_texts())
             for name, count in zip(CATEGORICAL, CARDINALITIES, strict=False)  # fewer in a test
         ]
         self.encoder = TableEncoder(CRITEO, fields, [Dense(name, "log") for name in DENSE])

@@ -1,6 +1,6 @@
 """Census-Income (KDD), or Adult, or a table of your own with one or more labels (data/table_data.py).
 
-`python data/census_income.py` downloads the raw files, builds the cache and prints what it found.
+`python data/census_income.py` downloads the raw files, parses them and prints what it found.
 """
 
 import sys
@@ -16,10 +16,11 @@ from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Source, missing_file, raw_file
 from common.errors import check, run_script
 from common.model.metrics import task_metrics
+from common.paths import data_root
 from common.settings import check_settings
 from data.census_sample import census_sample
 from data.census_schema import RELEASES
-from data.table_data import Description, TableDataModule
+from data.table_data import Description, TableDataModule, summarize
 from data.table_encoder import PIECEWISE
 
 ARCHIVES = {  # by folder below DATA_ROOT
@@ -77,15 +78,7 @@ class CensusIncomeDataModule(TableDataModule):
         return census_sample()
 
     def official(self, folder: Path) -> Description:
-        for release in RELEASES:
-            if list(folder.glob(f"{release.train_file}*")):
-                files = {
-                    part: raw_file(folder, name, SOURCE)
-                    for part, name in (("train", release.train_file), ("test", release.test_file))
-                }
-                return Description(release.name, release.schema, files)
-        names = " nor ".join(release.train_file for release in RELEASES)
-        raise missing_file(folder, f"neither {names} (nor one of them as .gz), nor columns.json", SOURCE)
+        return official(folder)
 
     def choose_tasks(self) -> list[str]:
         known = self.schema.tasks.keys()
@@ -112,33 +105,33 @@ class CensusIncomeDataModule(TableDataModule):
         )
 
 
+def official(folder: Path) -> Description:
+    """Census-Income (KDD) or Adult, whichever is in a folder; UserError where neither is."""
+    for release in RELEASES:
+        if list(folder.glob(f"{release.train_file}*")):
+            files = {
+                part: raw_file(folder, name, SOURCE)
+                for part, name in (("train", release.train_file), ("test", release.test_file))
+            }
+            return Description(release.name, release.schema, files)
+    names = " nor ".join(release.train_file for release in RELEASES)
+    raise missing_file(folder, f"neither {names} (nor one of them as .gz), nor columns.json", SOURCE)
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Absolute Pearson correlation of two labels (N,)."""
     return abs(float(np.corrcoef(a, b)[0, 1]))
 
 
 def main() -> None:
-    """Download the raw files where there is no folder, build the cache and print what was found."""
+    """Download the raw files where there is no folder, parse them and print what was found."""
     ensure_dataset("census-income-kdd", ARCHIVES)
-    data = CensusIncomeDataModule(
-        dataset="census-income-kdd",
-        data_root=None,
-        tasks=("income", "never_married", "education"),
-        min_count=5,
-        num_bins=16,
-        batch_size=1,
-        num_workers=0,
-        seed=0,
-    )
-    data.setup()
-    print(data.describe())
-    labels = {split: data.read(rows)[-1] for split, rows in data.rows.items()}
-    both = {"train": labels["train"], "val + test": np.concatenate([labels["val"], labels["test"]])}
-    print("\n|Correlation| of two tasks")
+    table = official(data_root() / "census-income-kdd")
+    summary, labels = summarize(table)
+    print(summary)
     for pair, paper in PAPER_CORRELATION.items():
-        first, second = (data.tasks.index(task) for task in pair)
-        shown = [f"{split} {correlation(label[:, first], label[:, second]):.4f}" for split, label in both.items()]
-        print(f"{' and '.join(pair)}: {', '.join(shown)} (Census-Income KDD in the paper: {paper})")
+        first, second = (labels[:, list(table.schema.tasks).index(task)] for task in pair)
+        print(f"|Correlation| of {' and '.join(pair)}: {correlation(first, second):.4f} (in the paper: {paper})")
 
 
 if __name__ == "__main__":

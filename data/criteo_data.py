@@ -15,12 +15,13 @@ from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Source, missing_file
 from common.errors import check, run_script
 from common.model.metrics import click_metrics
+from common.paths import data_root
 from common.settings import check_settings
 from data.criteo_sample import criteo_sample
 from data.criteo_schema import CRITEO
 from data.movie_clicks import MOVIE_CLICKS, click_table
 from data.movie_raw import ML_1M
-from data.table_data import Description, TableDataModule
+from data.table_data import Description, TableDataModule, summarize
 
 ARCHIVES = {  # by folder below DATA_ROOT
     "criteo": Archive(
@@ -72,14 +73,7 @@ class CriteoDataModule(TableDataModule):
         return criteo_sample()
 
     def official(self, folder: Path) -> Description:
-        for name in (RAW_FILE, f"{RAW_FILE}.gz"):
-            if (folder / name).exists():
-                return Description("criteo", CRITEO, {"all": folder / name})
-        if list(folder.glob(f"{ML_1M.ratings_file}*")):
-            return Description("movie-clicks-rows", MOVIE_CLICKS, {"all": click_table(folder, SOURCE)})
-        raise missing_file(
-            folder, f"no {RAW_FILE} (nor {RAW_FILE}.gz, nor {ML_1M.ratings_file}, nor columns.json)", SOURCE
-        )
+        return official(folder)
 
     def choose_tasks(self) -> list[str]:
         tasks = list(self.schema.tasks)
@@ -105,21 +99,21 @@ class CriteoDataModule(TableDataModule):
         return click_metrics(torch.from_numpy(truth), torch.from_numpy(self.read(rows)[-1]))
 
 
+def official(folder: Path) -> Description:
+    """The Kaggle set, or MovieLens-1M, in a folder; UserError where neither is there."""
+    for name in (RAW_FILE, f"{RAW_FILE}.gz"):
+        if (folder / name).exists():
+            return Description("criteo", CRITEO, {"all": folder / name})
+    if list(folder.glob(f"{ML_1M.ratings_file}*")):
+        return Description("movie-clicks-rows", MOVIE_CLICKS, {"all": click_table(folder, SOURCE)})
+    lack = f"no {RAW_FILE} (nor {RAW_FILE}.gz, nor {ML_1M.ratings_file}, nor columns.json)"
+    raise missing_file(folder, lack, SOURCE)
+
+
 def main() -> None:
     """Download the raw files where there is no folder, and parse them."""
     ensure_dataset("criteo", ARCHIVES)
-    data = CriteoDataModule(
-        dataset="criteo",
-        data_root=None,
-        split="time",
-        dense_transform="log",
-        min_count=2,
-        batch_size=1,
-        num_workers=0,
-        seed=0,
-    )
-    data.setup()
-    print(data.describe())
+    print(summarize(official(data_root() / "criteo"))[0])
 
 
 if __name__ == "__main__":

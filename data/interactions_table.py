@@ -136,11 +136,12 @@ def read_block(columns: InteractionSchema, rows: Rows) -> tuple[list[pa.Dictiona
 
 def read_ids(rows: Rows, schema: Schema, name: str) -> pa.DictionaryArray:
     """The texts of a column of ids (N,); UserError for a missing one."""
-    texts, counts = read_texts(rows, schema[name], schema)
-    if texts.null_count or counts is not None:
-        row = 0 if counts is not None else texts.is_null().to_numpy(zero_copy_only=False).argmax()
+    codes, entries, counts = read_texts(rows, schema[name], schema)
+    is_missing = np.append(entries.is_null().to_numpy(zero_copy_only=False), True)
+    if counts is not None or is_missing[codes].any():
+        row = 0 if counts is not None else is_missing[codes].argmax()
         raise rows.error(int(row), name, "one id in every row")
-    return texts.dictionary_encode()
+    return entries.take(pa.array(codes)).dictionary_encode()
 
 
 def _numbered(texts: pa.DictionaryArray, numbers: dict[str, int]) -> np.ndarray:
@@ -192,15 +193,15 @@ def _attribute_cells(table: AttributeTable, rows: Rows) -> tuple[Rows, list[str]
 
 
 def _text_cells(rows: Rows, column: Column, schema: Schema) -> list[list[str]]:
-    texts, counts = read_texts(rows, column, schema)
+    codes, texts, counts = read_texts(rows, column, schema)
+    ends = np.cumsum(np.ones(len(texts), np.int32) if counts is None else counts).tolist()
     values = texts.to_pylist()
-    if counts is None:
-        return [[] if text is None else [text] for text in values]
-    ends = np.cumsum(counts).tolist()
-    return [
+    entries = [
         [text for text in values[start:end] if text is not None]
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
+    entries.append([])  # that of a missing value
+    return [entries[code] for code in codes.tolist()]
 
 
 def _in_bins(cells: list, train: np.ndarray) -> list[list[str]]:

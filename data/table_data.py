@@ -8,14 +8,12 @@ or a folder of such parts.
 import json
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 import numpy as np
-import pandas as pd
 import torch
 
 from common.data.cache import build_once
@@ -25,14 +23,17 @@ from common.data.raw_files import Source, find_dataset
 from common.errors import check, run_script
 from common.files import write_json
 from common.paths import data_root
-from data.table_cache import Columns, nearly_unseen, write_columns, write_encoded
-from data.table_encoder import TableEncoder
+from data.table_columns import Columns, write_columns
+from data.table_encoder import TableEncoder, nearly_unseen
 from data.table_reader import data_files
+from data.table_rows import RANDOM_SEED, write_encoded
 from data.table_schema import COLUMNS_FILE, Schema, read_columns_file
-from data.table_splits import RANDOM_SEED
 
 ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
-CODE = [f"data.table_{name}" for name in ("schema", "reader", "text", "values", "keys", "encoder", "splits", "cache")]
+CODE = [
+    f"data.table_{name}"
+    for name in ("schema", "reader", "text", "values", "categories", "columns", "encoder", "rows", "data")
+]
 
 
 @dataclass(frozen=True)
@@ -105,21 +106,15 @@ class TableDataModule(RecommendationDataModule):
         self.tasks = self.choose_tasks()
         files = {part: data_files(path) for part, path in table.files.items()}
         sources = [path for paths in files.values() for path in paths]
+        parts = {part: len(paths) for part, paths in files.items()}
         settings = {"split": "time" if self.schema.of_role("time") else "random"} | self.settings
-        read = as_read(self.schema)
-        columns = build_once(
-            f"{table.name}-columns",
-            sources,
-            {"schema": read.to_dict(), "parts": {part: len(paths) for part, paths in files.items()}},
-            partial(write_columns, files, read),
-            code=CODE,
-        )
         where = f"{own if own.exists() else sources[0]}"
+        # a later start checks what is read, the rows, and not the columns of which they were made
         self.folder = build_once(
             table.name,
             sources,
-            settings | {"schema": self.schema.to_dict(), "columns": columns.name},  # the raw file may change meanwhile
-            partial(write_encoded, Columns(columns, self.schema), settings, where),
+            settings | {"schema": self.schema.to_dict(), "parts": parts},
+            lambda target: write_encoded(parse(table.name, self.schema, files), settings, where, target),
             code=CODE,
         )
         self.summary = json.loads((self.folder / "summary.json").read_text())
@@ -192,15 +187,6 @@ class TableDataModule(RecommendationDataModule):
     def known_rows(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         return self.encoder.known_rows(TableEncoder.from_state(state))
 
-    def describe(self) -> str:
-        """Rows, shares of positive labels and fields, for a terminal."""
-        rows = pd.DataFrame({"rows": self.summary["rows"]} | self.summary["positive"])
-        fields = pd.DataFrame(self.summary["fields"]).T[["ids", "unseen_or_rare", "missing"]].astype({"ids": int})
-        return (
-            f"{rows.to_string(float_format='{:.4f}'.format)}\n{fields.to_string(float_format='{:.4f}'.format)}\n"
-            f"{sum(self.cardinalities):,} ids in {len(self.cardinalities)} fields; cache: {self.folder}"
-        )
-
 
 def describe_own(path: Path) -> Description:
     """The table of a columns.json."""
@@ -208,12 +194,32 @@ def describe_own(path: Path) -> Description:
     return Description(path.parent.name, schema, files)
 
 
-def as_read(schema: Schema) -> Schema:
-    """The schema without what makes no difference to the columns on disk."""
+def parse(name: str, schema: Schema, files: dict[str, list[Path]]) -> Columns:
+    """The columns of the files, read now where they are not on disk yet."""
     columns = [
         replace(column, transform=None, pooling=None, hash_size=None, min_count=None) for column in schema.columns
     ]
-    return replace(schema, columns=tuple(columns), split=schema.split if schema.split_column else None, group=None)
+    # without what makes no difference to them
+    read = replace(schema, columns=tuple(columns), split=schema.split if schema.split_column else None, group=None)
+    folder = build_once(
+        f"{name}-columns",
+        [path for paths in files.values() for path in paths],
+        {"schema": read.to_dict(), "parts": {part: len(paths) for part, paths in files.items()}},
+        lambda target: write_columns(files, read, target),
+        code=CODE,
+    )
+    return Columns(folder, schema)
+
+
+def summarize(table: Description) -> tuple[str, np.ndarray]:
+    """Rows and shares of positive labels of each file, for a terminal, and all labels (N, K)."""
+    columns = parse(table.name, table.schema, {part: data_files(path) for part, path in table.files.items()})
+    labels, lines = columns.labels(), []
+    ends = np.cumsum(list(columns.parts.values()))
+    for path, rows in zip(table.files.values(), np.split(labels, ends[:-1]), strict=True):
+        shares = ", ".join(f"{task} {share:.4f}" for task, share in zip(table.schema.tasks, rows.mean(0), strict=True))
+        lines.append(f"{path}: {len(rows):,} rows; share of positive labels: {shares}")
+    return "\n".join(lines), labels
 
 
 def _protocol(schema: Schema, files: dict[str, list[Path]], split: str) -> str:

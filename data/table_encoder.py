@@ -1,10 +1,8 @@
 """From values of a table to what a model takes; everything is fitted on training rows only.
 
-N: rows, I: dense inputs, F: categorical fields. Ids of a field: 0 unseen or rare, 1 missing, then its vocabulary in
-order of text. Fields of several values in a cell take several columns of the ids, filled up with EMPTY_SLOT.
+N: rows, I: dense inputs, F: categorical fields.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +12,25 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.table_keys import MISSING_KEY, bucket_ids, in_chunks, is_long, key_text, number_keys, number_text, text_keys
-from data.table_schema import LOG_TRANSFORMS, Schema
-from data.table_values import Cells, Values
+from data.table_categories import (
+    FIRST_ID,
+    MISSING_KEY,
+    Categories,
+    Field,
+    in_order_of_text,
+    is_long,
+    no_texts,
+    number_texts,
+    text_bytes,
+    text_keys,
+    texts_of,
+)
+from data.table_columns import Columns
+from data.table_schema import LOG_TRANSFORMS, Column, Schema
+from data.table_values import Values
 
-OOV, MISSING, FIRST_ID = 0, 1, 2
-EMPTY_SLOT = -1
+CHUNK_ROWS = 1 << 18
+NEARLY_ALL = 0.9  # share of a column's values outside of the vocabulary that is worth a warning
 MAX_SLOTS = 64  # values of a cell that count: its first ones
 QUANTILE_BINS = 32
 PIECEWISE = "piecewise"  # raw numbers with the edges of bins, and each number a category too: for MMoE
@@ -42,6 +53,12 @@ def bucket_dense(raw: np.ndarray) -> np.ndarray:
     return np.where(raw > 2, np.floor(logarithm**2), np.trunc(raw))
 
 
+def in_chunks(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+    """function(values), in memory for intermediate arrays that does not grow with N."""
+    parts = [function(values[start : start + CHUNK_ROWS]) for start in range(0, len(values), CHUNK_ROWS)]
+    return np.concatenate(parts) if parts else function(values)
+
+
 def quantile_edges(values: np.ndarray, num_bins: int) -> list[float]:
     """Ascending edges, from the least to the greatest number, with about equally many rows in each bin.
 
@@ -56,78 +73,14 @@ def quantile_edges(values: np.ndarray, num_bins: int) -> list[float]:
     return np.unique([distinct[0], *upper, distinct[-1]]).tolist()
 
 
-@dataclass(frozen=True)
-class Field:
-    """One categorical input. source: "text", or how its number becomes a category: "number", "bucket", "quantile".
-
-    keys: of the vocabulary, in order of id; long: texts of those keys that do not hold them.
-    """
-
-    name: str
-    source: str
-    keys: np.ndarray  # (keys,) uint64
-    long: dict[int, str]
-    edges: list[float] | None = None
-    hash_size: int | None = None
-    slots: int = 1
-    pooling: str | None = None
-    _order: np.ndarray | None = dataclasses.field(init=False)  # sorts the keys; None: they are sorted
-    _sorted: np.ndarray = dataclasses.field(init=False)
-
-    def __post_init__(self):
-        order = None if (self.keys[1:] > self.keys[:-1]).all() else np.argsort(self.keys)
-        object.__setattr__(self, "_order", order)
-        object.__setattr__(self, "_sorted", self.keys if order is None else self.keys[order])
-
-    @property
-    def cardinality(self) -> int:
-        """Number of ids, those for unseen and missing included."""
-        return FIRST_ID + (self.hash_size or len(self.keys))
-
-    def texts(self) -> list[str]:
-        """The vocabulary in order of id."""
-        return [self.long.get(key) or key_text(key) for key in self.keys.tolist()]
-
-    def category_keys(self, values: Values) -> np.ndarray | Cells:
-        if self.source == "text":
-            return values.keys[self.name]
-        return number_keys(self.category_numbers(values.numbers[self.name]))
-
-    def category_numbers(self, raw: np.ndarray) -> np.ndarray:
-        """The number (N,) that is the category of each raw one; nan stays."""
-        if self.source == "bucket":
-            return in_chunks(bucket_dense, raw)
-        if self.source == "quantile":
-            assert self.edges is not None
-            return np.where(np.isnan(raw), np.nan, np.searchsorted(self.edges[1:-1], raw, side="right"))
-        return raw
-
-    def encode(self, values: Values) -> np.ndarray:
-        """(N, slots) int32."""
-        keys = self.category_keys(values)
-        if not isinstance(keys, Cells):
-            return self._ids(keys)[:, None]
-        ids = np.full((len(keys), self.slots), EMPTY_SLOT, np.int32)
-        ids[:, 0] = np.where(keys.counts == 0, MISSING, EMPTY_SLOT)
-        rows = np.repeat(np.arange(len(keys)), keys.counts)
-        slot = np.arange(len(rows)) - np.repeat(np.cumsum(keys.counts) - keys.counts, keys.counts)
-        kept = slot < self.slots
-        ids[rows[kept], slot[kept]] = self._ids(keys.keys[kept])
-        return ids
-
-    def _ids(self, keys: np.ndarray) -> np.ndarray:
-        if self.hash_size:
-            return np.where(keys == MISSING_KEY, MISSING, bucket_ids(keys, self.hash_size) + FIRST_ID).astype(np.int32)
-        if len(self.keys) == 0:
-            return np.where(keys == MISSING_KEY, MISSING, OOV).astype(np.int32)
-        order = np.argsort(keys)  # sorted values walk through a large vocabulary instead of jumping: 3 times faster
-        position = np.empty(len(keys), np.int64)
-        position[order] = np.searchsorted(self._sorted, keys[order])
-        position = np.minimum(position, len(self.keys) - 1)
-        known = self._sorted[position] == keys
-        position = position if self._order is None else self._order[position]
-        ids = np.where(known, position + FIRST_ID, np.where(keys == MISSING_KEY, MISSING, OOV))
-        return ids.astype(np.int32)
+def as_category(source: str, edges: list[float] | None, raw: np.ndarray) -> np.ndarray:
+    """The number (N,) that is the category of each raw one; nan stays."""
+    if source == "bucket":
+        return in_chunks(bucket_dense, raw)
+    if source == "quantile":
+        assert edges is not None
+        return np.where(np.isnan(raw), np.nan, np.searchsorted(edges[1:-1], raw, side="right"))
+    return raw
 
 
 @dataclass(frozen=True)
@@ -167,37 +120,32 @@ class TableEncoder:
     @classmethod
     def fit(
         cls,
-        schema: Schema,
         settings: dict[str, Any],
-        train: Callable[[str], Values],
-        long_texts: Callable[[str, np.ndarray], dict[int, str]],
+        columns: Columns,
+        train: np.ndarray,
         each: Callable[[Callable, list], Iterator] = map,
     ) -> "TableEncoder":
-        """settings: dense_transform, min_count, num_bins. train(name): the training rows of a column; long_texts(name,
-        keys): the texts of long keys. each: as map, one column after the other or in threads.
+        """settings: dense_transform, min_count, num_bins. train: (N,) bool, the training rows. each: as map, one column
+        after the other or in threads.
         """
         default = settings["dense_transform"]
 
-        def fit_column(column) -> tuple[Field | None, Dense | None]:
-            values = train(column.name)
+        def fit_column(column: Column) -> tuple[Field | None, Dense | None]:
             if column.role == "categorical":
-                return _fit_field(column.name, "text", values, column, settings, long_texts), None
+                return _fit_texts(column, settings, columns, train), None
             # MMoE bins each number itself, whatever the other models take
             transform = PIECEWISE if default == PIECEWISE else column.transform or default
-            raw = values.numbers[column.name]
-            dense = None
+            raw = columns.numbers(column.name)[train]
             if transform in LOG_TRANSFORMS:
-                transformed = in_chunks(partial(_transformed, transform), raw)
-                del values, raw
-                std = float(transformed.std(dtype=np.float64))
+                std = float(in_chunks(partial(_transformed, transform), raw).std(dtype=np.float64))
                 return None, Dense(column.name, transform, std if std > 0 else 1.0)  # a constant stays as it is
             if transform == PIECEWISE:
-                dense = Dense(column.name, transform, edges=quantile_edges(raw, settings["num_bins"]))
-            source = "number" if transform == PIECEWISE else transform
-            return _fit_field(column.name, source, values, column, settings, long_texts), dense
+                edges = quantile_edges(raw, settings["num_bins"])
+                return _fit_numbers(column, "number", settings, raw), Dense(column.name, transform, edges=edges)
+            return _fit_numbers(column, transform, settings, raw), None
 
-        fields, dense = zip(*each(fit_column, schema.inputs), strict=True)
-        return cls(schema, [f for f in fields if f is not None], [d for d in dense if d is not None])
+        fields, dense = zip(*each(fit_column, columns.schema.inputs), strict=True)
+        return cls(columns.schema, [f for f in fields if f is not None], [d for d in dense if d is not None])
 
     @property
     def num_dense(self) -> int:
@@ -222,8 +170,10 @@ class TableEncoder:
         """Of the dense columns that are cut into bins."""
         return [column.edges for column in self.dense if column.edges is not None]
 
-    def encode(self, values: Values) -> tuple[np.ndarray, np.ndarray]:
-        """(dense (N, I) float32, ids (N, F) int32)."""
+    def encode(
+        self, values: Values, ids_of: Callable[[Field, np.ndarray], np.ndarray] = Field.ids
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(dense (N, I) float32, ids (N, F) int32). ids_of(field, keys): their ids."""
         dense = np.empty((len(values), self.num_dense), np.float32)
         for i, column in enumerate(self.dense):
             dense[:, i] = column.encode(values)
@@ -232,7 +182,15 @@ class TableEncoder:
         ids = np.empty((len(values), sum(self.slots)), np.int32)
         start = 0
         for field in self.fields:
-            ids[:, start : start + field.slots] = field.encode(values)
+            if field.source == "text":
+                categories = values.categories[field.name]
+                of_keys = ids_of(field, categories.keys)
+            else:
+                numbers = as_category(field.source, field.edges, values.numbers[field.name])
+                distinct, codes = np.unique(numbers, return_inverse=True)
+                categories = Categories(codes, text_keys(number_texts(distinct)))
+                of_keys = field.ids(categories.keys)
+            ids[:, start : start + field.slots] = field.encode(categories, of_keys)
             start += field.slots
         return dense, ids
 
@@ -261,17 +219,19 @@ class TableEncoder:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint carries: plain values and tensors."""
-        keys = [field.keys for field in self.fields]
-        joined = np.concatenate(keys) if keys else np.empty(0, np.uint64)
+        keys = np.concatenate([np.empty(0, np.uint64), *(field.keys for field in self.fields)])
+        long = pa.concat_arrays([pa.array([], pa.large_binary()), *(field.long for field in self.fields)])
+        content, starts = text_bytes(long)
         return {
             "schema": self.schema.to_dict(),
-            "keys": torch.from_numpy(joined.view(np.int64)),
+            "keys": torch.from_numpy(keys.view(np.int64)),
+            "texts": torch.from_numpy(content.copy()),  # of the keys that do not hold theirs, one after the other
+            "lengths": torch.from_numpy(np.diff(starts)),
             "fields": [
                 {
                     "name": field.name,
                     "source": field.source,
                     "size": len(field.keys),
-                    "long": list(field.long.values()),
                     "edges": field.edges,
                     "hash_size": field.hash_size,
                     "slots": field.slots,
@@ -291,11 +251,14 @@ class TableEncoder:
         sizes = [field["size"] for field in state["fields"]]
         if joined.shape != (sum(sizes),):
             raise ValueError(f"vocabularies of the shape {joined.shape} for fields of {sum(sizes)} categories")
+        texts, end = texts_of(state["texts"].numpy(), state["lengths"].numpy()), 0
+        if len(texts) != is_long(joined).sum():
+            raise ValueError(f"{len(texts)} texts for {is_long(joined).sum()} categories")
         fields = []
         for content, keys in zip(state["fields"], np.split(joined, np.cumsum(sizes, dtype=int))[:-1], strict=True):
-            field = {name: value for name, value in content.items() if name not in ("size", "long")}
-            long = dict(zip(keys[is_long(keys)].tolist(), content["long"], strict=True))
-            fields.append(Field(keys=keys, long=long, **field))
+            start, end = end, end + int(is_long(keys).sum())
+            field = {name: value for name, value in content.items() if name != "size"}
+            fields.append(Field(keys=keys, long=texts[start:end], **field))
         schema, dense = Schema.from_dict(state["schema"]), [Dense(**column) for column in state["dense"]]
         encoded = {field.name for field in fields} | {column.name for column in dense}
         if not encoded or {column.name for column in schema.inputs} != encoded:
@@ -303,36 +266,45 @@ class TableEncoder:
         return cls(schema, fields, dense)
 
 
-def _fit_field(name: str, source: str, values: Values, column, settings: dict, long_texts: Callable) -> Field:
-    edges = quantile_edges(values.numbers[name], QUANTILE_BINS) if source == "quantile" else None
-    field = Field(name, source, np.empty(0, np.uint64), {}, edges, column.hash_size)
-    keys = field.category_keys(values)
-    options = {"edges": edges, "hash_size": column.hash_size}
-    if isinstance(keys, Cells):
-        most = int(keys.counts.max(initial=1))
-        options |= {"slots": min(max(most, 1), MAX_SLOTS), "pooling": column.pooling or "sum"}
-        keys = keys.keys
+def _categories(field: Field, values: Values) -> Categories:
+    if field.source == "text":
+        return values.categories[field.name]
+    numbers = as_category(field.source, field.edges, values.numbers[field.name])
+    distinct, codes = np.unique(numbers, return_inverse=True)
+    return Categories(codes, text_keys(number_texts(distinct)))
+
+
+def _fit_texts(column: Column, settings: dict[str, Any], columns: Columns, train: np.ndarray) -> Field:
+    counts, most = columns.key_counts(column.name, train)
+    keys = columns.keys(column.name)
+    options: dict[str, Any] = {"hash_size": column.hash_size}
+    if most:  # cells may hold several values
+        options |= {"slots": min(most, MAX_SLOTS), "pooling": column.pooling or "sum"}
+    chosen = _frequent(keys, counts, column, settings)
+    long = is_long(keys)
+    texts = columns.long_texts(column.name).filter(pa.array(chosen[long])) if long.any() else no_texts()
+    return Field(column.name, "text", *in_order_of_text(keys[chosen], texts), **options)
+
+
+def _fit_numbers(column: Column, source: str, settings: dict[str, Any], raw: np.ndarray) -> Field:
+    edges = quantile_edges(raw, QUANTILE_BINS) if source == "quantile" else None
+    distinct, counts = np.unique(as_category(source, edges, raw), return_counts=True)
+    texts = number_texts(distinct)
+    keys = text_keys(texts)
+    order = np.argsort(keys)
+    keys, counts, texts = keys[order], counts[order], texts.take(pa.array(order))
+    chosen = _frequent(keys, counts, column, settings)
+    texts = texts.filter(pa.array(chosen & is_long(keys)))
+    return Field(column.name, source, *in_order_of_text(keys[chosen], texts), edges)
+
+
+def _frequent(keys: np.ndarray, counts: np.ndarray, column: Column, settings: dict[str, Any]) -> np.ndarray:
+    """Which of the distinct keys are in the vocabulary: those with enough rows; none with hash_size."""
     if column.hash_size:
-        return Field(name, source, np.empty(0, np.uint64), {}, **options)
-    known = frequent_keys(keys, column.min_count or settings["min_count"])
-    long = known[is_long(known)]
-    if len(long) and source != "text":
-        distinct = np.unique(field.category_numbers(values.numbers[name]))
-        texts = [number_text(value) for value in distinct[~np.isnan(distinct)].tolist()]
-        long = {key: text for key, text in zip(text_keys(pa.array(texts)).tolist(), texts, strict=True)}
-    else:
-        long = long_texts(name, long) if len(long) else {}
-    if long:  # short keys sort as their texts do, long ones do not
-        encoded = [(long.get(key) or key_text(key)).encode() for key in known.tolist()]
-        known = known[np.array(sorted(range(len(encoded)), key=encoded.__getitem__))]
-        long = {key: long[key] for key in known[is_long(known)].tolist()}
-    return Field(name, source, known, long, **options)
+        return np.zeros(len(keys), bool)
+    return (counts >= (column.min_count or settings["min_count"])) & (keys != MISSING_KEY)
 
 
-def frequent_keys(keys: np.ndarray, min_count: int) -> np.ndarray:
-    """Ascending distinct keys with at least min_count rows, without the missing one."""
-    keys = np.sort(keys)
-    keys = keys[: np.searchsorted(keys, MISSING_KEY)]
-    starts = np.flatnonzero(np.concatenate([[len(keys) > 0], keys[1:] != keys[:-1]]))
-    counts = np.diff(starts, append=len(keys))
-    return keys[starts[counts >= min_count]]
+def nearly_unseen(fields: dict[str, tuple[int, int]]) -> list[str]:
+    """Columns with nearly all values out of vocabulary. fields: (out-of-vocabulary count, value count) by column."""
+    return [name for name, (unseen, values) in fields.items() if values and unseen / values > NEARLY_ALL]

@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from common.errors import UserError, check
 from data.table_reader import Rows, data_files, first_names, read_files
@@ -103,14 +103,21 @@ class Look:
 
     def __init__(self, name: str, blocks: list[Rows], schema: Schema):
         self.name, self.schema = name, schema
-        parts = [read_texts(rows, Column(name, "categorical"), schema) for rows in blocks]
-        self.type = blocks[0].columns[name].type
-        self.is_list = parts[0][1] is not None
         self.rows = sum(len(rows) for rows in blocks)
-        texts = pa.chunked_array([texts for texts, _ in parts], pa.string())
-        empty = sum(int((counts == 0).sum()) for _, counts in parts if counts is not None)
-        self.missing = (texts.null_count + empty) / max(self.rows, 1)
-        self.counts = Counter({v["values"]: v["counts"] for v in texts.drop_null().value_counts().to_pylist()})
+        self.counts: Counter = Counter()
+        missing, self.is_list = 0, False
+        for rows in blocks:
+            codes, texts, counts = read_texts(rows, Column(name, "categorical"), schema)
+            times = np.bincount(codes, minlength=len(texts) + 1)
+            if counts is not None:
+                self.is_list = True
+                missing += int((counts == 0).sum())
+                times = np.repeat(times[: len(counts)], counts)
+            elif len(times) > len(texts):
+                missing += int(times[-1])
+            for text, number in zip(texts.to_pylist(), times.tolist(), strict=False):
+                self.counts[text] += number
+        self.missing = (missing + self.counts.pop(None, 0)) / max(self.rows, 1)
 
     def entry(self) -> tuple[dict, str, int, float, str, str]:
         """Entry in columns.json, type, distinct values, share of missing ones, examples, and why it is left out."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from common.data.raw_files import Stream
-from data.table_cache import nearly_unseen
-from data.table_encoder import EMPTY_SLOT, FIRST_ID, MISSING, OOV, PIECEWISE, TableEncoder
+from data.table_categories import EMPTY_SLOT, FIRST_ID, MISSING, OOV
+from data.table_encoder import PIECEWISE, TableEncoder, nearly_unseen
 from data.table_reader import Rows, read_stream
 from data.table_values import as_texts, input_values, read_labels
 

@@ -29,14 +29,16 @@ PARQUET_MAGIC = b"PAR1"
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file as columns: texts where the file is text, else as Parquet has them.
+    """Some rows of a file as columns: of a text file as TextBlock.parse has them, else as Parquet does.
 
-    place: where a row is ("FILE, line 7"), and its fields as they are in the file.
+    place: where a row is ("FILE, line 7"), and its fields as they are in the file. is_text: of a text file, in which
+    "nan" is no number.
     """
 
     count: int
     columns: dict[str, pa.Array]
     place: Callable[[int], tuple[str, dict[str, str]]]
+    is_text: bool
 
     def __len__(self) -> int:
         return self.count
@@ -147,7 +149,7 @@ def _text_blocks(stream: Readable, name: str, schema: Schema, scoring: bool) -> 
     def parse(block: tuple[int, bytes]) -> Rows:
         text = TextBlock(*block, name, names, schema)
         columns = text.parse(wanted)
-        return Rows(len(columns[wanted[0]]), columns, text.place)
+        return Rows(len(columns[wanted[0]]), columns, text.place, True)
 
     for block in chain([first], blocks):
         if block[1]:
@@ -171,7 +173,7 @@ def _parquet_blocks(stream: Stream, name: str, schema: Schema, scoring: bool) ->
         before = 0
         for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
             columns = {column: batch.column(batch.schema.get_field_index(column)) for column in wanted}
-            yield partial(Rows, len(batch), columns, partial(_parquet_place, name, before))
+            yield partial(Rows, len(batch), columns, partial(_parquet_place, name, before), False)
             before += len(batch)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
@@ -189,7 +191,7 @@ def _wanted(names: list[str], schema: Schema, file: str, scoring: bool) -> list[
     needed = [c.name for c in schema.columns if c.role in ("dense", "categorical", "kept")]
     optional = schema.label_columns
     if not scoring:
-        needed = needed + [c.name for c in schema.of_role("time")] + schema.label_columns
+        needed += [c.name for c in schema.of_role("time", "weight")] + schema.label_columns
         needed += [schema.split_column] if schema.split_column else []
     lacking = [column for column in needed if column not in there]
     check(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.data.data_module import SPLITS
 from common.errors import UserError, check
 
 COLUMNS_FILE = "columns.json"
@@ -18,7 +19,6 @@ TYPES = ("text", "number", "integer")
 LOG_TRANSFORMS = ("log", "log+missing", "signed_log", "signed_log+missing")
 DENSE_TRANSFORMS = (*LOG_TRANSFORMS, "bucket", "quantile")
 POOLINGS = ("sum", "mean")
-SPLITS = ("train", "val", "test")
 LARGEST_COUNT = 2**31 - 1
 
 

@@ -6,19 +6,21 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from common.data.raw_files import CONTROL_BYTES, LINE_BYTES
+from common.data.raw_files import CONTROL_BYTES, LINE_BYTES, count_lines
 from common.errors import UserError, check
-from data.table_schema import Schema
+from data.table_schema import Column, Schema
 
 BOM = b"\xef\xbb\xbf"
 SEPARATORS = {"\t": "TAB", ",": "comma", ";": "semicolon", "|": "'|'", " ": "space"}
 Block = tuple[int, bytes]  # the number of its first line, and its whole lines
 CUT_ATTEMPTS = 1000
 FIRST_RECORDS = 5
+CHECKED_BYTES = 1 << 18  # at a time, which stay in the processor's cache
 
 
 def without_bom(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -39,7 +41,7 @@ def whole_records(blocks: Iterator[Block]) -> Iterator[Block]:
             cut, rest = len(block), b""
         if cut:
             yield first, block[:cut]
-        first += block.count(b"\n", 0, cut)
+        first += count_lines(block[:cut])
     if rest:
         yield first, rest
 
@@ -91,6 +93,24 @@ def header_names(line: int, block: bytes, file: str, separator: str) -> tuple[li
     return names, reader.line_num, block[end:]
 
 
+def _arrow_type(column: Column) -> pa.DataType:
+    if column.role in ("dense", "weight"):
+        return pa.int32() if column.type == "integer" else pa.float64()
+    if column.role in ("time", "kept"):
+        return pa.string()
+    return pa.dictionary(pa.int32(), pa.string())
+
+
+def _has_control_bytes(plain: bytes) -> bool:
+    content = np.frombuffer(plain, np.uint8)
+    for start in range(0, len(content), CHECKED_BYTES):
+        part = content[start : start + CHECKED_BYTES]
+        low = np.count_nonzero(part < 32) - np.count_nonzero(part == 9) - np.count_nonzero(part == 10)
+        if low or (part == 127).any():
+            return True
+    return False
+
+
 class TextBlock:
     """Whole lines of a file whose columns are `names`."""
 
@@ -99,9 +119,12 @@ class TextBlock:
         self.skips_blank = schema.quoted or schema.strip
 
     def parse(self, wanted: list[str]) -> dict[str, pa.Array]:
-        """The columns `wanted` as texts, null where missing; UserError naming the first wrong line."""
+        """The columns `wanted`, null where missing: numbers, categories as texts with a dictionary, other texts.
+
+        In a block that holds what is no number all columns are texts. Raises: UserError naming the first wrong line.
+        """
         plain = self.content.replace(b"\r\n", b"\n") if b"\r" in self.content else self.content
-        if len(plain.translate(None, CONTROL_BYTES)) < len(plain):
+        if _has_control_bytes(plain):
             raise self._explained("control characters")
         if not self.skips_blank and (b"\n\n" in plain or plain.startswith(b"\n")):  # pyarrow: values that are missing
             raise self._explained("a blank line")
@@ -111,38 +134,48 @@ class TextBlock:
             plain.isascii() or plain.decode()  # columns that are not wanted too
         except UnicodeDecodeError as error:
             raise self._explained("bytes that are not UTF-8") from error
-        schema, quote = self.schema, '"' if self.schema.quoted else False
-        missing = [] if schema.strip else list(schema.missing)
+        types = {name: _arrow_type(self.schema[name]) for name in wanted}
+        # which pyarrow takes for parts of an integer
+        if pa.int32() in types.values() and any(byte in plain for byte in (b" ", b"x", b"X")):
+            types = dict.fromkeys(wanted, pa.string())
         try:
-            table = pyarrow.csv.read_csv(
-                pa.py_buffer(plain),
-                pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=len(plain) + 1),
-                pyarrow.csv.ParseOptions(
-                    delimiter=schema.separator,
-                    quote_char=quote,
-                    double_quote=schema.quoted,
-                    newlines_in_values=schema.quoted,
-                    ignore_empty_lines=self.skips_blank,
-                    invalid_row_handler=self._on_invalid,
-                ),
-                pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(wanted, pa.string()),
-                    include_columns=wanted,
-                    null_values=missing,
-                    strings_can_be_null=True,
-                ),
-            )
-        except pa.ArrowInvalid as error:
-            raise self._explained(str(error)) from error
-        if schema.quoted and len(table) != plain.count(b"\n"):
+            table = self._read(plain, types)
+        except pa.ArrowInvalid:
+            try:
+                table = self._read(plain, dict.fromkeys(wanted, pa.string()))
+            except pa.ArrowInvalid as error:
+                raise self._explained(str(error)) from error
+        if self.schema.quoted and len(table) != count_lines(plain):
             self._check_quotes()
         columns = {name: table.column(name).combine_chunks() for name in wanted}
-        if schema.strip:
-            missing = pa.array(schema.missing, pa.string())
+        if self.schema.strip:
+            missing = pa.array(self.schema.missing, pa.string())
             for name, texts in columns.items():
-                texts = pc.ascii_trim_whitespace(texts)
-                columns[name] = pc.if_else(pc.is_in(texts, missing), None, texts)
+                if pa.types.is_string(texts.type):  # those of a dictionary are looked at later, each once
+                    texts = pc.ascii_trim_whitespace(texts)
+                    columns[name] = pc.if_else(pc.is_in(texts, missing), None, texts)
         return columns
+
+    def _read(self, plain: bytes, types: dict[str, pa.DataType]) -> pa.Table:
+        schema = self.schema
+        return pyarrow.csv.read_csv(
+            pa.py_buffer(plain),
+            pyarrow.csv.ReadOptions(use_threads=False, column_names=self.names, block_size=len(plain) + 1),
+            pyarrow.csv.ParseOptions(
+                delimiter=schema.separator,
+                quote_char='"' if schema.quoted else False,
+                double_quote=schema.quoted,
+                newlines_in_values=schema.quoted,
+                ignore_empty_lines=self.skips_blank,
+                invalid_row_handler=self._on_invalid,
+            ),
+            pyarrow.csv.ConvertOptions(
+                column_types=types,
+                include_columns=list(types),
+                null_values=[] if schema.strip else list(schema.missing),
+                strings_can_be_null=True,
+            ),
+        )
 
     def place(self, row: int) -> tuple[str, dict[str, str]]:
         """Where a parsed row is, and its fields."""

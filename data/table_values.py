@@ -1,16 +1,15 @@
-"""Rows as the encoder takes them: numbers, keys of categories, labels; every value checked.
+"""Rows as the encoder takes them: numbers, categories, labels; every value checked.
 
-N: rows, K: tasks.
+Texts are looked at once for each distinct value of a block of rows. N: rows, K: tasks.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.table_keys import number_text, text_keys
+from data.table_categories import MISSING_KEY, Categories, number_text, text_keys
 from data.table_reader import Rows
 from data.table_schema import Column, Schema, Task
 
@@ -24,53 +23,51 @@ DATE_TYPES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))  # without and with
 
 
 @dataclass(frozen=True)
-class Cells:
-    """Cells of several values: their keys one after the other, and how many each cell has."""
-
-    keys: np.ndarray  # (values,) uint64
-    counts: np.ndarray  # (N,) int32
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-
-@dataclass(frozen=True)
 class Values:
-    """Input columns of some rows. numbers: (N,) float64, nan where missing. keys: (N,) uint64, or Cells."""
+    """Input columns of some rows. numbers: (N,) float64, nan where missing."""
 
     numbers: dict[str, np.ndarray]
-    keys: dict[str, np.ndarray | Cells]
+    categories: dict[str, Categories]
 
     def __len__(self) -> int:
-        return len(next(iter((*self.numbers.values(), *self.keys.values()))))
+        return next(len(values) for part in (self.numbers, self.categories) for values in part.values())
 
 
 def input_values(rows: Rows, schema: Schema) -> tuple[Values, dict[str, pa.Array]]:
-    """The inputs, and the texts (of single values) that the keys stand for."""
+    """The inputs, and the texts that the keys stand for."""
     numbers = {column.name: read_numbers(rows, column) for column in schema.of_role("dense")}
-    keys, texts = {}, {}
+    categories, texts = {}, {}
     for column in schema.of_role("categorical"):
-        values, counts = read_texts(rows, column, schema)
-        texts[column.name] = values
-        keys[column.name] = text_keys(values) if counts is None else Cells(text_keys(values), counts)
-    return Values(numbers, keys), texts
+        codes, texts[column.name], counts = read_texts(rows, column, schema)
+        counts = None if counts is None else np.append(counts, np.int32(0))
+        keys = text_keys(texts[column.name])
+        keys = np.append(keys, MISSING_KEY) if counts is None else keys
+        categories[column.name] = Categories(codes, keys, counts)
+    return Values(numbers, categories), texts
 
 
 def read_numbers(rows: Rows, column: Column) -> np.ndarray:
     """(N,) float64, nan where missing; UserError for what is no number."""
-    array = _decoded(rows.columns[column.name])
+    array = _plain(rows.columns[column.name])
     integer = column.type == "integer"
     expected = "an integer of 32 bits, or nothing" if integer else "a number, or nothing"
-    is_text = pa.types.is_string(array.type)
+    if pa.types.is_string(array.type) and not integer:
+        array = pc.utf8_trim(array, " \t")  # as pyarrow's reader of numbers does
     try:
-        if integer and is_text and pc.any(pc.match_substring(array, "x", ignore_case=True)).as_py():
+        if (
+            integer
+            and pa.types.is_string(array.type)
+            and pc.any(pc.match_substring(array, "x", ignore_case=True)).as_py()
+        ):
             raise pa.ArrowInvalid("hexadecimal")  # which pyarrow takes
         values = array.cast(pa.int32() if integer else pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise rows.error(_first_bad(array, integer), column.name, expected) from error
     numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if integer:
+        return numbers
     bad = np.abs(numbers) > LARGEST
-    if is_text:
+    if rows.is_text:
         bad |= np.isnan(numbers) & array.is_valid().to_numpy(zero_copy_only=False)
     if bad.any():
         raise rows.error(int(bad.argmax()), column.name, f"{expected} (at most {LARGEST:.2g})")
@@ -88,42 +85,71 @@ def _first_bad(array: pa.Array, integer: bool) -> int:
     return 0
 
 
-def read_texts(rows: Rows, column: Column, schema: Schema) -> tuple[pa.Array, np.ndarray | None]:
-    """Texts, null where missing: (N,) and None; or those of all cells, and how many each cell (N,) has."""
-    array = _decoded(rows.columns[column.name])
-    counts = None
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+def read_weights(rows: Rows, column: Column) -> np.ndarray:
+    """(N,) float64; UserError for what is no number of at least 0."""
+    weights = read_numbers(rows, column)
+    if not (weights >= 0).all():
+        raise rows.error(int((~(weights >= 0)).argmax()), column.name, "a weight: a number of at least 0")
+    return weights
+
+
+def read_texts(rows: Rows, column: Column, schema: Schema) -> tuple[np.ndarray, pa.Array, np.ndarray | None]:
+    """Codes (N,) int32, the texts of the entries (null: missing) and, where an entry may have several, their counts.
+
+    A row without a value has the code after the last entry.
+    """
+    array = rows.columns[column.name]
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):  # each cell is an entry
         counts = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)
-        array = _decoded(array.flatten())
-    elif column.separator is not None:
-        split = pc.split_pattern(as_texts(rows, array, column, schema), column.separator)
-        counts = pc.list_value_length(split).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)
-        array = split.flatten()
-    return as_texts(rows, array, column, schema), counts
+        values = _distinct(array.flatten())
+        texts = as_texts(rows, values.dictionary, column, schema).take(values.indices)
+        return np.arange(len(array), dtype=np.int32), texts, counts
+    array = _distinct(array)
+    texts = as_texts(rows, array.dictionary, column, schema)
+    codes = array.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
+    if column.separator is None:
+        return codes, texts, None
+    split = pc.split_pattern(texts, column.separator)
+    counts = pc.list_value_length(split).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)
+    return codes, as_texts(rows, split.flatten(), column, schema), counts
+
+
+def _distinct(array: pa.Array) -> pa.DictionaryArray:
+    if not pa.types.is_dictionary(array.type):
+        array = _plain(array).dictionary_encode()
+    return array
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    is_text = pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type)
+    return array.cast(pa.string()) if is_text else array
 
 
 def as_texts(rows: Rows, array: pa.Array, column: Column, schema: Schema) -> pa.Array:
     """string (N,), null where missing; a number has one text ("39.0" is "39") where the column holds numbers."""
-    array = _decoded(array)
-    types = pa.types
+    array, types = _plain(array), pa.types
     if types.is_floating(array.type):
-        array = _by_distinct(array.cast(pa.float64()), lambda value: None if value != value else number_text(value))
-    elif types.is_null(array.type):
-        return array.cast(pa.string())
-    elif not types.is_string(array.type):
+        array = _each(array.cast(pa.float64()), lambda value: None if value != value else number_text(value))
+    elif not types.is_string(array.type) and not types.is_null(array.type):
         known = (types.is_integer, types.is_boolean, types.is_temporal, types.is_decimal)
         if not any(holds(array.type) for holds in known):
             raise rows.error(0, column.name, f"texts, numbers, dates or lists of them (the column holds {array.type})")
-        array = array.cast(pa.string())
-    if schema.missing and not schema.strip:
-        missing = pc.is_in(array, pa.array(schema.missing, pa.string()))
-        if pc.any(missing).as_py():
-            array = pc.if_else(missing, None, array)
-    if column.type != "text":
-        other = pc.invert(pc.match_substring_regex(array, CANONICAL_INTEGER))
-        if pc.any(other).as_py():
-            array = _by_distinct(array, _canonical)
+    array = array.cast(pa.string())
+    if schema.strip:
+        array = pc.ascii_trim_whitespace(array)
+    missing = pc.is_in(array, pa.array(schema.missing, pa.string()))
+    if pc.any(missing).as_py():
+        array = pc.if_else(missing, None, array)
+    if column.type != "text" and pc.any(pc.invert(pc.match_substring_regex(array, CANONICAL_INTEGER))).as_py():
+        array = _each(array, _canonical)
     return array
+
+
+def _each(array: pa.Array, function) -> pa.Array:
+    """function(value) for each value that is not missing."""
+    return pa.array([None if value is None else function(value) for value in array.to_pylist()], pa.string())
 
 
 def _canonical(text: str) -> str:
@@ -141,22 +167,6 @@ def parse_number(text: str) -> float | None:
     return value if abs(value) <= LARGEST and "_" not in text else None  # float takes "1_0" for 10
 
 
-def _by_distinct(array: pa.Array, function: Callable) -> pa.Array:
-    """function(value) for each value that is not missing, called once for equal ones."""
-    encoded = array.dictionary_encode()
-    texts = pa.array(
-        [None if value is None else function(value) for value in encoded.dictionary.to_pylist()], pa.string()
-    )
-    return texts.take(encoded.indices) if len(texts) else array.cast(pa.string())
-
-
-def _decoded(array: pa.Array) -> pa.Array:
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    is_text = pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type)
-    return array.cast(pa.string()) if is_text else array
-
-
 def read_labels(rows: Rows, schema: Schema, tasks: list[str], scoring: bool = False) -> np.ndarray:
     """(N, K) float32 of 0 and 1; UserError for a text that is neither. scoring: nan where not known."""
     labels = [_label(rows, schema, schema.tasks[name], scoring) for name in tasks]
@@ -166,13 +176,13 @@ def read_labels(rows: Rows, schema: Schema, tasks: list[str], scoring: bool = Fa
 def _label(rows: Rows, schema: Schema, task: Task, scoring: bool) -> np.ndarray:
     if scoring and task.column not in rows.columns:
         return np.full(len(rows), np.nan, np.float32)
-    encoded = as_texts(rows, rows.columns[task.column], schema[task.column], schema).dictionary_encode()
-    values = np.array([_label_value(text, task, schema) for text in encoded.dictionary.to_pylist()] + [np.nan])
-    codes = encoded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
-    labels = values.astype(np.float32)[codes]
+    codes, texts, _ = read_texts(rows, Column(task.column, "label"), schema)
+    values = [np.nan if text is None else _label_value(text, task, schema) for text in texts.to_pylist()]
+    known = np.array([text is not None for text in texts.to_pylist()] + [False])
+    labels = np.array([*values, np.nan], np.float32)[codes]
     bad = np.isnan(labels)
     if scoring:
-        bad &= encoded.is_valid().to_numpy(zero_copy_only=False)
+        bad &= known[codes]
     if bad.any():
         raise rows.error(int(bad.argmax()), task.column, _expected_labels(task, schema))
     return labels
@@ -195,7 +205,7 @@ def _expected_labels(task: Task, schema: Schema) -> str:
 
 def read_times(rows: Rows, column: Column) -> np.ndarray:
     """(N,) float64 in the order of time; UserError for what is neither a number nor a date."""
-    array = _decoded(rows.columns[column.name])
+    array = _plain(rows.columns[column.name])
     for kind in (pa.float64(), *DATE_TYPES):
         values = _cast(array, kind)
         if values is None:
@@ -211,7 +221,7 @@ def read_times(rows: Rows, column: Column) -> np.ndarray:
 
 def read_seconds(rows: Rows, column: Column, unit: str, scoring: bool = False) -> np.ndarray:
     """(N,) float64 seconds since 1970, or whatever the numbers count; UserError. scoring: nan where not known."""
-    array = _decoded(rows.columns[column.name])
+    array = _plain(rows.columns[column.name])
     if unit != "date":
         seconds = read_numbers(rows, column) / UNITS[unit]
         expected = f"{unit} since 1970 (the unit is in columns.json)" if unit != "s" else SECONDS_EXPECTED

@@ -18,8 +18,8 @@ from data.census_schema import ADULT, CENSUS_INCOME_KDD, Release
 from data.criteo_schema import CRITEO
 from data.movie_raw import GENRES_100K, ML_1M, ML_100K, ML_CSV, read_movies, read_ratings, read_users
 from data.table_reader import Rows, read_stream
-from data.table_schema import Schema
-from data.table_values import read_labels, read_numbers
+from data.table_schema import Column, Schema
+from data.table_values import read_labels, read_numbers, read_texts
 from tests.criteo_rows import make_lines
 
 CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
@@ -60,7 +60,7 @@ def table(schema: Schema, path: Path, labelled: bool = True) -> list[tuple]:
 
     def rows_of(rows: Rows) -> list[tuple]:
         columns = [as_optional(read_numbers(rows, column).tolist()) for column in schema.of_role("dense")]
-        columns += [rows.columns[column.name].to_pylist() for column in schema.of_role("categorical")]
+        columns += [texts_of(rows, column.name, schema) for column in schema.of_role("categorical")]
         if labelled:
             columns += read_labels(rows, schema, list(schema.tasks)).T.tolist()
         return list(zip(*columns, strict=True))
@@ -68,6 +68,13 @@ def table(schema: Schema, path: Path, labelled: bool = True) -> list[tuple]:
     with open(path, "rb") as file:
         stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
         return [row for part in read_stream(stream, str(path), schema, rows_of, not labelled) for row in part]
+
+
+def texts_of(rows: Rows, name: str, schema: Schema) -> list[str | None]:
+    """A column's texts as they are in the file."""
+    codes, texts, _ = read_texts(rows, Column(name, "categorical"), schema)
+    entries = [*texts.to_pylist(), None]
+    return [entries[code] for code in codes.tolist()]
 
 
 def as_optional(numbers: list[float]) -> list:

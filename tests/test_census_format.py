@@ -16,6 +16,7 @@ from data.census_schema import ADULT, CENSUS_INCOME_KDD
 from data.table_reader import Rows, read_files, read_stream
 from data.table_schema import Schema
 from data.table_values import read_labels, read_numbers
+from tests.plain_parsers import texts_of
 
 ADULT_LINE = "39, Private, 77516, Bachelors, 13, Never-married, Sales, Husband, White, Male, 2174, 0, 40, ?, <=50K"
 KDD = CENSUS_INCOME_KDD.schema
@@ -28,7 +29,7 @@ def lines() -> list[str]:
 
 def values(schema: Schema, rows: Rows) -> dict[str, list]:
     found = {column.name: read_numbers(rows, column).tolist() for column in schema.of_role("dense")}
-    found |= {column.name: rows.columns[column.name].to_pylist() for column in schema.of_role("categorical")}
+    found |= {column.name: texts_of(rows, column.name, schema) for column in schema.of_role("categorical")}
     return found | dict(zip(schema.tasks, read_labels(rows, schema, list(schema.tasks)).T.tolist(), strict=True))
 
 

@@ -12,6 +12,7 @@ from data.criteo_schema import CATEGORICAL, CRITEO, DENSE
 from data.table_reader import read_files, read_stream
 from data.table_values import read_labels, read_numbers
 from tests.criteo_rows import MISSING_DENSE, make_lines, parse_plainly
+from tests.plain_parsers import texts_of
 
 GOOD = "\t".join(["1"] + ["5"] * 13 + ["68fd1e64"] * 26)
 
@@ -27,7 +28,7 @@ def read(content: bytes, labelled: bool = True) -> dict[str, list]:
 
     def columns(rows) -> list:
         dense = [read_numbers(rows, CRITEO[name]).tolist() for name in DENSE]
-        categories = [rows.columns[name].to_pylist() for name in CATEGORICAL]
+        categories = [texts_of(rows, name, CRITEO) for name in CATEGORICAL]
         label = read_labels(rows, CRITEO, ["click"], not labelled)[:, 0].tolist()
         return list(zip(label, zip(*dense, strict=True), zip(*categories, strict=True), strict=True))
 

@@ -78,8 +78,8 @@ def make_data(is_sample: bool) -> RecommendationDataModule:
 
 
 def test_few_steps_are_told(capsys):
-    print_steps(2, 150, "32-true", make_data(False))
-    assert capsys.readouterr().out == "Training for 2 epochs of 150 steps, precision 32-true.\n"
+    print_steps(2, 75, "32-true", make_data(False))
+    assert capsys.readouterr().out == "Training for 2 epochs of 75 steps, precision 32-true.\n"
     print_steps(1, 9, "32-true", make_data(False))
     first, second = capsys.readouterr().out.splitlines()
     assert first == "Training for 1 epoch of 9 steps, precision 32-true."

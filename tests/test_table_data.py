@@ -12,7 +12,8 @@ import pytest
 from common.errors import UserError
 from data.census_income import CensusIncomeDataModule
 from data.criteo_data import CriteoDataModule
-from data.table_encoder import EMPTY_SLOT, MISSING, OOV, signed_log_dense
+from data.table_categories import EMPTY_SLOT, MISSING, OOV
+from data.table_encoder import signed_log_dense
 from data.table_guess import guess_table
 from data.table_preprocessor import TablePreprocessor
 from deepfm.train import DATA

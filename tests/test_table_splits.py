@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.table_splits import random_split
+from data.table_rows import random_split
 
 
 def published_folds(label: list[int]) -> np.ndarray:

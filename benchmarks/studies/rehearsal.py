@@ -27,14 +27,12 @@ from benchmarks.generate_criteo import FULL_ROWS, generate
 from benchmarks.ours import deepfm, dlrm, keep_rows, train_one_epoch
 from benchmarks.turns import GIB, AnonymousMemory
 from common.checkpoint import MappedCheckpointIO
-from common.data.cache import build_once
 from common.files import markdown_table
 from common.paths import output_root
 from common.training.results import peak_memory_mib
 from data.criteo_data import CriteoDataModule
 from data.criteo_schema import CRITEO
-from data.table_cache import write_columns
-from data.table_data import CODE, as_read
+from data.table_data import parse
 from deepfm.train import DATA
 
 PARTS = (16, 4, 1)  # of the full set: one sixteenth, ...
@@ -54,11 +52,7 @@ def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
             sys.exit(0)  # nothing to measure
         generate(raw.parents[1], FULL_ROWS // part)
     elif stage == "read":
-        read = as_read(CRITEO)
-        settings = {"schema": read.to_dict(), "parts": {"all": 1}}  # as CriteoDataModule has them
-        build_once(
-            "criteo-columns", [raw], settings, lambda target: write_columns({"all": [raw]}, read, target), code=CODE
-        )
+        parse("criteo", CRITEO, {"all": [raw]})
     else:
         changes = dict(data_root=str(raw.parents[1]), dense_transform="log", min_count=min_count)
         data = CriteoDataModule(**DATA | changes | dict(batch_size=BATCH_SIZE), seed=0)

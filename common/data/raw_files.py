@@ -11,6 +11,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from common.errors import UserError, check
 from common.paths import data_root as default_data_root
 
@@ -125,13 +127,18 @@ def line_blocks(stream: Readable, name: str | Path, block_bytes: int) -> Iterato
         while read := stream.read(block_bytes):
             cut = read.rfind(b"\n") + 1
             if cut:
-                block = rest + read[:cut]
+                block = b"".join([rest, memoryview(read)[:cut]])  # one copy
                 yield line, block
-                line += block.count(b"\n")
+                line += count_lines(block)
             rest = read[cut:] if cut else rest + read
             _check_length(rest, name, line)
     if rest:
         yield line, rest + b"\n"
+
+
+def count_lines(block: bytes) -> int:
+    """Ends of lines; several times as fast as bytes.count."""
+    return int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n")))
 
 
 def _check_length(line: bytes, name: str | Path, number: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from common.data.data_module import RecommendationDataModule
 from common.training.run_folder import BEST_CHECKPOINT
 
-FEW_STEPS = 300
+FEW_STEPS = 150
 
 
 def print_steps(epochs: int, steps: int, precision: str, data: RecommendationDataModule) -> None:

@@ -1,0 +1,155 @@
+"""A table's rows as a model takes them, on disk, and which of them train, validate and test. N: rows, K: tasks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from common.data.data_module import SPLITS
+from common.data.parallel import ordered_map
+from common.errors import check
+from common.files import write_tensors
+from data.table_categories import MISSING, OOV
+from data.table_columns import MANY_ROWS, Columns
+from data.table_encoder import TableEncoder
+
+RANDOM_SEED = 2018  # of the published split, and of the halves of a test file; not that of the training run
+FOLDS = 10
+
+Rows = dict[str, np.ndarray]
+
+
+def split_rows(columns: Columns, split: str, name: str) -> Rows:
+    """Row numbers of each split. split: "time" or "random", where the schema has none of its own.
+
+    Raises: UserError naming the table where there are too few rows.
+    """
+    own, count = columns.schema.split or {"by": split}, len(columns)
+    if "all" not in columns.parts:
+        rows = file_split(columns.parts)
+    elif "column" in own:
+        codes = columns.of_rows("splits", np.uint8)
+        rows = {part: np.flatnonzero(codes == i).astype(np.int32) for i, part in enumerate(SPLITS)}
+    else:
+        check(count >= 10, f"{name}: found {count} rows; a split needs at least 10.")
+        if own["by"] == "time":
+            times = columns.of_rows("times", np.float64)
+            # equal times in order of the file, which is the order without a column of time
+            order = np.arange(count) if times is None else np.argsort(times, kind="stable")
+            rows = time_split(order.astype(np.int32))
+        else:
+            label = columns.labels()[:, 0].astype(np.uint8)
+            most = int(np.bincount(label).max())
+            check(most >= 10, f"{name}: found at most {most} rows of a label; a random split needs 10 of one.")
+            rows = random_split(label)
+    counts = ", ".join(f"{split} {len(part):,}" for split, part in rows.items())
+    check(all(len(part) for part in rows.values()), f"{name}: the split has the rows {counts}; each needs some.")
+    return rows
+
+
+def time_split(order: np.ndarray) -> Rows:
+    """The first 6/7 of the rows in `order` train, then half validate, half test."""
+    count = len(order)
+    train = count * 6 // 7
+    return dict(zip(SPLITS, np.split(order, [train, train + (count - train) // 2]), strict=True))
+
+
+def random_split(label: np.ndarray) -> Rows:
+    """Stratified tenths: the first tests, the second validates, the others train (BARS Criteo_x4).
+
+    The folds of StratifiedKFold(10, shuffle=True, random_state=2018) of scikit-learn 0.19 (rewritten in 0.22): a KFold
+    for each class, all shuffled by one generator.
+    """
+    rng = np.random.RandomState(RANDOM_SEED)
+    folds = np.empty(len(label), np.int8)
+    for value in np.unique(label):
+        rows = np.flatnonzero(label == value)
+        order = np.arange(max(len(rows), FOLDS))
+        rng.shuffle(order)
+        for fold, part in enumerate(np.array_split(order, FOLDS)):  # the first ones have a row more
+            folds[rows[part[part < len(rows)]]] = fold
+    parts = [np.flatnonzero(folds > 1), np.flatnonzero(folds == 1), np.flatnonzero(folds == 0)]
+    return {name: part.astype(np.int32) for name, part in zip(SPLITS, parts, strict=True)}
+
+
+def file_split(counts: dict[str, int]) -> Rows:
+    """Rows of given files, read in the order train, val, test; without a "val" the test rows are split 1:1."""
+    if "val" in counts:
+        ends = np.cumsum([counts[name] for name in SPLITS])
+        return dict(zip(SPLITS, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]), strict=True))
+    train, test = counts["train"], counts["test"]
+    halves = np.array_split(np.random.default_rng(RANDOM_SEED).permutation(test), 2)
+    return {"train": np.arange(train, dtype=np.int32), "val": train + halves[0], "test": train + halves[1]}
+
+
+def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target: Path) -> None:
+    """Fit the encoder on the training rows, encode all rows block by block.
+
+    settings: split, dense_transform, min_count, num_bins. name: of the table, for messages.
+    """
+    schema, count, labels = columns.schema, len(columns), columns.labels()
+    splits = split_rows(columns, settings["split"], name)
+    for part, rows in splits.items():
+        np.save(target / f"rows_{part}.npy", rows)
+    train = np.zeros(count, bool)
+    train[splits["train"]] = True
+    with tqdm(total=len(schema.inputs), desc="Fitting", unit="column") as bar:
+        each = map if count > MANY_ROWS else ordered_map
+        encoder = TableEncoder.fit(settings, columns, train, each)
+        bar.update(len(schema.inputs))
+    write_tensors(target / "encoder.pt", encoder.state_dict())
+
+    oov, missing, held_out_oov, held_out_known = np.zeros((4, len(encoder.fields)), np.int64)
+    with (
+        _npy_writer(target / "dense.npy", np.float32, (count, encoder.num_dense)) as dense_file,
+        _npy_writer(target / "ids.npy", np.int32, (count, sum(encoder.slots))) as ids_file,
+        tqdm(total=count, desc="Encoding", unit="row", unit_scale=True) as bar,
+    ):
+        ids_of = {field.name: field.ids(columns.keys(field.name)) for field in encoder.fields if field.source == "text"}
+        encoded = ordered_map(
+            lambda block: encoder.encode(columns.values(block), lambda field, keys: ids_of[field.name][keys]),
+            columns.blocks,
+        )
+        for block, (dense, ids) in zip(columns.blocks, encoded, strict=True):
+            dense_file.write(dense)
+            ids_file.write(ids)
+            first, held_out = ids[:, encoder.starts], ~train[columns.rows(block)]  # of several values
+            is_oov, is_missing = first == OOV, first == MISSING
+            oov += is_oov.sum(0)
+            missing += is_missing.sum(0)
+            held_out_oov += is_oov[held_out].sum(0)
+            held_out_known += (~is_missing)[held_out].sum(0)
+            bar.update(len(ids))
+    with _npy_writer(target / "label.npy", np.float32, labels.shape) as file:
+        file.write(labels)
+    if schema.group:
+        np.save(target / "groups.npy", columns.key_numbers(schema.group))
+    summary = {
+        "rows": {part: len(rows) for part, rows in splits.items()},
+        "positive": {
+            task: {part: float(labels[rows, i].mean()) for part, rows in splits.items()}
+            for i, task in enumerate(schema.tasks)
+        },
+        "fields": {
+            field.name: {
+                "ids": field.cardinality,
+                "unseen_or_rare": oov[i] / count,
+                "missing": missing[i] / count,
+                "held_out_unseen": int(held_out_oov[i]),
+                "held_out_values": int(held_out_known[i]),
+            }
+            for i, field in enumerate(encoder.fields)
+        },
+        "dense": {column.name: column.transform for column in encoder.dense},
+    }
+    (target / "summary.json").write_text(json.dumps(summary))
+
+
+def _npy_writer(path: Path, dtype: type, shape: tuple[int, ...]) -> Any:
+    """An open .npy file whose rows are still to be written."""
+    file = open(path, "wb")
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
