@@ -63,6 +63,7 @@ class CensusIncomeDataModule(TableDataModule):
         tasks: Sequence[str],
         min_count: int,
         num_bins: int,
+        weighted: bool,
         batch_size: int,
         num_workers: int,
         seed: int,
@@ -70,7 +71,8 @@ class CensusIncomeDataModule(TableDataModule):
         super().__init__(
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
-        check_settings({"tasks": tasks, "min_count": min_count, "num_bins": num_bins})
+        check_settings({"tasks": tasks, "min_count": min_count, "num_bins": num_bins, "weighted": weighted})
+        self.weighted = weighted
         self.tasks = list(tasks)
         self.settings = {"dense_transform": PIECEWISE, "min_count": min_count, "num_bins": num_bins}
 

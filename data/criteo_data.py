@@ -3,6 +3,7 @@
 `python data/criteo_data.py` downloads the raw files (4.6 GB), parses them and prints what it found.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -58,6 +59,8 @@ class CriteoDataModule(TableDataModule):
         split: str,
         dense_transform: str,
         min_count: int,
+        weighted: bool,
+        negative_rate: float,
         batch_size: int,
         num_workers: int,
         seed: int,
@@ -67,6 +70,8 @@ class CriteoDataModule(TableDataModule):
         )
         check(split in ("time", "random"), f"split is {split!r}; it must be 'time' or 'random'.")
         check_settings({"dense_transform": dense_transform, "min_count": min_count})
+        check_settings({"weighted": weighted, "negative_rate": negative_rate})
+        self.weighted, self.negative_rate = weighted, negative_rate
         self.settings = {"split": split, "dense_transform": dense_transform, "min_count": min_count}
 
     def make_sample(self) -> Path:
@@ -74,6 +79,18 @@ class CriteoDataModule(TableDataModule):
 
     def official(self, folder: Path) -> Description:
         return official(folder)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache; of the training rows without a click keep a share, the same for equal seeds."""
+        is_open = hasattr(self, "encoder")
+        super().setup(stage)
+        if self.negative_rate < 1 and not is_open:
+            clicks = self.targets("train").numpy() == 1
+            kept = clicks | (np.random.default_rng(self.seed).random(len(clicks)) < self.negative_rate)
+            self.rows["train"] = self.rows["train"][kept]
+            # odds of a click among the kept rows are 1 / negative_rate times those among all (He et al. 2014, section
+            # 6.3): trained with this, logits are those of all rows
+            self.training_offset = -math.log(self.negative_rate)
 
     def choose_tasks(self) -> list[str]:
         tasks = list(self.schema.tasks)

@@ -46,15 +46,16 @@ class Description:
 
 
 class TableDataset(MemmapDataset):
-    """Batches with the labels of some tasks: (B, K), or (B,) for `one_label`."""
+    """Batches with the labels of some tasks: (B, K), or (B,) for `one_label`; `weighted`: with the weights (B,)."""
 
-    def __init__(self, folder: Path, tasks: list[int], one_label: bool):
-        super().__init__(folder, ARRAYS)
+    def __init__(self, folder: Path, tasks: list[int], one_label: bool, weighted: bool):
+        super().__init__(folder, [*ARRAYS, "weight"] if weighted else ARRAYS)
         self.tasks, self.one_label = tasks, one_label
 
-    def __getitem__(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        dense, ids, label = super().__getitem__(rows)
-        return dense, ids, self.chosen(label)
+    def __getitem__(self, rows: torch.Tensor) -> tuple[Any, ...]:
+        dense, ids, label, *weight = super().__getitem__(rows)
+        target = self.chosen(label)
+        return dense, ids, (target, *weight) if weight else target
 
     def chosen(self, label: torch.Tensor) -> torch.Tensor:
         return label[:, self.tasks[0]] if self.one_label else label[:, self.tasks]
@@ -63,11 +64,13 @@ class TableDataset(MemmapDataset):
 class TableDataModule(RecommendationDataModule):
     """Batches (dense (B, I) float32, ids (B, F) int32, label float32) of a table, described by columns.json or in code.
 
-    A subclass sets `source` and `settings` (split, dense_transform, min_count, num_bins), and gives make_sample(),
-    official() and choose_tasks(). A column of several values in a cell takes several columns of the ids (`slots`).
+    A subclass sets `source`, `weighted` and `settings` (split, dense_transform, min_count, num_bins), and gives
+    make_sample(), official() and choose_tasks(). A column of several values in a cell takes several columns of the ids
+    (`slots`). weighted: training batches have weights, of mean 1, beside the label.
     """
 
     source: Source
+    weighted: bool
     settings: dict[str, Any]
     tasks: list[str]
     rows: dict[str, np.ndarray]
@@ -102,7 +105,12 @@ class TableDataModule(RecommendationDataModule):
         self.table_folder, self.is_sample = find_dataset(self.dataset, self.data_root, self.source, self.make_sample)
         own = self.table_folder / COLUMNS_FILE
         table = describe_own(own) if own.exists() else self.official(self.table_folder)
-        self.schema = table.schema
+        self.schema = table.schema if self.weighted else without_weights(table.schema)
+        check(
+            len(self.schema.of_role("weight")) == self.weighted,
+            f'{own if own.exists() else self.table_folder}: weighted=True needs one column of the role "weight"; found '
+            f"{len(self.schema.of_role('weight'))}.",
+        )
         self.tasks = self.choose_tasks()
         files = {part: data_files(path) for part, path in table.files.items()}
         sources = [path for paths in files.values() for path in paths]
@@ -169,8 +177,14 @@ class TableDataModule(RecommendationDataModule):
         return self._protocol
 
     def examples(self) -> TableDataset:
+        return self._examples(False)
+
+    def training_examples(self) -> TableDataset:
+        return self._examples(self.weighted)
+
+    def _examples(self, weighted: bool) -> TableDataset:
         names = list(self.schema.tasks)
-        return TableDataset(self.folder, [names.index(task) for task in self.tasks], self.one_label)
+        return TableDataset(self.folder, [names.index(task) for task in self.tasks], self.one_label, weighted)
 
     def targets(self, split: str) -> torch.Tensor:
         return self.examples().chosen(super().targets(split))
@@ -194,6 +208,11 @@ def describe_own(path: Path) -> Description:
     return Description(path.parent.name, schema, files)
 
 
+def without_weights(schema: Schema) -> Schema:
+    columns = [replace(column, role="excluded") if column.role == "weight" else column for column in schema.columns]
+    return replace(schema, columns=tuple(columns))
+
+
 def parse(name: str, schema: Schema, files: dict[str, list[Path]]) -> Columns:
     """The columns of the files, read now where they are not on disk yet."""
     columns = [
@@ -213,7 +232,8 @@ def parse(name: str, schema: Schema, files: dict[str, list[Path]]) -> Columns:
 
 def summarize(table: Description) -> tuple[str, np.ndarray]:
     """Rows and shares of positive labels of each file, for a terminal, and all labels (N, K)."""
-    columns = parse(table.name, table.schema, {part: data_files(path) for part, path in table.files.items()})
+    schema = without_weights(table.schema)  # as training has it by default
+    columns = parse(table.name, schema, {part: data_files(path) for part, path in table.files.items()})
     labels, lines = columns.labels(), []
     ends = np.cumsum(list(columns.parts.values()))
     for path, rows in zip(table.files.values(), np.split(labels, ends[:-1]), strict=True):

@@ -124,6 +124,11 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
             bar.update(len(ids))
     with _npy_writer(target / "label.npy", np.float32, labels.shape) as file:
         file.write(labels)
+    weights = columns.of_rows("weights", np.float64)
+    if weights is not None:
+        mean = weights[train].mean()
+        check(mean > 0, f"{name}: all training rows have the weight 0.")
+        np.save(target / "weight.npy", (weights / mean).astype(np.float32))  # the learning rate keeps its meaning
     if schema.group:
         np.save(target / "groups.npy", columns.key_numbers(schema.group))
     summary = {

@@ -24,7 +24,8 @@ LARGEST_COUNT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Column:
-    """One column. Roles weight, time and excluded are no inputs; kept is copied to the output of predict.py.
+    """One column. Roles weight (for `weighted` in a train.py), time and excluded are no inputs; kept is copied to the
+    output of predict.py.
 
     type: of categorical values, "number": equal by value ("39" is "39.0"); of dense ones, "integer": 32 bits, else an
     error. transform: of a dense column, None: that of DATA["dense_transform"]. separator: between several values in a

@@ -33,6 +33,8 @@ DATA = dict(
     split="time",  # or "random": 8:1:1, on the full set that of BARS Criteo_x4 (docs/protocols.md)
     dense_transform="log",  # log(1 + x), scaled; or "log+missing": also a 0/1 input for "missing"
     min_count=2,  # training rows in which a value must occur to get an id of its own; paper: 1, counted on all rows
+    weighted=False,  # True: the training loss counts each row by the column of the role "weight"; metrics do not
+    negative_rate=1.0,  # share of the training rows without a click that is kept; probabilities stay those of all rows
     batch_size=128,  # rows, over all processes
     num_workers=0,  # loader processes; slices of memory-mapped arrays need none
 )

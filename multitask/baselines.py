@@ -20,7 +20,7 @@ def logistic_regression(data: CensusIncomeDataModule) -> dict[str, Tensor]:
     )
     probabilities = []
     for k in range(len(data.tasks)):
-        model = tuned_logistic_regression(x_train, y_train[:, k], x_val, y_val[:, k])
+        model = tuned_logistic_regression(x_train, y_train[:, k], x_val, y_val[:, k], data.training_offset)
         probability = model.predict_proba(x_test)[:, 1] if model else np.full(x_test.shape[0], y_train[:, k].mean())
         probabilities.append(torch.from_numpy(probability))
     return {"logistic regression": torch.stack(probabilities, 1)}

@@ -88,8 +88,9 @@ class MMoE(Recommender):
         # Differs from the paper: W_gk x has a bias, so that a gate may prefer an expert for all inputs
         return self.gates(x).softmax(2).expand(num_tasks, -1, -1)
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(0)  # (K,)
+    def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        weight = None if weight is None else weight.unsqueeze(1)
+        losses = functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").mean(0)  # (K,)
         return losses @ self.task_weights
 
     def predict(self, logits: Tensor) -> Tensor:

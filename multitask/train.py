@@ -32,6 +32,7 @@ DATA = dict(
     tasks=("income", "never_married"),  # the paper's group 1; group 2: ("education", "never_married")
     min_count=5,  # training rows in which a value must occur to get an id of its own
     num_bins=16,  # of each numeric column, by quantiles
+    weighted=False,  # True: the training loss counts each row by the column of the role "weight"; metrics do not
     batch_size=512,  # rows, over all processes
     num_workers=0,  # loader processes; slices of memory-mapped arrays need none
 )

@@ -26,6 +26,7 @@ class RecommendationDataModule(pl.LightningDataModule):
     is_sample: bool  # whether the rows are the built-in sample's
     rows: Mapping[str, Rows]  # row numbers of "train", "val" and "test"
     tasks: list[str]  # names of the targets, if there are several
+    training_offset = 0.0  # of a training row's logit, where training rows are chosen by their label
 
     def __init__(self, *, dataset: str, data_root: str | None, batch_size: int, num_workers: int, seed: int):
         super().__init__()
@@ -41,6 +42,10 @@ class RecommendationDataModule(pl.LightningDataModule):
     def examples(self) -> MemmapDataset:
         """The encoded rows of all splits: row numbers (B,) -> (*inputs, target)."""
         raise NotImplementedError
+
+    def training_examples(self) -> MemmapDataset:
+        """As examples(), for training; the target may be a pair (target, weights of the rows)."""
+        return self.examples()
 
     def best_possible(self) -> dict[str, float]:
         """Test metrics of the planted model of the built-in sample."""
@@ -79,4 +84,5 @@ class RecommendationDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, seed: int | None, batch_size: int) -> BatchLoader:
         sampler = EpochSampler(self.rows[split], seed)
-        return BatchLoader(self.examples(), sampler, batch_size, self.num_workers)
+        examples = self.training_examples() if split == "train" else self.examples()
+        return BatchLoader(examples, sampler, batch_size, self.num_workers)

@@ -27,6 +27,7 @@ class Recommender(pl.LightningModule):
     """
 
     metrics: PredictionMetric
+    training_offset = 0.0
 
     @property
     def data(self) -> RecommendationDataModule:
@@ -42,7 +43,7 @@ class Recommender(pl.LightningModule):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of a batch."""
+        """Mean loss of a batch. Where the data has weights of rows (B,), a third argument."""
         raise NotImplementedError
 
     def predict(self, logits: Tensor) -> Tensor:
@@ -51,7 +52,10 @@ class Recommender(pl.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         *inputs, target = batch
-        loss = self.loss(self(*inputs), target)
+        logits = self(*inputs)
+        if self.training_offset:
+            logits = logits + self.training_offset
+        loss = self.loss(logits, *target) if isinstance(target, (tuple, list)) else self.loss(logits, target)
         if is_distributed():  # DDP averages over ranks, of which one may have a row more than another
             loader: Any = self.trainer.train_dataloader
             loss = loss * self.trainer.world_size * loader.local_share(batch_index)
@@ -61,6 +65,9 @@ class Recommender(pl.LightningModule):
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         # torch's name for what DDP leaves alone: the tables, whose touched rows are averaged below
         return [f"{name}.weight" for name, module in self.named_modules() if isinstance(module, PackedEmbedding)]
+
+    def on_fit_start(self) -> None:
+        self.training_offset = self.data.training_offset
 
     def on_after_backward(self) -> None:
         if is_distributed():
@@ -135,8 +142,8 @@ class CTRModel(Recommender):
         super().__init__()
         self.metrics = ClickMetrics()
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(logits, target)
+    def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(logits, target, weight)
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

@@ -25,15 +25,19 @@ def click_baselines(data: Any) -> dict[str, Tensor]:
         one_hot(dense, ids, label, data.cardinalities, data.slots, data.pooling)
         for dense, ids, label in map(data.read, splits)
     )
-    model = tuned_logistic_regression(x_train, y_train, x_val, y_val)
-    constant = {"constant": torch.full((len(y_test),), float(y_train.mean()), dtype=torch.float64)}
+    model = tuned_logistic_regression(x_train, y_train, x_val, y_val, data.training_offset)
+    rate = torch.logit(torch.tensor(y_train.mean(), dtype=torch.float64)).sub(data.training_offset).sigmoid()
+    constant = {"constant": rate.expand(len(y_test))}
     if model is None:
         return constant
     return {"logistic regression": torch.from_numpy(model.predict_proba(x_test)[:, 1])} | constant
 
 
-def tuned_logistic_regression(x_train, y_train, x_val, y_val) -> "LogisticRegression | None":
-    """The regression whose C has the best log loss on the validation rows; None if training rows are of one class."""
+def tuned_logistic_regression(x_train, y_train, x_val, y_val, offset: float) -> "LogisticRegression | None":
+    """The regression whose C has the best log loss on the validation rows; None if training rows are of one class.
+
+    offset: of the training rows' logits, as RecommendationDataModule has it.
+    """
     from sklearn.linear_model import LogisticRegression  # here, as it is slow to import and not needed before the end
     from sklearn.metrics import log_loss
 
@@ -42,6 +46,7 @@ def tuned_logistic_regression(x_train, y_train, x_val, y_val) -> "LogisticRegres
     models, losses = [], []
     for c in REGULARISATION:
         models.append(LogisticRegression(C=c, max_iter=500).fit(x_train, y_train))
+        models[-1].intercept_ -= offset
         losses.append(log_loss(y_val, models[-1].predict_proba(x_val)[:, 1], labels=[0, 1]))
     return models[int(np.argmin(losses))]
 
