@@ -28,6 +28,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
+from common.errors import UserError, answer_help, check, one_line, run_script, shown
+
+if __name__ == "__main__":
+    answer_help(__doc__)  # before the imports below, which take seconds
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,7 +42,6 @@ from bst.bst import BST
 from common.checkpoint import check_same_sizes, load_checkpoint
 from common.data.parallel import ordered_map
 from common.data.raw_files import Stream, decompressed, gzip_errors
-from common.errors import UserError, check, one_line, run_script, shown
 from common.files import atomic_write
 from common.model.metrics import tempered
 from common.model.recommender import Recommender, equal_states

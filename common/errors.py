@@ -26,11 +26,9 @@ def run_script(main: Callable[..., object], usage: str = "") -> None:
     SIGTERM; the last two may say how to go on.
     """
     _open_standard_streams()
+    answer_help(sys.modules[main.__module__].__doc__)
     arguments = sys.argv[1:]
     try:
-        if {"-h", "--help"} & set(arguments):
-            print((sys.modules[main.__module__].__doc__ or "").strip())
-            return
         check_arguments(arguments, usage)
         main(*arguments)
     except UserError as error:
@@ -42,6 +40,13 @@ def run_script(main: Callable[..., object], usage: str = "") -> None:
     except MemoryError as error:
         print(f"error: not enough memory. {one_line(error)}".strip(), file=sys.stderr)
         sys.exit(1)
+
+
+def answer_help(docstring: str | None) -> None:
+    """Print a script's docstring and exit, if the command line asks for --help."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print((docstring or "").strip())
+        sys.exit()
 
 
 def check_arguments(arguments: list[str], usage: str) -> None:

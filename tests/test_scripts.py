@@ -90,9 +90,10 @@ def test_help_prints_the_docstring(monkeypatch, capsys, script):
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(os, "environ", os.environ.copy())  # tune_dlrm.py sets variables of Ray
-    runpy.run_path(str(REPO / script), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPO / script), run_name="__main__")
     text = capsys.readouterr().out
-    assert text.strip() == ast.get_docstring(ast.parse((REPO / script).read_text())).strip() and script in text
+    assert not ended.value.code and text.strip() == ast.get_docstring(ast.parse((REPO / script).read_text())).strip() and script in text
 
 
 @pytest.mark.parametrize(

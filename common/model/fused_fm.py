@@ -57,9 +57,10 @@ class FusedFM(torch.autograd.Function):
         vectors_grad = vectors_grad.unflatten(1, (-1, dim))  # (B, I + F, D)
         with torch.autocast(rows.device.type, enabled=False):
             # the gradient of v_i is grad (sum_j v_j - v_i), and what the deep part adds; that of w_i x_i is grad
-            rows_grad = rows * -grad[:, None, None]
-            rows_grad[..., :dim] += (grad.unsqueeze(1) * total).unsqueeze(1)
-            rows_grad[..., :dim] += vectors_grad[:, num_dense:]
+            rows_grad = torch.empty_like(rows)
+            category_grad = rows_grad[..., :dim]
+            torch.add(vectors_grad[:, num_dense:], (grad.unsqueeze(1) * total).unsqueeze(1), out=category_grad)
+            category_grad.addcmul_(rows[..., :dim], -grad[:, None, None])
             rows_grad[..., dim] = grad.unsqueeze(1)
             # the same for v_i = V_i x_i, summed over the batch without a tensor of all v_i
             deep_grad = vectors_grad[:, :num_dense].to(rows.dtype)
