@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from common.paths import data_root
 
@@ -23,6 +24,12 @@ def outputs(tmp_path_factory, monkeypatch) -> Path:
     (root / "data" / "cache").symlink_to(shared)
     monkeypatch.setenv("OUTPUT_ROOT", str(root))
     return root
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Figures are composed, but not drawn: that would take most of the time of a run as small as those of the tests."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
 
 
 @pytest.fixture(autouse=True)

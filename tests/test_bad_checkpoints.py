@@ -24,6 +24,8 @@ from dlrm.train import train as train_dlrm
 from predict import load, predict
 from tests.criteo_rows import make_lines, write_lines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = {"max_epochs": 1, "precision": "32-true", "embedding_dim": 4}
 WRONG = [None, "x", -1, 10**12, [], [[]], {}, torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64)]
 

@@ -30,6 +30,8 @@ from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.test_predict import SMALL_BST, read_csv, train_on
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 EXAMPLE = re.search("```python\n(.*?)```", (REPO / "docs" / "onnx.md").read_text(), re.DOTALL)[1]
 
 

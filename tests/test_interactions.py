@@ -28,6 +28,8 @@ from tests.movie_rows import make_ratings, write_1m
 from tests.test_bad_checkpoints import WRONG as WRONG_VALUES
 from tests.test_bad_checkpoints import places, replaced
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 USER, ITEM, WHEN, STARS = "Customer, №", 'the "article"', "bought at", "stars (0-100)"
 START = 1_600_000_000
 SMALL = {"embedding_dim": 8, "num_heads": 2, "num_factors": 4, "hidden_units": (8,), "history_length": 5}

@@ -14,6 +14,8 @@ from multitask.train import train as train_mmoe
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 COMMON = {"precision": "32-true", "max_epochs": 1}
 CLICKS = {"batch_size": 60, "embedding_dim": 4, "validations_per_epoch": 2}  # 10 steps per epoch, validated after 5
 TRAINERS = {

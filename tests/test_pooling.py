@@ -25,6 +25,8 @@ from predict import predict
 from tests.checks import OPTIMIZER, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
 from tests.test_predict import by_test_step
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SIZES, SLOTS, POOLING = [4, 7, 9], [1, 3, 4], [None, "mean", "sum"]
 FIELDS = {"slots": SLOTS, "pooling": POOLING}
 MODELS = {

@@ -39,6 +39,8 @@ from predict import StreamingClickMetrics, StreamingRatingMetrics, load, main, p
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ONE_EPOCH = {"max_epochs": 1, "precision": "32-true"}
 SMALL_BST = {
     "embedding_dim": 8,

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,10 @@ from common.training.run_folder import find_or_create_run
 from deepfm.deepfm import DeepFM
 from deepfm.train import train
 from tests.criteo_rows import make_lines, write_lines
+
+
+UNINTERRUPTED = pytest.StashKey[dict]()
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Interrupted(BaseException):
@@ -45,6 +50,20 @@ def start(tmp_path, rng):
 
     torch.set_num_threads(1)
     return start
+
+
+@pytest.fixture
+def whole(start, outputs, request):
+    """Results and metrics.csv of the run with these settings that nothing interrupts; each is trained once."""
+
+    def whole(**settings) -> tuple[dict, str]:
+        known, key = request.session.stash.setdefault(UNINTERRUPTED, {}), repr(settings)
+        if key not in known:
+            results = start(**settings)
+            known[key] = results, Path(results["run_folder"], "metrics.csv").read_text()
+        return known[key]
+
+    return whole
 
 
 def interrupt(monkeypatch, where: object, name: str, call: int, by: type[BaseException] = Interrupted) -> None:
@@ -78,29 +97,35 @@ def interrupt(monkeypatch, where: object, name: str, call: int, by: type[BaseExc
         (common.training.fit, "plot_learning_curves", 1),
     ],
 )
-def test_ends_the_same(start, monkeypatch, schedule, where, name, call):
-    start = partial(start, schedule=schedule.split()[0], **{"warmup_steps": 8} if "warm-up" in schedule else {})
-    whole = start()
+def test_ends_the_same(start, whole, monkeypatch, schedule, where, name, call):
+    settings = {"schedule": schedule.split()[0], "warmup_steps": 8 if "warm-up" in schedule else 0}
+    check_ends_the_same(start, whole, monkeypatch, settings, where, name, call)
+
+
+def check_ends_the_same(start, whole, monkeypatch, settings, where, name, call):
+    start = partial(start, **settings)
+    expected, _ = whole(**settings)
     with monkeypatch.context() as patch:
         interrupt(patch, where, name, call)
         with pytest.raises(Interrupted):
             start()
     resumed = start(resume=True)
     for key in ("test", "validation", "epochs", "baselines"):
-        assert resumed[key] == whole[key], key
+        assert resumed[key] == expected[key], key
 
 
 @pytest.mark.parametrize("call", [4, 12])
 @pytest.mark.parametrize(("schedule", "warmup_steps"), [("linear", 8), ("cosine", 8)])
-def test_other_schedules_end_the_same(start, monkeypatch, schedule, warmup_steps, call):
-    test_ends_the_same(partial(start, warmup_steps=warmup_steps), monkeypatch, schedule, DeepFM, "training_step", call)
+def test_other_schedules_end_the_same(start, whole, monkeypatch, schedule, warmup_steps, call):
+    settings = {"schedule": schedule, "warmup_steps": warmup_steps}
+    check_ends_the_same(start, whole, monkeypatch, settings, DeepFM, "training_step", call)
 
 
 @pytest.mark.parametrize("save", range(4, 15))
-def test_ends_the_same_after_a_death_right_after_a_checkpoint(start, monkeypatch, outputs, save):
+def test_ends_the_same_after_a_death_right_after_a_checkpoint(start, whole, monkeypatch, outputs, save):
     """Of those by clock, here after each batch, too. A validation follows the batches 5 and 10."""
     monkeypatch.setattr(common.training.fit, "CHECKPOINT_MINUTES", 0)
-    whole = start(max_epochs=2)
+    expected, history = whole(max_epochs=2)
     write, calls = MappedCheckpointIO.save_checkpoint, itertools.count(1)
 
     def save_checkpoint(*arguments, **keywords):
@@ -113,9 +138,8 @@ def test_ends_the_same_after_a_death_right_after_a_checkpoint(start, monkeypatch
         with pytest.raises(Interrupted):
             start(max_epochs=2)
     resumed = start(max_epochs=2, resume=True)
-    assert all(resumed[key] == whole[key] for key in ("test", "validation", "epochs", "baselines"))
-    rows = [(outputs / "runs" / "deepfm" / f"version_{i}" / "metrics.csv").read_text() for i in range(2)]
-    assert rows[0] == rows[1]
+    assert all(resumed[key] == expected[key] for key in ("test", "validation", "epochs", "baselines"))
+    assert Path(resumed["run_folder"], "metrics.csv").read_text() == history
 
 
 def test_a_run_that_stopped_early_trains_no_further(start, monkeypatch):

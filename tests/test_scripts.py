@@ -93,7 +93,11 @@ def test_help_prints_the_docstring(monkeypatch, capsys, script):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(REPO / script), run_name="__main__")
     text = capsys.readouterr().out
-    assert not ended.value.code and text.strip() == ast.get_docstring(ast.parse((REPO / script).read_text())).strip() and script in text
+    assert (
+        not ended.value.code
+        and text.strip() == ast.get_docstring(ast.parse((REPO / script).read_text())).strip()
+        and script in text
+    )
 
 
 @pytest.mark.parametrize(

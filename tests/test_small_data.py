@@ -16,6 +16,8 @@ from dlrm.train import train as train_dlrm
 from multitask.train import train as train_mmoe
 from predict import predict
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 USER, SHOP = 'user, "id"', "shop (name)"
 COLUMNS = {
     "clicked?": {"role": "label", "positive": ["yes"], "negative": ["no"], "task": "click"},
