@@ -23,7 +23,6 @@ from deepfm.deepfm import DeepFM
 from deepfm.train import train
 from tests.criteo_rows import make_lines, write_lines
 
-
 UNINTERRUPTED = pytest.StashKey[dict]()
 pytestmark = pytest.mark.usefixtures("undrawn")
 
