@@ -94,18 +94,18 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
     storage = options.pop("storage")
     home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
+    data = CriteoDataModule(**settings.data, seed=settings.training["seed"])
+    data.setup()  # builds the cache before the trials map it
+    clicks, rows = int(data.targets("val").sum()), len(data.rows["val"])
+    check(
+        0 < clicks < rows,
+        f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC. "
+        "Take another dataset or split.",
+    )
     chosen = continued_folder(home, identity, lambda folder: is_complete(folder, options["trials"]))
     with claim_run_folder("tune_dlrm", identity, chosen) as folder:
         record = SearchRecord(folder)
         print(f"{'Continuing' if record.trials else 'Writing to'} {folder}", flush=True)
-        data = CriteoDataModule(**settings.data, seed=settings.training["seed"])
-        data.setup()  # builds the cache before the trials map it
-        clicks, rows = int(data.targets("val").sum()), len(data.rows["val"])
-        check(
-            0 < clicks < rows,
-            f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC. "
-            "Take another dataset or split.",
-        )
         run_search(
             tune.with_parameters(run_trial, record=record, fixed=fixed, workers=options["workers_per_trial"]),
             space,

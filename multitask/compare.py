@@ -65,8 +65,8 @@ def compare(
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     count = count_trainings(groups, len(seeds), len(candidates))
     print(
-        f"{count} trainings of at most {settings.training['max_epochs']} epochs, one after the other: on the real rows "
-        "about a minute each. If it is stopped, the same command continues.",
+        f"{count} trainings with max_epochs={settings.training['max_epochs']}, one after the other: on the real rows, "
+        "one core takes about a minute and a half for each. If it is stopped, the same command continues.",
         flush=True,
     )
     runs = []  # one dict per group, model, seed and task

@@ -93,12 +93,15 @@ def test_unknown_tasks_are_refused(raw):
         train(data_root=str(raw), tasks=("income", "wealth"), **SMALL)
 
 
-def test_compare_keeps_finished_runs_and_writes_the_table(raw, outputs, monkeypatch):
+def test_compare_keeps_finished_runs_and_writes_the_table(raw, outputs, monkeypatch, capsys):
     groups = {"group 2": ("education", "never_married")}
     settings = SMALL | {"data_root": str(raw)}
     first = compare.compare(groups=groups, seeds=(1, 2), candidates=({"dropout": 0.0}, {"dropout": 0.5}), **settings)
     assert set(first.model) == {"logistic regression", "MMoE", "OMoE", "Shared-Bottom", "Single-Task"}
     assert len(first) == 10
+    printed = capsys.readouterr().out
+    assert len(list(outputs.glob("runs/multitask_compare/*/*-seed*"))) == 15
+    assert "15 trainings with max_epochs=1" in printed and "built-in sample" not in printed
     assert (first.runs == first.model.map(lambda model: 1 if model == "logistic regression" else 2)).all()
     monkeypatch.setattr(compare, "train", create_autospec(train, side_effect=AssertionError))  # must not train again
     again = compare.compare(groups=groups, seeds=(1, 2), candidates=({"dropout": 0.0}, {"dropout": 0.5}), **settings)
@@ -115,6 +118,10 @@ def test_compare_keeps_finished_runs_and_writes_the_table(raw, outputs, monkeypa
     assert (row["paper best"], row["paper mean"]) == (0.8860, 0.8826)
     assert (folder / "compare.md").read_text().count("\n") == 12
     assert (folder / "compare.png").stat().st_size > 1000
+
+
+def test_the_number_of_trainings():
+    assert compare.count_trainings(compare.GROUPS, len(compare.SEEDS), len(compare.CANDIDATES)) == 54
 
 
 def test_budgets_are_equal_within_5_percent(raw, monkeypatch):

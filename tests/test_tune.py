@@ -110,6 +110,9 @@ def test_killed_and_started_again_with_failing_trials(start, outputs):
     assert len(table) == 4 and best["trial"] == finished.trial.iloc[0]
     assert best["validation"]["auc"] == pytest.approx(finished.val_auc.max(), abs=1e-6)
     assert Path(best["checkpoint"]).exists() and 0 < best["test"]["auc"] < 1
+    tested = [each["trial"] for each in best["tested"]]
+    assert tested == finished.trial.tolist()[:3] and "Standard error of an AUC: 0." in output
+    assert (folder / "importance.csv").read_text().startswith("setting,importance")
     assert f"optimizer={best['settings']['optimizer']!r}," in output
 
 
@@ -181,6 +184,16 @@ def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch,
     searches = (outputs / "runs" / "tune_dlrm").glob("version_*/settings.json")
     assert {json.loads(path.read_text())["optimizer"] for path in searches} == {"adam", "adagrad"}
     assert len(list((outputs / "runs" / "tune_dlrm").iterdir())) == 2
+
+
+def test_validation_rows_of_one_class_are_refused_before_any_trial(monkeypatch, outputs, tmp_path, rng):
+    lines = [("0" + line[1:]) if i >= 600 else line for i, line in enumerate(make_lines(rng, 700))]
+    write_lines(tmp_path / "criteo" / "train.txt", lines)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setattr("common.cluster.search.start_ray", None)  # must not be called
+    with pytest.raises(UserError, match=r"all 50 validation rows of 'criteo' are of one class: trials cannot be comp"):
+        search()
+    assert not (outputs / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["settings.json", "search.json"])
