@@ -307,6 +307,7 @@ WRONG = [
     ({WHEN: {"role": "time", "unit": "h"}}, "'unit' is \"h\"; it must be one of"),
     ({"x": {"role": "user"}}, 'more than one column has the role "user"'),
     ({"x": {"role": "label"}}, "column 'x': its \"role\" must be one of \"user\", \"item\""),
+    ({"x": {"role": []}}, "column 'x': its \"role\" must be one of"),
     ({"gone": {"role": "kept"}}, "line 1 names no column 'gone'"),
     ({STARS: {"role": "rating", "click_from": 200}}, '"click_from" is 200; it must be above'),
     ({WHEN: {"role": "time", "unit": "date"}}, "column bought at: found '16.*', expected a date"),
