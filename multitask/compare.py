@@ -187,7 +187,8 @@ def write_table(table: pd.DataFrame, folder: Path, is_sample: bool) -> None:
         axes.invert_yaxis()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
-    figure.suptitle(f"MMoE and the models that it generalises, {folder.name}", fontsize="medium")
+    data = "built-in sample" if is_sample else folder.name
+    figure.suptitle(f"MMoE and the models that it generalises, {data}", fontsize="medium")
     figure.savefig(folder / "compare.png", dpi=120)
 
 
