@@ -292,6 +292,15 @@ def test_a_full_disk_leaves_a_trial_to_go_on_with(monkeypatch, tmp_path):
     assert record.trials[0]["cause"] == "its process died: The process was killed."
 
 
+@pytest.mark.parametrize(("epoch", "state"), [(1.5, "stopped"), (2.0, "finished")])
+def test_a_trial_that_is_stopped_at_its_end_is_finished(tmp_path, epoch, state):
+    record = SearchRecord(tmp_path)
+    record.add({})["rows"].append({"epoch": epoch, "val_auc": 0.7})
+    trial = SimpleNamespace(config={"number": 0}, last_result={"complete": False})
+    SearchProgress(record, 2).on_trial_complete(0, [], trial)
+    assert record.trials[0]["state"] == state
+
+
 @pytest.mark.parametrize("error", [UserError("Make room."), OSError(28, "No space left on device")])
 def test_a_full_disk_ends_a_search_with_a_message(monkeypatch, outputs, tmp_path, rng, error):
     class Tuner:

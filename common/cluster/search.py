@@ -229,7 +229,8 @@ class SearchProgress(tune.Callback):
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         ours = self._record_of(trial)
-        state = "finished" if trial.last_result.get("complete") else "stopped"
+        at_end = bool(ours["rows"]) and ours["rows"][-1]["epoch"] >= self.epochs  # ASHA may stop it there, too
+        state = "finished" if trial.last_result.get("complete") or at_end else "stopped"
         self.record.end(ours, state)
         self.log(ours, f"{state} after {len(ours['rows'])} validations")
 
