@@ -103,8 +103,10 @@ class Schema:
     def from_dict(cls, state: dict[str, Any]) -> "Schema":
         """What to_dict gave. Raises: ValueError, or an error of Python's own, for values of other types."""
         for task in state["tasks"].values():
-            if type(task["positive"]) is not list:
-                raise ValueError("a label whose positive texts are no list")
+            if type(task["positive"]) is not list or type(task["negative"]) not in (list, type(None)):
+                raise ValueError("a label whose texts are no list")
+            if not task["positive"] or task["negative"] == []:
+                raise ValueError("a label without texts")
         tasks = {
             name: Task(
                 task["column"],
@@ -127,6 +129,14 @@ class Schema:
         for values, types in ((texts, str), (optional, str | None), (counts, int | None), (flags, bool)):
             if not all(isinstance(value, types) for value in values):
                 raise ValueError("a table whose description holds values of other types")
+        entries = [(c.name, ENTRY_RULES[c.role], asdict(c)) for c in columns]
+        entries.append(("", {key: FILE_RULES[key] for key in ("separator", "split", "missing")}, state))
+        for name, rules, entry in entries:
+            for key, (holds, expected) in rules.items():
+                if entry.get(key) is not None and not holds(entry[key]):
+                    raise ValueError(f"{key} of a table's column {name!r} that is not {expected}")
+        if len(set(schema.names)) < len(columns) or not {*schema.label_columns} <= {*schema.names}:
+            raise ValueError("a table whose labels are no columns, or with two columns of one name")
         return schema
 
 
