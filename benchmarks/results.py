@@ -77,6 +77,7 @@ def results_table(runs: Path) -> str:
     for (script, model, dataset, protocol, settings), results in sorted(
         groups.items(), key=lambda group: (group[0][2] in NOT_PUBLIC, group[0])
     ):
+        results.sort(key=lambda result: result["seed"])
         seconds = np.median([result["wall_seconds"] for result in results])
         metrics = [name for name in results[0]["test"] if name in SHOWN or name.startswith("auc_")]
         tested = [f"{name} {with_sd(values(results, name))}" for name in metrics]
