@@ -49,10 +49,11 @@ def build_once(
     Raises: UserError if the disk is full or read-only or a source changes meanwhile, and whatever `build` raises.
     """
     modules = [sys.modules[module] if isinstance(module, str) else module for module in code]
+    text = [inspect.getsource(module) for module in modules]
     parent = cache_root() / f"{name}-{_digest([str(path) for path in sources])}"
     try:
         state = _state(sources)
-        entry = parent / f"{_digest([state, [inspect.getsource(module) for module in modules]])}-{_digest(settings)}"
+        entry = parent / f"{_digest([state, text])}-{_digest(settings)}"
         parent.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(entry.with_suffix(LOCK), name):
             _remove_partial(parent, entry)
