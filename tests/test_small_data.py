@@ -116,7 +116,8 @@ def test_a_run_on_few_rows_says_so(tmp_path, capsys):
         line.startswith("1 step in all may be") for line in lines
     )
     better = better_baselines(results["test"], results["baselines"])
-    assert better and f"Worse than {better}. Try a smaller batch_size, more max_epochs or a lower learning_rate." in lines
+    advice = "Try a smaller batch_size, more max_epochs or a lower learning_rate."
+    assert better and f"Worse than {better}. {advice}" in lines
 
 
 def test_dlrm_trains_without_dense_columns(tmp_path):
