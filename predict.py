@@ -8,10 +8,10 @@ checkpoints of the same data, as other seeds give them, it writes the mean predi
     all three      rows of your own table, with labels or without them, the columns in any order if line 1 names them;
                    columns of the role "kept" are copied to the output
     BST            user::movie[::rating[::timestamp]], with the separator of the training set (TAB in 100K, comma in
-                   the CSV releases). The history is what the checkpoint knows of the user: of a rating that it knows,
-                   what came before; else up to the timestamp; without one, all.
-                   Of interactions of your own: rows with user and item, rating and time if they are known. With
-                   HISTORY_FROM_FILE, a user whom the checkpoint does not know has those of its rows that precede.
+                   the CSV releases); or, of interactions of your own, rows with user and item, and with rating and
+                   time if they are known. The history comes from the checkpoint: for a rating that it knows, all
+                   before that rating; otherwise up to the row's timestamp; without a timestamp, all. With
+                   HISTORY_FROM_FILE, a user unknown to the checkpoint gets its earlier rows in the file as history.
 OUT.csv (standard output, if not given) gets a header and one row per input row, in order. Where labels are known the
 predictions are scored against them; this, unseen categories and progress go to standard error.
 """
@@ -47,7 +47,6 @@ from common.model.metrics import tempered
 from common.model.recommender import Recommender, equal_states
 from common.settings import check_settings
 from data.history_preprocessor import HistoryPreprocessor
-from data.interactions_preprocessor import history_preprocessor
 from data.table_preprocessor import TablePreprocessor
 from deepfm.deepfm import DeepFM
 from dlrm.dlrmnet import DLRM

@@ -3,8 +3,8 @@
 USERS is a file with the column of users, in the format of the training set (of MovieLens, lines that begin with a
 user); - is standard input. Each user gets the N items of the training rows that it has not rated and that the model
 rates highest, as rows user, item, score, the best first. The checkpoint is enough: it knows what users rated. With
-HISTORY_FROM_FILE in predict.py, USERS has rows as predict.py takes them: they are the history of a user whom the
-checkpoint does not know, and what they rate is left out.
+HISTORY_FROM_FILE in predict.py, USERS holds rows as predict.py takes them: they are the history of users unknown to the
+checkpoint, and the items in them are not recommended.
 """
 
 import os

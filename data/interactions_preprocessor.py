@@ -18,7 +18,7 @@ from data.table_reader import Rows, read_stream
 from data.table_values import as_texts, read_numbers, read_seconds
 
 
-def history_preprocessor(state: dict[str, Any]) -> HistoryPreprocessor:
+def preprocessor_of_histories(state: dict[str, Any]) -> HistoryPreprocessor:
     """What reads raw rows for a checkpoint of MovieRatingDataModule: of a MovieLens release, or of interactions."""
     return MoviePreprocessor(state) if "release" in state else InteractionsPreprocessor(state)
 

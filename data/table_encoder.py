@@ -266,14 +266,6 @@ class TableEncoder:
         return cls(schema, fields, dense)
 
 
-def _categories(field: Field, values: Values) -> Categories:
-    if field.source == "text":
-        return values.categories[field.name]
-    numbers = as_category(field.source, field.edges, values.numbers[field.name])
-    distinct, codes = np.unique(numbers, return_inverse=True)
-    return Categories(codes, text_keys(number_texts(distinct)))
-
-
 def _fit_texts(column: Column, settings: dict[str, Any], columns: Columns, train: np.ndarray) -> Field:
     counts, most = columns.key_counts(column.name, train)
     keys = columns.keys(column.name)

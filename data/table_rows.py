@@ -18,10 +18,10 @@ from data.table_encoder import TableEncoder
 RANDOM_SEED = 2018  # of the published split, and of the halves of a test file; not that of the training run
 FOLDS = 10
 
-Rows = dict[str, np.ndarray]
+Splits = dict[str, np.ndarray]
 
 
-def split_rows(columns: Columns, split: str, name: str) -> Rows:
+def split_rows(columns: Columns, split: str, name: str) -> Splits:
     """Row numbers of each split. split: "time" or "random", where the schema has none of its own.
 
     Raises: UserError naming the table where there are too few rows.
@@ -49,14 +49,14 @@ def split_rows(columns: Columns, split: str, name: str) -> Rows:
     return rows
 
 
-def time_split(order: np.ndarray) -> Rows:
+def time_split(order: np.ndarray) -> Splits:
     """The first 6/7 of the rows in `order` train, then half validate, half test."""
     count = len(order)
     train = count * 6 // 7
     return dict(zip(SPLITS, np.split(order, [train, train + (count - train) // 2]), strict=True))
 
 
-def random_split(label: np.ndarray) -> Rows:
+def random_split(label: np.ndarray) -> Splits:
     """Stratified tenths: the first tests, the second validates, the others train (BARS Criteo_x4).
 
     The folds of StratifiedKFold(10, shuffle=True, random_state=2018) of scikit-learn 0.19 (rewritten in 0.22): a KFold
@@ -74,7 +74,7 @@ def random_split(label: np.ndarray) -> Rows:
     return {name: part.astype(np.int32) for name, part in zip(SPLITS, parts, strict=True)}
 
 
-def file_split(counts: dict[str, int]) -> Rows:
+def file_split(counts: dict[str, int]) -> Splits:
     """Rows of given files, read in the order train, val, test; without a "val" the test rows are split 1:1."""
     if "val" in counts:
         ends = np.cumsum([counts[name] for name in SPLITS])

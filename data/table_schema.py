@@ -24,7 +24,7 @@ LARGEST_COUNT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Column:
-    """One column. Roles weight (for `weighted` in a train.py), time and excluded are no inputs; kept is copied to the
+    """One column. Columns of the roles weight (used with `weighted=True`), time and excluded are not inputs; kept is copied to the
     output of predict.py.
 
     type: of categorical values, "number": equal by value ("39" is "39.0"); of dense ones, "integer": 32 bits, else an

@@ -18,7 +18,7 @@ from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.cache import build_once, cache_root
 from common.errors import UserError
 from common.files import as_user_error, atomic_write, write_json
-from common.training.run_folder import check_unchanged
+from common.training.run_folder import keep_unchanged
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
 
@@ -133,7 +133,7 @@ def test_damaged_files_of_a_run_are_one_message(tmp_path, damaged):
     for name in ("settings.json", "data.json"):
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(UserError, match=f"{name} is damaged .*remove {tmp_path} to start again"):
-            check_unchanged(tmp_path / name, {"seed": 1}, "settings")
+            keep_unchanged(tmp_path / name, {"seed": 1}, "settings")
 
 
 def test_a_raw_file_that_is_removed_while_it_is_read(source):

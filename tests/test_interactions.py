@@ -18,7 +18,7 @@ from bst.train import DATA, MODEL, OPTIMIZER, train
 from common.errors import UserError
 from data.history_preprocessor import HistoryPreprocessor
 from data.interactions_guess import guess_interactions
-from data.interactions_preprocessor import history_preprocessor
+from data.interactions_preprocessor import preprocessor_of_histories
 from data.movie_history import FIRST_ID, OOV, PADDING
 from data.movie_rating_seq import MovieRatingDataModule
 from deepfm.train import train as train_deepfm
@@ -343,7 +343,7 @@ def test_wrong_values_anywhere_in_a_state(tmp_path, rng):
     for place in places(state):
         for value in WRONG_VALUES:
             try:
-                preprocessor = history_preprocessor(replaced(state, place, value))
+                preprocessor = preprocessor_of_histories(replaced(state, place, value))
                 preprocessor.random_inputs(8, rng)
             except Exception:
                 refused += 1
@@ -434,8 +434,8 @@ def test_a_new_user_brings_a_history(tmp_path, rng, rating, monkeypatch):
     other = [["", "another", own[-1][1], START, 0]]
     if not rating:
         known, new, other = ([line[:4] for line in table] for table in (known, new, other))
-    preprocessor = history_preprocessor(state)
-    expected = encode(history_preprocessor(state), known)
+    preprocessor = preprocessor_of_histories(state)
+    expected = encode(preprocessor_of_histories(state), known)
     preprocessor.history_from_file = True
     monkeypatch.setattr("data.table_reader.BLOCK_BYTES", 200)  # a user's rows are in several blocks
     found = encode(preprocessor, new[:3] + other + new[3:])
@@ -443,11 +443,11 @@ def test_a_new_user_brings_a_history(tmp_path, rng, rating, monkeypatch):
     for i in (0, 1, 2, 3, 5):
         torch.testing.assert_close(found[i][keep], expected[i], rtol=0, atol=1e-5)
     assert (found[4] == OOV).all() and (found[1][2] == PADDING).all()
-    blind = encode(history_preprocessor(state), new)
+    blind = encode(preprocessor_of_histories(state), new)
     assert (blind[1] == PADDING).all()
     if rating:  # a row without a rating is no history
         lines = [new[0], *([*line[:4], ""] for line in new[1:])]
-        preprocessor = history_preprocessor(state)
+        preprocessor = preprocessor_of_histories(state)
         preprocessor.history_from_file = True
         assert (encode(preprocessor, lines)[1] == PADDING).all()
 
@@ -462,7 +462,7 @@ def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
     ).eval()  # fmt: skip
     user = rows[20][0]
     own = [row for row in rows if row[0] == user]
-    preprocessor = history_preprocessor(state)
+    preprocessor = preprocessor_of_histories(state)
     preprocessor.history_from_file = True
     header = ["x", USER, ITEM, WHEN, STARS]
     table = [header, *(["", "newcomer", item, seconds, stars] for _, item, seconds, stars in own)]

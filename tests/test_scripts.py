@@ -29,7 +29,7 @@ def run(script: str, data_root: Path, folder: Path) -> subprocess.CompletedProce
 def test_deepfm_as_it_is_on_the_sample(tmp_path, outputs):
     done = run("deepfm/train.py", tmp_path / "nothing", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "using the built-in sample. `python data/criteo_data.py`, with dataset = 'criteo' in it" in done.stdout
+    assert "using the built-in sample. `python data/criteo_data.py` gets the real data." in done.stdout
     folder = outputs / "runs" / "deepfm" / "version_0"
     results = json.loads((folder / "results.json").read_text())
     assert set(results) >= CONTRACT

@@ -11,7 +11,7 @@ from common.data.loader import BatchLoader, EpochSampler, MemmapDataset
 from common.settings import check_settings
 
 SPLITS = ("train", "val", "test")
-EVALUATION_BATCHES = 4  # batches of validation and test hold so many times the rows: they need no gradients
+EVALUATION_FACTOR = 4  # validation and test batches have this many times batch_size rows: they need no gradients
 
 Rows = np.ndarray | range
 
@@ -77,10 +77,10 @@ class RecommendationDataModule(pl.LightningDataModule):
         return self._loader("train", self.seed, self.batch_size)
 
     def val_dataloader(self) -> BatchLoader:
-        return self._loader("val", None, EVALUATION_BATCHES * self.batch_size)
+        return self._loader("val", None, EVALUATION_FACTOR * self.batch_size)
 
     def test_dataloader(self) -> BatchLoader:
-        return self._loader("test", None, EVALUATION_BATCHES * self.batch_size)
+        return self._loader("test", None, EVALUATION_FACTOR * self.batch_size)
 
     def _loader(self, split: str, seed: int | None, batch_size: int) -> BatchLoader:
         sampler = EpochSampler(self.rows[split], seed)

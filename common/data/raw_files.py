@@ -64,8 +64,8 @@ def find_dataset(
         f"`{source.command}` downloads {known}. {source.also}".rstrip(),
     )
     say_once(
-        f"No folder {root / dataset}: using the built-in sample. `{source.command}`, with dataset = {dataset!r} in it, "
-        "gets the real data."
+        f"No folder {root / dataset}: using the built-in sample. `{source.command}`"
+        f"{f', with DATASET = {dataset!r} in it,' if len(source.datasets) > 1 else ''} gets the real data."
     )
     return make_sample(), True
 

@@ -1,6 +1,6 @@
 """Dot products between the vectors of a row, with a backward that is one gather and one matrix product.
 
-B: rows of a batch, F: vectors of a row (of the fields, and the bottom MLP's), D: their size, P: feature pairs.
+B: rows of a batch, D: embedding size, P: feature pairs. vectors: 1 + F of each row, the bottom MLP's and the fields'.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class DotProducts(nn.Module):
-    """<v_i, v_j> for all pairs i > j, and i = j with self_interaction, row by row: vectors (B, F, D) -> (B, P)."""
+    """<v_i, v_j> for all pairs i > j, and i = j with self_interaction, row by row: vectors (B, 1 + F, D) -> (B, P)."""
 
     pairs: Tensor
     where: Tensor
@@ -30,9 +30,9 @@ class DotProducts(nn.Module):
 
 
 class ChosenProducts(torch.autograd.Function):
-    """Entries `pairs` (P,) of the flat matrices v v^T: vectors (B, F, D) -> (B, P).
+    """Entries `pairs` (P,) of the flat matrices v v^T: vectors (B, 1 + F, D) -> (B, P).
 
-    where (F F,): the index of each entry among the pairs, of (i, j) and of (j, i); P if it is none.
+    where ((1 + F)²,): the index of each entry among the pairs, of (i, j) and of (j, i); P if it is none.
     """
 
     @staticmethod

@@ -18,7 +18,9 @@ from common.process_group import is_distributed
 
 
 class MetricsLog(pl.Callback):
-    """One row per validation in metrics.csv, one line on the terminal; also times the training steps.
+    """One row per validation in metrics.csv, one line on the terminal.
+
+    Times the training steps, and raises UserError before a step whose loss or gradients are not finite.
 
     Its rows are part of a checkpoint, so that a resumed run has those of the whole run.
     """

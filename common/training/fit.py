@@ -36,7 +36,7 @@ from common.training.loggers import log_results, make_logger
 from common.training.plots import caption, plot_learning_curves
 from common.training.precision import resolve_precision
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
-from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, check_unchanged
+from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, keep_unchanged
 from common.training.start_from import start_from
 
 PREDICTIONS = "test_predictions.npz"  # in the run's folder: prediction and target of each test row; baselines' by name
@@ -62,7 +62,7 @@ def fit_and_test(
 ) -> dict[str, Any]:
     """Fit (from checkpoints/last.ckpt on, if the folder has one), test the best checkpoint once, write all results.
 
-    Of a folder whose run was tested before, the results are returned as they are.
+    If the run in this folder was already tested, its results are returned unchanged.
 
     monitor: the validation metric that chooses the checkpoint. baselines(data): predictions of simple models for the
     test rows, called on all ranks. plot(model, data, prediction, target, folder): figures of the test rows. test:
@@ -74,7 +74,7 @@ def fit_and_test(
     best, last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
     data_summary = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
     if is_rank_zero():
-        check_unchanged(folder / "data.json", data_summary, "data")
+        keep_unchanged(folder / "data.json", data_summary, "data")
     if test and (finished := finished_results(folder)):
         return finished
     gc.collect()  # a Trainer and its module refer to each other: those of an earlier run are freed now

@@ -63,7 +63,7 @@ def _locked(script: str, settings: dict, chosen: str | Path | None) -> Iterator[
         lock = lock or _lock(folder)
         if lock is None:
             raise UserError(f"another process is at work in {folder}.")
-        check_unchanged(
+        keep_unchanged(
             folder / "settings.json", {k: v for k, v in settings.items() if k not in NOT_COMPARED}, "settings"
         )
         (folder / "checkpoints").mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ def _lock(folder: Path) -> FileLock | None:
     return lock
 
 
-def check_unchanged(path: Path, content: dict, what: str) -> None:
+def keep_unchanged(path: Path, content: dict, what: str) -> None:
     """Keep `content` in `path`; where a run before has left it there, it must be the same: else UserError."""
     content = json.loads(json.dumps(content))
     if path.exists():
