@@ -47,6 +47,7 @@ from common.model.metrics import tempered
 from common.model.recommender import Recommender, equal_states
 from common.settings import check_settings
 from data.history_preprocessor import HistoryPreprocessor
+from data.interactions_preprocessor import preprocessor_of_histories
 from data.table_preprocessor import TablePreprocessor
 from deepfm.deepfm import DeepFM
 from dlrm.dlrmnet import DLRM
@@ -64,7 +65,7 @@ MODELS: dict[str, tuple[type[Recommender], str, Callable[[dict[str, Any]], Prepr
     "DeepFM": (DeepFM, "CriteoDataModule", TablePreprocessor),
     "DLRM": (DLRM, "CriteoDataModule", TablePreprocessor),
     "MMoE": (MMoE, "CensusIncomeDataModule", TablePreprocessor),
-    "BST": (BST, "MovieRatingDataModule", history_preprocessor),
+    "BST": (BST, "MovieRatingDataModule", preprocessor_of_histories),
 }
 
 

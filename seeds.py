@@ -1,9 +1,9 @@
 """Train a script with several seeds: `python seeds.py deepfm 4` takes deepfm/train.py with the seeds 1 to 4.
 
-Each run is in runs/<script>_seeds/version_N/<variant>/seed_<seed>. At the end: mean and standard deviation of the test metrics,
-those of the averaged predictions, and differences from the baselines and between VARIANTS, paired by seed. If it is
-stopped, the same command continues it; with a larger number it adds runs. `python predict.py` scores new rows with
-all checkpoints of a variant together.
+Each run is in runs/<script>_seeds/version_N/<variant>/seed_<seed>. At the end: mean and standard deviation of the test
+metrics, those of the averaged predictions, and differences from the baselines and between VARIANTS, paired by seed. If
+it is stopped, the same command continues it; with a larger number it adds runs. `python predict.py` scores new rows
+with all checkpoints of a variant together.
 """
 
 from pathlib import Path

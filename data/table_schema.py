@@ -24,8 +24,8 @@ LARGEST_COUNT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Column:
-    """One column. Columns of the roles weight (used with `weighted=True`), time and excluded are not inputs; kept is copied to the
-    output of predict.py.
+    """One column. Columns of the roles weight (used with `weighted=True`), time and excluded are not inputs; kept is
+    copied to the output of predict.py.
 
     type: of categorical values, "number": equal by value ("39" is "39.0"); of dense ones, "integer": 32 bits, else an
     error. transform: of a dense column, None: that of DATA["dense_transform"]. separator: between several values in a

@@ -41,9 +41,10 @@ def build_once(
     """Folder with what `build(folder)` wrote for these source files and settings; built now if it is not there yet.
 
     Everything that decides what `build` writes is part of the key: the sources (path, size and modification time), all
-    `settings`, and the source text of the modules in `code`, which are given as modules or by name. Entries of older sources or code are
-    removed, damaged ones are built again: checksums are compared each time, which takes a second per gigabyte. A build
-    goes to a folder of its own that is renamed when complete, under a lock that dies with its process.
+    `settings`, and the source text of the modules in `code`, which are given as modules or by name. Entries of older
+    sources or code are removed, damaged ones are built again: checksums are compared each time, which takes a second
+    per gigabyte. A build goes to a folder of its own that is renamed when complete, under a lock that dies with its
+    process.
     expected_bytes: roughly what `build` writes, for the message that a disk is full; None: the sources' sizes.
 
     Raises: UserError if the disk is full or read-only or a source changes meanwhile, and whatever `build` raises.
