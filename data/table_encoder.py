@@ -260,6 +260,8 @@ class TableEncoder:
             field = {name: value for name, value in content.items() if name != "size"}
             fields.append(Field(keys=keys, long=texts[start:end], **field))
         schema, dense = Schema.from_dict(state["schema"]), [Dense(**column) for column in state["dense"]]
+        if any(not task.positive or task.negative == () for task in schema.tasks.values()):
+            raise ValueError("a label without texts")
         encoded = {field.name for field in fields} | {column.name for column in dense}
         if not encoded or {column.name for column in schema.inputs} != encoded:
             raise ValueError("columns that do not fit their vocabularies and scales")

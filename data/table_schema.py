@@ -105,8 +105,6 @@ class Schema:
         for task in state["tasks"].values():
             if type(task["positive"]) is not list or type(task["negative"]) not in (list, type(None)):
                 raise ValueError("a label whose texts are no list")
-            if not task["positive"] or task["negative"] == []:
-                raise ValueError("a label without texts")
         tasks = {
             name: Task(
                 task["column"],

@@ -35,7 +35,7 @@ def follow(part: str, folder: Path, outputs: Path, monkeypatch, capsys) -> None:
     for kind, block in BLOCK.findall(part):
         text = dedented(block)
         if kind == "python":
-            exec(compile(text, "docs/your_data.md", "exec"), {})
+            exec(compile(text.replace('"runs/', f'"{outputs}/runs/'), "docs/your_data.md", "exec"), {})
         elif kind == "bash":
             _, script, *arguments = text.replace("runs/", f"{outputs}/runs/").split()
             monkeypatch.setattr(sys, "argv", [script, *arguments])
