@@ -132,7 +132,7 @@ def test_expert_use_is_the_mean_over_all_rows_and_finds_dead_experts(tmp_path, m
         model.experts[-3].bias[2] = -50.0  # and expert 2 is silent
     dense, ids, label = make_batch(8)
     dataset = TensorDataset(dense, ids, label)
-    data = SimpleNamespace(rows={"test": range(8)}, examples=lambda: dataset)
+    data = SimpleNamespace(rows={"test": range(8)}, examples=lambda: dataset, is_sample=False, dataset="made-up")
     weights, zeros = expert_usage(model, data, "test")
     x = model.inputs(dense, ids)
     torch.testing.assert_close(weights, model.gate_weights(x).mean(1), rtol=0, atol=1e-6)

@@ -38,6 +38,8 @@ class Loaders(pl.LightningDataModule):
         super().__init__()
         self.batch = batch
 
+    training_offset = 0.0
+
     def train_dataloader(self) -> BatchLoader:
         return BatchLoader(Rows(self.batch), EpochSampler(range(ROWS), seed=1), BATCH_SIZE)
 

@@ -28,6 +28,10 @@ class PredictionMetric(Metric):
         self.add_state("prediction_list", [], dist_reduce_fx="cat")
         self.add_state("target_list", [], dist_reduce_fx="cat")
 
+    def reset(self) -> None:
+        self.prediction_list, self.target_list = [], []  # gathered ones are tensors, which Metric.reset cannot clear
+        super().reset()
+
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Prediction and target of a batch, same shape (B, ...)."""
         self.prediction_list.append(prediction.detach().float())

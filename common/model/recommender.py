@@ -121,7 +121,7 @@ class Recommender(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total_steps = None
-        if self._trainer is not None and self.trainer.max_epochs:
+        if self._trainer is not None and (self.trainer.max_epochs or 0) > 0:
             # not trainer.estimated_stepping_batches, which loses the position of a run resumed within an epoch
             total_steps = self.trainer.max_epochs * len(self.data.train_dataloader())
         return build_optimizer(self, total_steps, **self.hparams["optimizer"])

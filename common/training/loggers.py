@@ -1,5 +1,6 @@
 """What TRAINING["logger"] means: metrics.csv is always written; a logger of Lightning gets the same and more."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def log_results(logger: Logger, results: dict[str, Any], settings: Settings, fol
     metrics |= {f"best_val_{name}": value for name, value in results["validation"].items()}
     hyperparameters = {name: value for name, value in settings.flat().items() if name != "logger"}
     if isinstance(logger, TensorBoardLogger):
+        time.sleep(1)  # opens a second file, named by the second: it would replace that of a fit that took less
         logger.log_hyperparams(hyperparameters, metrics, step)  # its page of hyperparameters shows both
     else:
         logger.log_hyperparams(hyperparameters)
