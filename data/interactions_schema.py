@@ -17,6 +17,7 @@ from data.table_schema import (
     Schema,
     Task,
     check_entries,
+    described_file,
     describes_interactions,
     load_columns_file,
     one_of,
@@ -111,7 +112,7 @@ def read_interactions_file(path: Path) -> tuple[Path, InteractionSchema, dict[st
     for key, name in ATTRIBUTES.items():
         if content.get(name):
             attributes[key] = _attribute_table(content[name], key, f"{path}, {name}", path.parent)
-    file = path.parent / Path(content["file"]).expanduser()
+    file = described_file(path.parent, content["file"])
     click_from = entries[rating[0]].get("click_from") if rating else None
     return file, InteractionSchema(schema, user, item, time, unit, next(iter(rating), None), click_from), attributes
 
@@ -124,7 +125,7 @@ def _attribute_table(content: dict[str, Any], key: str, where: str, folder: Path
     check(bool(schema.inputs), f"{where}: no column is an attribute.")
     columns = [Column(c.name, "categorical", c.type) if c.name == keys[0] else c for c in schema.columns]
     schema = Schema(tuple(columns), {}, schema.separator, schema.header, missing=schema.missing)
-    return AttributeTable(folder / Path(content["file"]).expanduser(), schema, keys[0])
+    return AttributeTable(described_file(folder, content["file"]), schema, keys[0])
 
 
 def _schema(content: dict[str, Any], rules: dict[str, dict[str, Rule]], where: str) -> Schema:

@@ -53,13 +53,16 @@ class Rows:
 
 def data_files(path: Path) -> list[Path]:
     """The file itself, or the parts in a folder, in order of name; UserError where there is none."""
-    if path.is_dir():
-        parts = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
-        check(bool(parts), f"{path} has no files.")
-        return parts
-    if not path.exists():
-        there = sorted(p.name for p in path.parent.iterdir())[:20] if path.parent.is_dir() else []
-        raise UserError(f"there is no file {path}; {_listed(path.parent, there)}")
+    try:
+        if path.is_dir():
+            parts = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
+            check(bool(parts), f"{path} has no files.")
+            return parts
+        if not path.exists():
+            there = sorted(p.name for p in path.parent.iterdir())[:20] if path.parent.is_dir() else []
+            raise UserError(f"there is no file {path}; {_listed(path.parent, there)}")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
     return [path]
 
 
@@ -173,12 +176,26 @@ def _parquet_blocks(stream: Stream, name: str, schema: Schema, scoring: bool) ->
         before = 0
         for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
             columns = {column: batch.column(batch.schema.get_field_index(column)) for column in wanted}
-            yield partial(Rows, len(batch), columns, partial(_parquet_place, name, before), False)
+            yield partial(_valid, Rows(len(batch), columns, partial(_parquet_place, name, before), False), name)
             before += len(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise UserError(f"{name}: the Parquet file is cut or damaged ({str(error)[:200]}); get it again.") from error
+        raise _damaged_parquet(name, error) from error
+
+
+def _valid(rows: Rows, name: str) -> Rows:
+    """The rows; UserError for texts that are not UTF-8, which pyarrow does not look for."""
+    try:
+        for array in rows.columns.values():
+            array.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise _damaged_parquet(name, error) from error
+    return rows
+
+
+def _damaged_parquet(name: str | Path, error: Exception) -> UserError:
+    return UserError(f"{name}: the Parquet file is cut or damaged ({str(error)[:200]}); get it again.")
 
 
 def _parquet_place(name: str, before: int, row: int) -> tuple[str, dict[str, str]]:
@@ -217,8 +234,8 @@ def first_names(path: Path) -> tuple[str, list[str]]:
             file.seek(0)
             try:
                 return ",", pyarrow.parquet.read_schema(file).names
-            except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{path}: the Parquet file is cut or damaged ({str(error)[:200]}).") from error
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise _damaged_parquet(path, error) from error
         block = next(without_bom(line_blocks(_Joined(start, stream), path, BLOCK_BYTES)), None)
     if block is None:
         raise UserError(f"{path} is empty.")

@@ -170,7 +170,10 @@ FILE_RULES: dict[str, Rule] = {
         lambda v: type(v) is dict and {"train", "test"} <= v.keys() <= set(SPLITS) and all(map(IS_NAME[0], v.values())),
         'a dict of the files "train", "test" and, if there is one, "val"',
     ),
-    "separator": (lambda v: type(v) is str and len(v) == 1 and v not in '"\r\n', "one character"),
+    "separator": (
+        lambda v: type(v) is str and len(v) == 1 and v.isascii() and v != '"' and (v == "\t" or v.isprintable()),
+        "one ASCII character",
+    ),
     "header": (lambda v: type(v) is bool, "true or false"),
     "missing": (lambda v: type(v) is list and all(type(text) is str for text in v), "a list of texts"),
     "split": (
@@ -195,9 +198,10 @@ def load_columns_file(path: Path) -> dict[str, Any]:
     """The content of a columns.json, no entry of which is checked."""
     try:
         content = json.loads(path.read_text())
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}. Correct it, or remove it and have it written again.") from error
     check(type(content) is dict, f"{path}: found a {type(content).__name__}, expected a dict.")
     return content
@@ -226,7 +230,15 @@ def read_columns_file(path: Path) -> tuple[Schema, dict[str, Path]]:
         "file" in content or schema.split is None,
         f'{path}: "files" are a split of their own; set "split" to null or leave it out.',
     )
-    return schema, {name: path.parent / Path(file).expanduser() for name, file in files.items()}
+    return schema, {name: described_file(path.parent, file) for name, file in files.items()}
+
+
+def described_file(folder: Path, file: str) -> Path:
+    """A file that the columns.json in a folder names."""
+    try:
+        return folder / Path(file).expanduser()
+    except RuntimeError as error:  # ~NAME of no user
+        raise UserError(f"{folder / COLUMNS_FILE}: there is no file {file!r}: {error}") from error
 
 
 def _schema(content: dict, path: Path) -> Schema:

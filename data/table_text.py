@@ -208,7 +208,7 @@ class TextBlock:
         reader = csv.reader(stream, delimiter=self.schema.separator)
         before = 0
         for fields in reader:
-            if any(field.strip() for field in fields) or len(fields) > 1:
+            if (fields and len(fields) == len(self.names)) or self.schema.separator.join(fields).strip():
                 yield self.first_line + before, fields
             before = reader.line_num
 
