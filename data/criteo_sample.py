@@ -8,7 +8,6 @@ first-order effects on their frequent values.
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from common.data.cache import build_once
 from data.criteo_schema import CATEGORICAL, DENSE
@@ -80,6 +79,8 @@ def _write(target: Path, rows: int) -> None:
     logit += 0.5 * (pair_sum**2 - pair_squares).sum(1)
     probability = 1 / (1 + np.exp(-logit))
     label = (rng.random(count) < probability).astype(int)
+
+    import pandas as pd  # here, as it is slow to import and the sample is written once
 
     frame = pd.DataFrame(table)
     frame[rows:].to_csv(target / "test.txt", sep="\t", header=False, index=False)
