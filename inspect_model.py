@@ -28,7 +28,7 @@ from data.table_categories import FIRST_ID  # as of histories
 from predict import Preprocessor, load, open_input, predict_batch
 
 FIELD = None  # a categorical column, or "user" or "movie"; None: the one with most values
-VALUE = None  # as it is in the raw file; None: the most frequent one
+VALUE = None  # as it is in the raw file; None: the most frequent in RAW_FILE, without it the first of the vocabulary
 FORMAT = "csv"  # of the embeddings; or "parquet"
 MAX_ROWS = 100_000  # of RAW_FILE that are looked at, the first ones
 REPEATS = 3  # shuffles of each column

@@ -39,10 +39,7 @@ SPACE = dict(
     dropout=tune.choice([0.0, 0.2]),
 )
 FIXED = dict(
-    dataset="criteo",
-    max_epochs=1,
     validations_per_epoch=10,  # the more, the earlier a bad trial can be stopped
-    seed=1,
 )
 SEARCH = dict(
     trials=16,  # raise it, and the same command continues the search
