@@ -1,11 +1,18 @@
-"""The choice of the precision: by the width of the layers and the size of the batches, where the processor has bf16."""
+"""The choice of the precision: by the width of the layers and the size of the batches, where the processor has bf16.
 
+And the memory that a step frees.
+"""
+
+import platform
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
+from common.paths import REPO
 from common.training import precision
 from common.training.precision import resolve_precision
 
@@ -39,3 +46,26 @@ def test_a_processor_without_bf16_computes_in_float32(monkeypatch):
 def test_a_named_precision_is_taken_as_it_is(native):
     assert resolve_precision("32-true", nn.Linear(999, 999), 9999) == "32-true"
     assert resolve_precision("bf16-mixed", nn.Linear(1, 1), 1) == "bf16-mixed"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_freed_memory_is_kept():
+    """In a process of its own: the first block raises the threshold that glibc sets by itself, which never falls."""
+    code = """import resource
+import torch
+from common.training.allocator import keep_freed_memory
+
+def faults() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        blocks = [torch.ones(4 * 2**20) for _ in range(2)]  # 16 MiB each
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+keep_freed_memory()
+faults()
+print(first, faults())"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    freed, kept = map(int, done.stdout.split())
+    assert kept < 100 < 10_000 < freed

@@ -120,10 +120,9 @@ class Recommender(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        total_steps = None
-        if self._trainer is not None and (self.trainer.max_epochs or 0) > 0:
-            # not trainer.estimated_stepping_batches, which loses the position of a run resumed within an epoch
-            total_steps = self.trainer.max_epochs * len(self.data.train_dataloader())
+        epochs = 0 if self._trainer is None else self.trainer.max_epochs or 0
+        # not trainer.estimated_stepping_batches, which loses the position of a run resumed within an epoch
+        total_steps = epochs * len(self.data.train_dataloader()) if epochs > 0 else None
         return build_optimizer(self, total_steps, **self.hparams["optimizer"])
 
 

@@ -25,6 +25,7 @@ from common.model.metrics import fit_temperature
 from common.model.recommender import Recommender
 from common.process_group import distributed_trainer_kwargs, is_rank_zero, on_rank_zero
 from common.settings import Settings
+from common.training.allocator import keep_freed_memory
 from common.training.callbacks import (
     MetricsLog,
     PlateauSchedule,
@@ -79,6 +80,7 @@ def fit_and_test(
         return finished
     gc.collect()  # a Trainer and its module refer to each other: those of an earlier run are freed now
     silence_lightning()
+    keep_freed_memory()
     training = settings.training
     check_batch_norm(model, data, settings)
     monitor = defined_monitor(monitor, data)
