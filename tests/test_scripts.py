@@ -38,6 +38,8 @@ def test_deepfm_as_it_is_on_the_sample(tmp_path, outputs):
     assert (model - 0.5) / (best - 0.5) >= 0.97
     assert model > auc["logistic regression"] + 0.02 and auc["constant"] == 0.5
     assert str(folder) in done.stdout.splitlines()[-1] and "best possible" in done.stdout
+    shown = re.search("Test metrics, .*\n.*", done.stdout).group()
+    assert re.sub(" +", " ", shown).replace(" \n", "\n") in re.sub(" +", " ", (REPO / "README.md").read_text())
     names = {path.name for path in folder.iterdir()}
     assert {"metrics.csv", "learning_curves.png", "roc.png", "reliability.png"} <= names
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
