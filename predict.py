@@ -45,6 +45,7 @@ from common.data.raw_files import Stream, decompressed, gzip_errors
 from common.files import atomic_write
 from common.model.metrics import tempered
 from common.model.recommender import Recommender, equal_states
+from common.model.streaming_metrics import StreamingClickMetrics, StreamingRatingMetrics
 from common.settings import check_settings
 from data.history_preprocessor import HistoryPreprocessor
 from data.interactions_preprocessor import preprocessor_of_histories
@@ -218,50 +219,6 @@ def predict_batch(model: Recommender, inputs: list[Tensor], bf16: bool = False) 
 def mean_prediction(models: Sequence[Recommender], inputs: list[Tensor], bf16: bool = False) -> Tensor:
     """Mean of the models' probabilities or ratings (N, columns), in the type of one."""
     return torch.stack([predict_batch(model, inputs, bf16) for model in models]).mean(0)
-
-
-class StreamingClickMetrics:
-    """click_metrics in constant memory: the AUC from counts of equal probabilities (to 15 bits)."""
-
-    SHIFT = 8  # bits of the 24 that do not count; positive floats are in the order of their bits
-
-    def __init__(self):
-        self.count, self.clicks, self.probability, self.loss = 0, 0.0, 0.0, 0.0
-        self.counts = np.zeros((2, (np.float32(1).view(np.int32) >> self.SHIFT) + 1), np.int64)
-
-    def update(self, probability: np.ndarray, click: np.ndarray) -> None:
-        np.add.at(self.counts, (click.astype(np.int64), probability.view(np.int32) >> self.SHIFT), 1)
-        self.count += len(click)
-        self.clicks += float(click.sum(dtype=np.float64))
-        self.probability += float(probability.sum(dtype=np.float64))
-        p = np.where(click == 1, probability, 1 - probability.astype(np.float64))
-        self.loss -= float(np.log(np.maximum(p, np.exp(-100.0))).sum())
-
-    def compute(self) -> dict[str, float]:
-        negatives, positives = self.counts
-        rate, log_loss = self.clicks / self.count, self.loss / self.count
-        metrics = {"auc": float("nan"), "log_loss": log_loss, "normalized_entropy": float("nan")}
-        if 0 < rate < 1:
-            below = negatives.cumsum() - negatives / 2
-            metrics["auc"] = float(positives @ below / (positives.sum() * negatives.sum()))
-            metrics["normalized_entropy"] = log_loss / -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
-        return metrics | {"calibration": self.probability / self.clicks if rate else float("nan")}
-
-
-class StreamingRatingMetrics:
-    """rating_metrics in constant memory."""
-
-    def __init__(self):
-        self.count, self.squares, self.absolute = 0, 0.0, 0.0
-
-    def update(self, prediction: np.ndarray, rating: np.ndarray) -> None:
-        error = prediction.astype(np.float64) - rating
-        self.count += len(error)
-        self.squares += float((error**2).sum())
-        self.absolute += float(np.abs(error).sum())
-
-    def compute(self) -> dict[str, float]:
-        return {"rmse": (self.squares / self.count) ** 0.5, "mae": self.absolute / self.count}
 
 
 def name_of(raw: str | Path) -> str:

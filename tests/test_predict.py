@@ -22,6 +22,7 @@ from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.raw_files import LINE_BYTES
 from common.errors import UserError
 from common.model.metrics import click_metrics, rating_metrics
+from common.model.streaming_metrics import StreamingClickMetrics, StreamingRatingMetrics
 from common.paths import REPO
 from common.training.fit import QUIET_TRAINER
 from data.census_income import CensusIncomeDataModule
@@ -35,7 +36,7 @@ from dlrm.train import DATA as DLRM_DATA
 from dlrm.train import train as train_dlrm
 from multitask.train import DATA as CENSUS_DATA
 from multitask.train import train as train_mmoe
-from predict import StreamingClickMetrics, StreamingRatingMetrics, load, main, predict
+from predict import load, main, predict
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
 
