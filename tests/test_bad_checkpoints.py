@@ -4,8 +4,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -17,12 +15,12 @@ import torch
 from bst.bst import BST
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
-from common.paths import REPO
 from deepfm.deepfm import DeepFM
 from deepfm.train import train
 from dlrm.train import train as train_dlrm
 from predict import load, predict
 from tests.criteo_rows import make_lines, write_lines
+from tests.script_process import run_process
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -75,9 +73,9 @@ def test_a_payload_is_never_run(tmp_path, good):
             with pytest.raises(UserError, match=f"{path.name} is no readable checkpoint"):
                 function(path)
     assert not marker.exists()
-    done = subprocess.run([sys.executable, REPO / "predict.py", files[0], "-"], input=b"", capture_output=True)
+    done = run_process("predict.py", files[0], "-", folder=tmp_path)
     assert done.returncode == 1 and not marker.exists()
-    assert b"is no readable checkpoint" in done.stderr and b"Traceback" not in done.stderr
+    assert "is no readable checkpoint" in done.stderr and "Traceback" not in done.stderr
     torch.load(files[0], weights_only=False)  # the payload is one that works
     assert marker.exists()
 

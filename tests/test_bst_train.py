@@ -18,6 +18,7 @@ from common.model.metrics import rating_metrics
 from common.paths import REPO
 from data.movie_rating_seq import MovieRatingDataModule
 from tests.movie_rows import make_ratings, write_1m, write_csv
+from tests.script_process import run_process
 
 SMALL = {
     "embedding_dim": 8,
@@ -109,8 +110,6 @@ def test_runs_from_another_folder(tmp_path, rng, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "BST without its sequence" in done.stdout
     write_1m(tmp_path / "ml-1m", make_ratings(rng, users=30))
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    script = [sys.executable, str(REPO / "data" / "movie_rating_seq.py")]
-    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    done = run_process("data/movie_rating_seq.py", folder=tmp_path, DATA_ROOT=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "by 30 users, who gave 1 to" in done.stdout

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -13,12 +10,12 @@ import pytest
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
-from common.paths import REPO
 from common.settings import Settings
 from data.census_income import CensusIncomeDataModule
 from data.census_sample import census_sample
 from multitask import compare
 from multitask.train import DATA, MODEL, OPTIMIZER, TRAINING, train
+from tests.script_process import run_process
 
 SMALL = {"max_epochs": 1, "num_experts": 2, "expert_units": (8, 4), "tower_units": (4,), "batch_size": 256}
 
@@ -31,9 +28,7 @@ def raw(tmp_path) -> Path:
 
 
 def test_script_runs_from_another_folder(raw, outputs):
-    command = [sys.executable, str(REPO / "multitask" / "train.py")]
-    environment = os.environ | {"DATA_ROOT": str(raw)}
-    done = subprocess.run(command, cwd=raw, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_process("multitask/train.py", folder=raw, DATA_ROOT=raw)
     assert done.returncode == 0, done.stderr
     (folder,) = (outputs / "runs" / "multitask").glob("version_*")
     assert done.stdout.splitlines()[-1].endswith(str(folder))

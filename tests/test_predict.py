@@ -39,6 +39,7 @@ from multitask.train import train as train_mmoe
 from predict import load, main, predict
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
+from tests.script_process import run_process
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -135,7 +136,7 @@ def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
         done = run([deepfm, "-"], given)
         assert done.returncode == 0, done.stderr
         assert done.stdout == expected
-        assert b"300 rows" in done.stderr
+        assert "300 rows" in done.stderr
 
 
 def test_unseen_categories_are_counted(tmp_path, lines, deepfm):
@@ -161,8 +162,8 @@ def test_several_checkpoints_give_the_mean(tmp_path, outputs, root, deepfm):
     raw, small = root / "criteo" / "train.txt", {"hidden_units": (8,), "embedding_dim": 3, "data_root": str(root)}
     other = train_deepfm(**small, **ONE_EPOCH, seed=2)["checkpoint"]
     (tmp_path / "alone").write_bytes(Path(deepfm).read_bytes())  # only the first may have a name without .ckpt
-    done = run([tmp_path / "alone", other, other, raw, tmp_path / "all.csv"])
-    assert done.returncode == 0 and b"300 rows" in done.stderr
+    done = run_process("predict.py", tmp_path / "alone", other, other, raw, tmp_path / "all.csv", folder=tmp_path)
+    assert done.returncode == 0 and "300 rows" in done.stderr
     for name, checkpoint in (("one", deepfm), ("two", other)):
         predict(checkpoint, raw, tmp_path / f"{name}.csv")
     one, two, mean = (read_csv(tmp_path / f"{name}.csv")[1] for name in ("one", "two", "all"))
@@ -282,9 +283,9 @@ def run(arguments: list, given: bytes = b"", redirect: str = "") -> subprocess.C
 
 def test_errors(tmp_path, root, lines, deepfm):
     raw = write_lines(tmp_path / "bad.txt", [*lines[:20], "a broken line"])
-    done = run([deepfm, raw, tmp_path / "out.csv"])
-    assert done.returncode == 1 and done.stdout == b"" and b"Traceback" not in done.stderr
-    assert b"bad.txt, line 21: found 1 fields" in done.stderr.splitlines()[-1]
+    done = run_process("predict.py", deepfm, raw, tmp_path / "out.csv", folder=tmp_path)
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "bad.txt, line 21: found 1 fields" in done.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("out.csv*"))
     with pytest.raises(UserError, match=r"cannot read .*nowhere"):
         predict(deepfm, tmp_path / "nowhere.txt")

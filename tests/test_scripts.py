@@ -7,27 +7,21 @@ import re
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from common.errors import Terminated, UserError, check_arguments, run_script
 from common.paths import REPO
 from tests.criteo_rows import make_lines, write_lines
+from tests.script_process import run_process
 
 CONTRACT = {"model", "dataset", "is_sample", "protocol", "rows", "seed", "settings", "test", "validation", "baselines"}
 CONTRACT |= {"best_possible", "epochs", "train_samples_per_second", "wall_seconds", "peak_memory_mib", "parameters"}
 CONTRACT |= {"versions"}
 
 
-def run(script: str, data_root: Path, folder: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"DATA_ROOT": str(data_root)}
-    command = [sys.executable, str(REPO / script)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def test_deepfm_as_it_is_on_the_sample(tmp_path, outputs):
-    done = run("deepfm/train.py", tmp_path / "nothing", tmp_path)
+    done = run_process("deepfm/train.py", folder=tmp_path, DATA_ROOT=tmp_path / "nothing")
     assert done.returncode == 0, done.stderr
     assert "using the built-in sample. `python data/criteo_data.py` gets the real data." in done.stdout
     folder = outputs / "runs" / "deepfm" / "version_0"
@@ -54,7 +48,7 @@ def test_bad_input_is_one_line_on_stderr(tmp_path, outputs, rng, script, line, m
     (tmp_path / "criteo").mkdir()
     if line:
         write_lines(tmp_path / "criteo" / "train.txt", [*make_lines(rng, 20), line])
-    done = run(script, tmp_path, tmp_path)
+    done = run_process(script, folder=tmp_path, DATA_ROOT=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]

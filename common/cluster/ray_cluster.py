@@ -23,6 +23,7 @@ from common.process_group import is_rank_zero
 from common.settings import check_settings
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, find_or_create_run
 
+SHUTDOWN_SECONDS = 3  # a process that waits for one that is dead does not leave its group; Ray would wait 30
 RESTARTS = 3  # of a run of which a process or a machine dies
 OBJECT_STORE = 128 * 2**20  # bytes; data is read from the cache, Ray carries settings and results
 
@@ -125,6 +126,7 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
             print(f"Continuing {folder}", flush=True)
         train(**settings)
 
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", str(SHUTDOWN_SECONDS))
     trainer = TorchTrainer(
         work,
         scaling_config=ScalingConfig(
