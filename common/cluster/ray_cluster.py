@@ -49,7 +49,8 @@ def start_ray(address: str | None, threads: int, show_output: bool) -> None:
             logging_level=logging.CRITICAL,
             runtime_env={
                 "env_vars": variables,
-                "worker_process_setup_hook": "common.cluster.ray_cluster.silence_ray_train",
+                # by value, as a lambda: by name, each process of Ray would import this module, and with it torch
+                "worker_process_setup_hook": lambda: logging.getLogger("ray.train").setLevel(logging.ERROR),
             },
             **own,
         )
@@ -86,11 +87,6 @@ def check_resources(settings: str, kind: str, amount: float, on_one_machine: boo
     there = max(amounts, default=0) if on_one_machine else sum(amounts)
     where = "the largest machine" if on_one_machine else "all machines together"
     check(amount <= there, f"{settings}: {amount:g} {kind}s are asked for; Ray has {there:g} ({where}).")
-
-
-def silence_ray_train() -> None:
-    """Show only errors of Ray Train. Runs in every Ray worker."""
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
 def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dict:
