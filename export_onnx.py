@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.data.streams import open_input
 from common.errors import UserError, check, one_line, run_script
 from common.model.recommender import Recommender
-from predict import Preprocessor, load, open_input, predict_batch
+from predict import Preprocessor, load, predict_batch
 
 TOLERANCE = 1e-4
 CHECKED_ROWS = 2000

@@ -19,13 +19,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bst.bst import BST
+from common.data.streams import open_input
 from common.errors import check, run_script
+from common.model.metrics import RatingMetrics
 from common.model.recommender import Recommender
 from common.paths import output_root
 from common.training.run_folder import new_version_folder
 from data.history_preprocessor import HistoryPreprocessor
 from data.table_categories import FIRST_ID  # as of histories
-from predict import Preprocessor, load, open_input, predict_batch
+from predict import Preprocessor, load, predict_batch
 
 FIELD = None  # a categorical column, or "user" or "movie"; None: the one with most values
 VALUE = None  # as it is in the raw file; None: the most frequent in RAW_FILE, without it the first of the vocabulary
@@ -166,7 +168,7 @@ def importance(model: Recommender, preprocessor: Preprocessor, inputs: list[Tens
 
     The loss is the log loss; of ratings it is the squared error. A negative rise is noise.
     """
-    losses = row_losses(model, preprocessor, inputs, target)
+    losses = row_losses(model, inputs, target)
     generator, rows = torch.Generator().manual_seed(0), []
     for name, group in columns(preprocessor).items():
         rise = torch.zeros_like(losses)
@@ -176,17 +178,17 @@ def importance(model: Recommender, preprocessor: Preprocessor, inputs: list[Tens
             for number, part in group:
                 of_part = slice(None) if part is None else (slice(None), part)
                 shuffled[number][of_part] = inputs[number][order][of_part]
-            rise += (row_losses(model, preprocessor, shuffled, target) - losses) / REPEATS
+            rise += (row_losses(model, shuffled, target) - losses) / REPEATS
         half = 1.96 * rise.std(0) / len(rise) ** 0.5
         for output, mean, error in zip(preprocessor.columns, rise.mean(0).tolist(), half.tolist(), strict=True):
             rows.append({"output": output, "column": name, "rise": mean, "low": mean - error, "high": mean + error})
     return pd.DataFrame(rows).sort_values(["output", "rise"], ascending=[True, False])
 
 
-def row_losses(model: Recommender, preprocessor: Preprocessor, inputs: list[Tensor], target: Tensor) -> Tensor:
+def row_losses(model: Recommender, inputs: list[Tensor], target: Tensor) -> Tensor:
     """(N, K) float64."""
     predicted, truth = predict_batch(model, inputs).double(), target.double()
-    if preprocessor.columns == ("rating",):
+    if isinstance(model.metrics, RatingMetrics):
         return (predicted - truth).square()
     return torch.nn.functional.binary_cross_entropy(predicted, truth, reduction="none")
 

@@ -16,14 +16,11 @@ OUT.csv (standard output, if not given) gets a header and one row per input row,
 predictions are scored against them; this, unseen categories and progress go to standard error.
 """
 
-import csv
-import io
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
@@ -41,9 +38,9 @@ from tqdm import tqdm
 from bst.bst import BST
 from common.checkpoint import check_same_sizes, load_checkpoint
 from common.data.parallel import ordered_map
-from common.data.raw_files import Stream, decompressed, gzip_errors
-from common.files import atomic_write
-from common.model.metrics import tempered
+from common.data.raw_files import Stream
+from common.data.streams import csv_rows, name_of, open_input, open_output, reading
+from common.model.metrics import RatingMetrics, tempered
 from common.model.recommender import Recommender, equal_states
 from common.model.streaming_metrics import StreamingClickMetrics, StreamingRatingMetrics
 from common.settings import check_settings
@@ -63,10 +60,10 @@ BATCH_ROWS = 1024  # scored at a time; more do not fit into the cache of a proce
 Preprocessor = TablePreprocessor | HistoryPreprocessor
 # class of the model, by the name in the checkpoint; key of the data's state in it; what reads raw rows with that state
 MODELS: dict[str, tuple[type[Recommender], str, Callable[[dict[str, Any]], Preprocessor]]] = {
-    "DeepFM": (DeepFM, "CriteoDataModule", TablePreprocessor),
-    "DLRM": (DLRM, "CriteoDataModule", TablePreprocessor),
-    "MMoE": (MMoE, "CensusIncomeDataModule", TablePreprocessor),
-    "BST": (BST, "MovieRatingDataModule", preprocessor_of_histories),
+    "DeepFM": (DeepFM, "ClickDataModule", TablePreprocessor),
+    "DLRM": (DLRM, "ClickDataModule", TablePreprocessor),
+    "MMoE": (MMoE, "MultiTaskDataModule", TablePreprocessor),
+    "BST": (BST, "HistoryDataModule", preprocessor_of_histories),
 }
 
 
@@ -142,12 +139,11 @@ def predict(
     if history_from_file:
         histories_of(preprocessor, checkpoints[0]).history_from_file = True
     names = ", ".join(map(str, checkpoints))
-    check(temperature == 1 or "rating" not in preprocessor.columns, "temperature is for probabilities, not ratings.")
     inputs: dict[str | Path, os.stat_result] = {path: os.stat(path) for path in checkpoints}
     line = ",".join(["%.9g"] * len(preprocessor.columns)) + "\n"
-    running = [
-        StreamingRatingMetrics() if name == "rating" else StreamingClickMetrics() for name in preprocessor.columns
-    ]
+    is_rating = isinstance(models[0].metrics, RatingMetrics)
+    check(temperature == 1 or not is_rating, "temperature is for probabilities, not ratings.")
+    running = [StreamingRatingMetrics() if is_rating else StreamingClickMetrics() for _ in preprocessor.columns]
     rows, begin = 0, time.perf_counter()
     with (
         open_input(raw) as (stream, file),
@@ -188,13 +184,6 @@ def histories_of(preprocessor: Preprocessor, checkpoint: str | Path) -> HistoryP
     return preprocessor
 
 
-def csv_rows(columns: list[list[str]]) -> list[str]:
-    """Columns of texts as lines of CSV, without their ends."""
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\0").writerows(zip(*columns, strict=True))
-    return lines.getvalue().split("\0")[:-1]
-
-
 def _warn_of_another_set(preprocessor: Preprocessor, raw: str) -> None:
     """Say which columns hold next to nothing that the training rows had."""
     if isinstance(preprocessor, TablePreprocessor) and (names := preprocessor.nearly_unseen()):
@@ -221,59 +210,14 @@ def mean_prediction(models: Sequence[Recommender], inputs: list[Tensor], bf16: b
     return torch.stack([predict_batch(model, inputs, bf16) for model in models]).mean(0)
 
 
-def name_of(raw: str | Path) -> str:
-    return "standard input" if str(raw) == "-" else str(raw)
-
-
-@contextmanager
-def open_input(raw: str | Path) -> Iterator[tuple[Stream, IO[bytes]]]:
-    """The (decompressed) stream, and the file below it, whose position is the progress."""
-    is_stdin = str(raw) == "-"
-    check(not is_stdin or sys.stdin is not None, "cannot read standard input: it is closed.")
-    with reading(raw), open(sys.stdin.fileno() if is_stdin else raw, "rb", closefd=not is_stdin) as file:
-        yield decompressed(file), file
-
-
 def _batches(preprocessor: Preprocessor, stream: Stream, raw: str | Path) -> Iterator[tuple[Any, ...]]:
     with reading(raw):  # here, where no error can be one of writing
         yield from preprocessor.batches(stream, name_of(raw))
 
 
-@contextmanager
-def reading(raw: str | Path) -> Iterator[None]:
-    try:
-        with gzip_errors(name_of(raw)):
-            yield
-    except OSError as error:
-        raise UserError(f"cannot read {name_of(raw)}: {error.strerror or error}.") from error
-
-
 def _progress_bar(file: IO[bytes]) -> tqdm:
     size = os.fstat(file.fileno()).st_size if file.seekable() else None
     return tqdm(total=size, desc="Scoring", unit="B", unit_scale=True)
-
-
-@contextmanager
-def open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_result]) -> Iterator[IO[str]]:
-    """Standard output, a device or pipe, or a file that is there when it is complete; never one of the inputs."""
-    try:
-        if path is None:
-            check(sys.stdout is not None, "cannot write standard output: it is closed.")
-            yield sys.stdout
-            sys.stdout.flush()
-        elif os.path.exists(path) and not os.path.isfile(path):
-            with open(path, "w") as file:
-                yield file
-        else:
-            for name, stat in inputs.items():
-                same = os.path.exists(path) and os.path.samestat(os.stat(path), stat)
-                check(not same, f"{path} is {name}, which would be lost; give the output another name.")
-            with atomic_write(os.path.realpath(path), "w") as file:  # a link stays, and what it points to is written
-                yield file
-    except OSError as error:
-        if path is None:  # else Python writes again when it ends, and complains again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise UserError(f"cannot write {path or 'standard output'}: {error.strerror or error}.") from error
 
 
 def main(checkpoint: str, *others: str) -> None:

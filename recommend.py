@@ -11,27 +11,21 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from bst.top_items import top_items
 from common.data.parallel import ordered_map
+from common.data.streams import csv_rows, name_of, open_input, open_output, reading
 from common.errors import check, run_script
-from predict import (
-    HISTORY_FROM_FILE,
-    csv_rows,
-    histories_of,
-    load_several,
-    mean_prediction,
-    name_of,
-    open_input,
-    open_output,
-    reading,
-)
+from common.model.recommender import Recommender
+from data.history_preprocessor import HistoryPreprocessor
+from predict import HISTORY_FROM_FILE, histories_of, load_several, mean_prediction
+
+CHUNK_ITEMS = 8192  # scored at a time
 
 
 def recommend(
@@ -50,7 +44,7 @@ def recommend(
     models, preprocessor = load_several(checkpoints)
     histories = histories_of(preprocessor, checkpoints[0])
     histories.history_from_file = history_from_file
-    rows, begin, score = 0, time.perf_counter(), partial(mean_prediction, models)
+    rows, begin = 0, time.perf_counter()
     with open_input(raw) as (stream, file):
         inputs: dict[str | Path, os.stat_result] = {path: os.stat(path) for path in checkpoints}
         inputs[name_of(raw)] = os.fstat(file.fileno())
@@ -58,13 +52,26 @@ def recommend(
             with reading(raw):
                 users = dict.fromkeys(user for part in histories.users_of(stream, name_of(raw)) for user in part)
             out.write(csv_rows([[name] for name in (*histories.names, *histories.columns)])[0] + "\n")
-            best = ordered_map(lambda user: top_items(score, histories, user, count), users)
+            best = ordered_map(lambda user: top_items(models, histories, user, count), users)
             for user, items in zip(users, tqdm(best, "Scoring", len(users), unit="user", delay=2), strict=True):
                 for item, value in items:
                     cells = histories.text(0, user), histories.text(1, item), f"{value:.9g}"
                     out.write(csv_rows([[cell] for cell in cells])[0] + "\n")
                     rows += 1
     return {"users": len(users), "rows": rows, "seconds": time.perf_counter() - begin}
+
+
+def top_items(
+    models: Sequence[Recommender], histories: HistoryPreprocessor, user: int, count: int
+) -> list[tuple[int, float]]:
+    """A user's best items and their scores, the best first; of equal scores the one that sorts first."""
+    candidates = histories.candidates(user)
+    scores = np.empty(len(candidates), np.float32)
+    for start in range(0, len(candidates), CHUNK_ITEMS):
+        chunk = slice(start, start + CHUNK_ITEMS)
+        scores[chunk] = mean_prediction(models, histories.user_inputs(user, candidates[chunk]))[:, 0].numpy()
+    order = np.argsort(-scores, kind="stable")[:count]
+    return list(zip(candidates[order].tolist(), scores[order].tolist(), strict=True))
 
 
 def main(checkpoint: str, raw: str, count: str, output: str | None = None) -> None:

@@ -26,7 +26,7 @@ from common.model.comparison import auc_error
 from common.paths import data_root, output_root
 from common.settings import Settings, check_names, check_settings
 from common.training.run_folder import NOT_COMPARED, claim_run_folder, continued_folder
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 
 # Settings of dlrm/train.py: SPACE is searched (from its own values on, if they lie in it), FIXED is the same for all
 # trials, and all others keep the values of dlrm/train.py.
@@ -91,7 +91,7 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
     storage = options.pop("storage")
     home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
-    data = CriteoDataModule(**settings.data, seed=settings.training["seed"])
+    data = ClickDataModule(**settings.data, seed=settings.training["seed"])
     data.setup()  # builds the cache before the trials map it
     clicks, rows = int(data.targets("val").sum()), len(data.rows["val"])
     check(
@@ -142,7 +142,7 @@ def is_complete(folder: Path, trials: int) -> bool:
 
 
 def conclude(
-    record: SearchRecord, space: dict[str, Any], data: CriteoDataModule, fixed: dict[str, Any], start: float
+    record: SearchRecord, space: dict[str, Any], data: ClickDataModule, fixed: dict[str, Any], start: float
 ) -> dict[str, Any]:
     """Test the best trials; write best.json, trials.csv and figures; print what was found."""
     best = best_trials(record.trials)
@@ -192,7 +192,7 @@ def conclude(
     return contents
 
 
-def error_of(data: CriteoDataModule, split: str, tested: dict[str, Any]) -> float:
+def error_of(data: ClickDataModule, split: str, tested: dict[str, Any]) -> float:
     """Standard error over rows of a trial's AUC; nan where that is undefined."""
     label = data.targets("val" if split == "validation" else split)
     clicks = int(label.sum())

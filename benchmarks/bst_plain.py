@@ -15,7 +15,7 @@ from bst.bst import BST, NUM_DENSE, USER_FEATURE_DIM
 from bst.train import DATA, MODEL, OPTIMIZER
 from common.model.layers import mlp
 from data.movie_history import PADDING, TIME_GAP_BUCKETS
-from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_rating_seq import HistoryDataModule
 
 ROWS = 40_000  # training rows of one measurement
 
@@ -23,7 +23,7 @@ ROWS = 40_000  # training rows of one measurement
 class PlainRows(Dataset):
     """One row after the other, its history sliced and padded in Python."""
 
-    def __init__(self, data: MovieRatingDataModule):
+    def __init__(self, data: HistoryDataModule):
         columns = data.examples().arrays
         self.movie, self.residual, self.expected, self.user_bias, self.user_ids = (a.numpy() for a in columns[:5])
         self.rating, self.time, self.user_row, self.start = (a.numpy() for a in columns[5:])
@@ -82,16 +82,16 @@ class PlainBST(nn.Module):
         return dense[:, 0] + factorization + deep
 
 
-def rows(count: int = ROWS) -> MovieRatingDataModule:
+def rows(count: int = ROWS) -> HistoryDataModule:
     """The data of bst/train.py, with `count` random training rows."""
-    data = MovieRatingDataModule(**DATA, seed=0)
+    data = HistoryDataModule(**DATA, seed=0)
     data.setup()
     data.rows["train"] = np.random.default_rng(0).permutation(data.rows["train"])[:count]
     data.rows["val"] = data.rows["val"][: data.batch_size]
     return data
 
 
-def plain(data: MovieRatingDataModule) -> float:
+def plain(data: HistoryDataModule) -> float:
     """Training samples per second of the plain port."""
     model = PlainBST(data.num_movies, data.user_cardinalities)
     optimizer = torch.optim.Adam(model.parameters(), OPTIMIZER["learning_rate"])
@@ -107,7 +107,7 @@ def plain(data: MovieRatingDataModule) -> float:
     return timed(epoch, len(data.rows["train"]))
 
 
-def ours(data: MovieRatingDataModule, precision: str) -> float:
+def ours(data: HistoryDataModule, precision: str) -> float:
     """Training samples per second of bst/bst.py."""
     model = BST(
         data.num_movies,

@@ -1,13 +1,14 @@
 """Generated Criteo rows for the comparisons: read from a raw file through the cache, or with the full vocabulary."""
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from benchmarks.generate_criteo import CARDINALITIES, CLICK_RATE, FULL_ROWS, SKEW, generate
 from common.paths import output_root
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 from data.criteo_schema import CATEGORICAL, CRITEO, DENSE
-from data.table_categories import FIRST_ID, Field, no_texts
+from data.table_categories import FIRST_ID, Field
 from data.table_data import ARRAYS
 from data.table_encoder import Dense, TableEncoder
 from deepfm.train import DATA
@@ -18,7 +19,7 @@ TRAIN_ROWS = 200_000  # of them, trained on in each repeat
 UNPRUNED = DATA | dict(dense_transform="log", min_count=1)  # every value gets an id
 
 
-class RawRows(CriteoDataModule):
+class RawRows(ClickDataModule):
     """TRAIN_ROWS of the generated rows, in random order; the vocabulary is that of all ROWS."""
 
     def __init__(self, batch_size: int, train_rows: int = TRAIN_ROWS):
@@ -48,11 +49,11 @@ class FullVocabulary(RawRows):
     rows_written = 500_000
 
     def __init__(self, batch_size: int, train_rows: int = rows_written):
-        CriteoDataModule.__init__(self, **UNPRUNED | dict(batch_size=batch_size), seed=0)
+        ClickDataModule.__init__(self, **UNPRUNED | dict(batch_size=batch_size), seed=0)
         self.folder, self.is_sample = OUTPUT / "full_vocabulary", False
         self.schema, self.tasks = CRITEO, ["click"]
         fields = [
-            Field(name, "text", np.arange(count, dtype=np.uint64), no_texts())
+            Field(name, "text", np.arange(count, dtype=np.uint64), pa.array([], pa.large_binary()))
             for name, count in zip(CATEGORICAL, CARDINALITIES, strict=False)  # fewer in a test
         ]
         self.encoder = TableEncoder(CRITEO, fields, [Dense(name, "log") for name in DENSE])

@@ -5,7 +5,7 @@ import numpy as np
 from benchmarks.ours import ADAM, speed
 from benchmarks.turns import timed
 from common.paths import output_root
-from data.census_income import CensusIncomeDataModule
+from data.census_income import MultiTaskDataModule
 from multitask.mmoe import MMoE
 from multitask.train import DATA
 
@@ -15,14 +15,14 @@ EMBEDDING_DIM = 4
 BATCH_SIZE = 1024
 
 
-def sample() -> CensusIncomeDataModule:
+def sample() -> MultiTaskDataModule:
     no_data = str(output_root() / "nothing")  # so that the sample is used
-    data = CensusIncomeDataModule(**DATA | dict(data_root=no_data, tasks=TASKS, batch_size=BATCH_SIZE), seed=0)
+    data = MultiTaskDataModule(**DATA | dict(data_root=no_data, tasks=TASKS, batch_size=BATCH_SIZE), seed=0)
     data.setup()
     return data
 
 
-def model(data: CensusIncomeDataModule) -> MMoE:
+def model(data: MultiTaskDataModule) -> MMoE:
     return MMoE(
         data.bin_edges,
         data.cardinalities,

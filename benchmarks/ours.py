@@ -11,7 +11,7 @@ from common.model.recommender import Recommender
 from common.paths import output_root
 from common.settings import Settings
 from common.training.fit import fit_and_test
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 from deepfm.deepfm import DeepFM
 from deepfm.train import TRAINING
 from dlrm.dlrmnet import DLRM
@@ -19,16 +19,17 @@ from dlrm.dlrmnet import DLRM
 EMBEDDING_DIM = 16
 HIDDEN_UNITS = (400, 400, 400)  # of DeepFM
 BOTTOM_MLP_UNITS, TOP_MLP_UNITS = (512, 256, 64), (512, 256)  # of DLRM in the Kaggle run of the paper's code
-ADAM = dict(optimizer="adam", learning_rate=1e-3, embedding_l2=0.0, schedule="linear", warmup_steps=0)
+ADAM = dict(optimizer="adam", learning_rate=1e-3, embedding_learning_rate=None, embedding_l2=0.0)
+ADAM |= dict(schedule="linear", warmup_steps=0)
 DEEPFM = dict(embedding_dim=EMBEDDING_DIM, hidden_units=HIDDEN_UNITS, dropout=0.0, batch_norm=False, optimizer=ADAM)
 ONE_EPOCH = dict(max_epochs=1, validations_per_epoch=1, patience=1, seed=1)
 
 
-def deepfm(data: CriteoDataModule) -> DeepFM:
+def deepfm(data: ClickDataModule) -> DeepFM:
     return DeepFM(data.num_dense, data.cardinalities, **DEEPFM)
 
 
-def dlrm(data: CriteoDataModule, **changes: str | float) -> DLRM:
+def dlrm(data: ClickDataModule, **changes: str | float) -> DLRM:
     """changes: of ADAM."""
     return DLRM(
         data.num_dense,
@@ -42,7 +43,7 @@ def dlrm(data: CriteoDataModule, **changes: str | float) -> DLRM:
     )
 
 
-def keep_rows(data: CriteoDataModule, train: int | None, validate: int) -> None:
+def keep_rows(data: ClickDataModule, train: int | None, validate: int) -> None:
     """Keep `train` of the training rows, evenly spread (None: all), and the first `validate` validation rows."""
     step = max(1, len(data.rows["train"]) // train) if train else 1
     data.rows["train"] = data.rows["train"][::step][:train]

@@ -10,7 +10,7 @@ import pandas as pd
 from benchmarks.criteo_shaped import OUTPUT
 from benchmarks.generate_criteo import generate
 from benchmarks.turns import timed
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 from data.criteo_schema import CATEGORICAL as CATEGORIES
 from data.criteo_schema import DENSE as NUMBERS
 from deepfm.train import DATA
@@ -31,7 +31,7 @@ def ours() -> float:
     with tempfile.TemporaryDirectory(dir=OUTPUT) as folder:
         os.environ["OUTPUT_ROOT"] = folder  # an empty cache
         changes = dict(data_root=str(raw.parents[1]), dense_transform="bucket", min_count=MIN_COUNT)
-        data = CriteoDataModule(**DATA | changes, seed=0)
+        data = ClickDataModule(**DATA | changes, seed=0)
         return timed(data.setup, ROWS)
 
 

@@ -83,7 +83,7 @@ def results_table(runs: Path) -> str:
         tested = [f"{name} {with_sd(values(results, name))}" for name in metrics]
         if len(results) > 1:
             averaged = averaged_metrics(results)
-            shown = [f"{name} {averaged[name]:.4f}" for name in metrics if name in averaged]
+            shown = [f"{name} {averaged[name]:.4f}" for name in metrics]
             tested.append(f"averaged predictions: {', '.join(shown)}")
         main = [name for name in metrics if name in MAIN or name.startswith("auc_")]
         differences = results[0]["differences"]

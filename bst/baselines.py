@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.process_group import on_rank_zero
 from data.movie_encoder import fit_biases
-from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_rating_seq import HistoryDataModule
 
 FACTORS = 30
 SWEEPS = 9
@@ -19,7 +19,7 @@ EXTRA_RATINGS = 5  # added to the number of ratings in a penalty, for those with
 
 
 @on_rank_zero
-def rating_baselines(data: MovieRatingDataModule) -> dict[str, Tensor]:
+def rating_baselines(data: HistoryDataModule) -> dict[str, Tensor]:
     """Predicted test ratings (N,), or clicks, of models of train and of train + validation, which BST may read too."""
     user, movie, rating = data.user_movie_target()
     test, bounds, (offset, unit) = data.rows["test"], data.rating_range, data.rating_units

@@ -11,14 +11,14 @@ from bst.bst import BST
 from common.model.metrics import auc, rating_metrics
 from common.training.plots import caption
 from data.movie_history import PADDING
-from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_rating_seq import HistoryDataModule
 
 LENGTH_BINS = 8  # of about equally many test rows
 EXAMPLES, SHOWN_RATINGS = 4, 15  # of the attention figure
 
 
 def plot_history_length_and_attention(
-    model: BST, data: MovieRatingDataModule, prediction: Tensor, target: Tensor, folder: Path
+    model: BST, data: HistoryDataModule, prediction: Tensor, target: Tensor, folder: Path
 ) -> None:
     """history_length.png and attention.png of the test rows."""
     title = caption(model, data, folder)
@@ -27,9 +27,7 @@ def plot_history_length_and_attention(
         _plot_attention(model, data, prediction, title, folder / "attention.png")
 
 
-def _plot_history_length(
-    data: MovieRatingDataModule, prediction: Tensor, target: Tensor, title: str, path: Path
-) -> None:
+def _plot_history_length(data: HistoryDataModule, prediction: Tensor, target: Tensor, title: str, path: Path) -> None:
     length = 1 + data.past_ratings("test")
     edges = np.unique(np.quantile(length, np.linspace(0, 1, LENGTH_BINS + 1)))
     part = np.clip(np.searchsorted(edges, length, "right") - 1, 0, len(edges) - 2)
@@ -50,7 +48,7 @@ def _plot_history_length(
     figure.savefig(path, dpi=120)
 
 
-def _plot_attention(model: BST, data: MovieRatingDataModule, prediction: Tensor, title: str, path: Path) -> None:
+def _plot_attention(model: BST, data: HistoryDataModule, prediction: Tensor, title: str, path: Path) -> None:
     chosen = np.arange(len(prediction))[:: max(1, len(prediction) // EXAMPLES)][:EXAMPLES]
     rows = np.array(data.rows["test"])[chosen]
     movie_id, history, residual, time_gap, *_, target = data.examples()[torch.from_numpy(rows)]

@@ -23,7 +23,7 @@ from common.errors import run_script
 from common.settings import Settings
 from common.training.fit import fit_and_test, saved_predictions
 from common.training.run_folder import claim_run_folder
-from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_rating_seq import HistoryDataModule
 
 DATA = dict(
     dataset="ml-1m",  # folder in data_root: 1M, 100K, a CSV release, or your own interactions (docs/your_data.md)
@@ -79,13 +79,13 @@ def train(
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("bst", settings.flat(), run_folder) as folder:
-        data = MovieRatingDataModule(**settings.data, seed=settings.training["seed"])
+        data = HistoryDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
         return fit(settings, data, folder, callbacks)
 
 
 def fit(
-    settings: Settings, data: MovieRatingDataModule, folder: Path, callbacks: Sequence[pl.Callback] = ()
+    settings: Settings, data: HistoryDataModule, folder: Path, callbacks: Sequence[pl.Callback] = ()
 ) -> dict[str, Any]:
     """Fit and test one model; with its sequence, also the model without it, as a baseline."""
     pl.seed_everything(settings.training["seed"], verbose=False)
@@ -102,7 +102,7 @@ def fit(
     )
     model.genre_shares.copy_(data.genre_shares())
 
-    def baselines(data: MovieRatingDataModule) -> dict[str, Tensor]:
+    def baselines(data: HistoryDataModule) -> dict[str, Tensor]:
         if not settings.model["use_sequence"]:
             return rating_baselines(data)
         print("\nOne of the baselines: the same model without its sequence", flush=True)

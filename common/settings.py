@@ -36,6 +36,10 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
+LOG_TRANSFORMS = ("log", "log+missing", "signed_log", "signed_log+missing")
+DENSE_TRANSFORMS = (*LOG_TRANSFORMS, "bucket", "quantile")  # the others make categories
+POOLINGS = ("mean", "sum")  # of the vectors of several values in a cell; the first where none is named
+
 # upper bounds far above any real use, so that a typo or a forged checkpoint cannot exhaust memory
 COUNT, SIZE = _integer(1, 2**31 - 1), _integer(1, 2**16)
 RATE: Rule = (lambda value: _is_number(value) and 0 < value <= 1000, "a number above 0, at most 1000")
@@ -48,7 +52,7 @@ RULES: dict[str, Rule] = {
     # DATA
     **dict.fromkeys(("dataset", "split"), TEXT),
     "data_root": _or_none(TEXT),
-    "dense_transform": _one_of("log", "log+missing", "signed_log", "signed_log+missing", "bucket", "quantile"),
+    "dense_transform": _one_of(*DENSE_TRANSFORMS),
     "target": _one_of("auto", "rating", "click"),
     "tasks": _tuple_of(TEXT, "('income', 'education')", 1),
     **dict.fromkeys(("min_count", "batch_size"), COUNT),
@@ -69,11 +73,12 @@ RULES: dict[str, Rule] = {
     "task_weights": _tuple_of(WEIGHT, "(1.0, 0.5)"),
     "slots": _or_none(_tuple_of(_integer(1, 1024), "(1, 3)")),
     "pooling": _or_none(
-        _tuple_of((lambda value: value in (None, "sum", "mean"), "None, 'sum' or 'mean'"), "(None, 'sum')")
+        _tuple_of((lambda value: value in (None, *POOLINGS), "None, 'mean' or 'sum'"), "(None, 'sum')")
     ),
     # OPTIMIZER
     "optimizer": _one_of("adam", "adagrad", "sgd"),
-    **dict.fromkeys(("learning_rate", "embedding_learning_rate"), RATE),
+    "learning_rate": RATE,
+    "embedding_learning_rate": _or_none(RATE),
     "embedding_l2": WEIGHT,
     "schedule": _one_of("linear", "cosine", "plateau"),
     "warmup_steps": _integer(0, 2**31 - 1),

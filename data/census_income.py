@@ -10,17 +10,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 import numpy as np
-import torch
 
 from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Source, missing_file, raw_file
 from common.errors import check, run_script
-from common.model.metrics import task_metrics
 from common.paths import data_root
 from common.settings import check_settings
 from data.census_sample import census_sample
 from data.census_schema import RELEASES
-from data.table_data import Description, TableDataModule, summarize
+from data.table_data import TableDataModule, summarize
+from data.table_description import Description
 from data.table_encoder import PIECEWISE
 
 DATASET = "census-income-kdd"  # what this script downloads; or "adult"
@@ -46,15 +45,16 @@ SOURCE = Source("python data/census_income.py", ARCHIVES)
 PAPER_CORRELATION = {("income", "never_married"): 0.1768, ("education", "never_married"): 0.2373}  # absolute
 
 
-class CensusIncomeDataModule(TableDataModule):
-    """Batches (dense (B, I) float32, ids (B, F) int32, label (B, K) float32) of the paper's splits.
+class MultiTaskDataModule(TableDataModule):
+    """A table with one or more labels: batches (dense (B, I) float32, ids (B, F) int32, label (B, K) float32).
 
-    The training file trains, half of the test file validates, half tests. Dense values are as in the file, nan where
-    missing, with `bin_edges`; each is a category too, as some amounts (of capital gains, say) mean something of their
-    own. tasks: their names. min_count: training rows for an own id. num_bins: of each dense column.
+    Of Census-Income (KDD) and Adult the training file trains, half of the test file validates, half tests. Dense values
+    are as in the file, nan where missing, with `bin_edges`; each is a category too, as some amounts (of capital gains,
+    say) mean something of their own. tasks: their names. min_count: training rows for an own id. num_bins: of each
+    dense column.
     """
 
-    source = SOURCE
+    source, one_label = SOURCE, False
 
     def __init__(
         self,
@@ -90,22 +90,6 @@ class CensusIncomeDataModule(TableDataModule):
             f"tasks is {self.tasks}; it must hold one or more of {', '.join(known)}, each once.",
         )
         return self.tasks
-
-    @property
-    def one_label(self) -> bool:
-        return False
-
-    @property
-    def outputs(self) -> list[str]:
-        return self.tasks
-
-    def best_possible(self) -> dict[str, float]:
-        """Test metrics of the sample's planted probabilities."""
-        rows = self.rows["test"]
-        truth = np.load(self.table_folder / "true_probability.npy")[rows - len(self.rows["train"])]
-        return task_metrics(
-            self.tasks, torch.from_numpy(truth[:, self.examples().tasks]), torch.from_numpy(self.read(rows)[-1])
-        )
 
 
 def official(folder: Path) -> Description:

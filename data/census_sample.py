@@ -37,7 +37,7 @@ NOISE_TEXTS, NOISE_FREQUENCY = ["Not in universe", "Yes", "No", "?"], [0.6, 0.2,
 
 
 def census_sample(train_rows: int = TRAIN_ROWS, test_rows: int = TEST_ROWS) -> Path:
-    """Folder with census-income.data, census-income.test and true_probability.npy (test rows x tasks)."""
+    """Folder with census-income.data, census-income.test and true_probability.npy (rows of both, tasks)."""
     settings = {"train_rows": train_rows, "test_rows": test_rows}
     expected_bytes = 520 * (train_rows + test_rows)
     return build_once(
@@ -56,7 +56,7 @@ def _write(target: Path, train_rows: int, test_rows: int) -> None:
     lines = [", ".join(row) + "\n" for row in zip(*(table[name].astype(str) for name in SCHEMA.names), strict=True)]
     (target / RELEASE.train_file).write_text("".join(lines[:train_rows]))
     (target / RELEASE.test_file).write_text("".join(lines[train_rows:]))
-    np.save(target / "true_probability.npy", np.stack([probability[task] for task in SCHEMA.tasks], 1)[train_rows:])
+    np.save(target / "true_probability.npy", np.stack([probability[task] for task in SCHEMA.tasks], 1))
 
 
 def _generate(rows: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

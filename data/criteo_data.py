@@ -10,19 +10,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 import numpy as np
-import torch
 
 from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Source, missing_file
 from common.errors import check, run_script
-from common.model.metrics import click_metrics
 from common.paths import data_root
 from common.settings import check_settings
 from data.criteo_sample import criteo_sample
 from data.criteo_schema import CRITEO
 from data.movie_clicks import MOVIE_CLICKS, click_table
 from data.movie_raw import ML_1M
-from data.table_data import Description, TableDataModule, summarize
+from data.table_data import TableDataModule, summarize
+from data.table_description import Description
 
 ARCHIVES = {  # by folder below DATA_ROOT
     "criteo": Archive(
@@ -40,8 +39,8 @@ SOURCE = Source("python data/criteo_data.py", ARCHIVES, also="`python data/movie
 RAW_FILE = "train.txt"
 
 
-class CriteoDataModule(TableDataModule):
-    """Batches (dense (B, I) float32, ids (B, F) int32, label (B,) float32) of the three splits.
+class ClickDataModule(TableDataModule):
+    """A table with one label: batches (dense (B, I) float32, ids (B, F) int32, label (B,) float32).
 
     dense_transform: of dense columns that name none: "log" (over its standard deviation; "+missing": beside a 0/1 input
     for "missing"), "signed_log", "bucket" (categories, BARS x4), "quantile" (categories). min_count: training rows that
@@ -49,7 +48,7 @@ class CriteoDataModule(TableDataModule):
     "random" (stratified tenths, as BARS x4), for tables that have no split of their own.
     """
 
-    source = SOURCE
+    source, one_label = SOURCE, True
 
     def __init__(
         self,
@@ -100,20 +99,6 @@ class CriteoDataModule(TableDataModule):
             'others the role "excluded" in columns.json, or use multitask/train.py.',
         )
         return tasks
-
-    @property
-    def outputs(self) -> list[str]:
-        return ["probability"]
-
-    @property
-    def one_label(self) -> bool:
-        return True
-
-    def best_possible(self) -> dict[str, float]:
-        """Test metrics of the sample's planted probabilities."""
-        rows = self.rows["test"]
-        truth = np.load(self.table_folder / "true_probability.npy")[rows]
-        return click_metrics(torch.from_numpy(truth), torch.from_numpy(self.read(rows)[-1]))
 
 
 def official(folder: Path) -> Description:

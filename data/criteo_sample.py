@@ -29,7 +29,7 @@ BIAS = -1.2  # for a click rate of about 0.25
 
 
 def criteo_sample(rows: int = ROWS) -> Path:
-    """Folder with train.txt, test.txt (no label) and true_probability.npy (of the rows of train.txt)."""
+    """Folder with train.txt, test.txt (no label) and true_probability.npy (rows of train.txt, 1)."""
     expected_bytes = 260 * (rows + UNLABELLED_ROWS)
     return build_once(
         "sample-criteo",
@@ -86,4 +86,4 @@ def _write(target: Path, rows: int) -> None:
     frame[rows:].to_csv(target / "test.txt", sep="\t", header=False, index=False)
     frame.insert(0, "label", label)
     frame[:rows].to_csv(target / "train.txt", sep="\t", header=False, index=False)
-    np.save(target / "true_probability.npy", probability[:rows])
+    np.save(target / "true_probability.npy", probability[:rows, None])

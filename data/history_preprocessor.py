@@ -3,7 +3,7 @@
 A rating that the checkpoint knows is predicted from what came before it; any other from all that its user rated up to
 its timestamp; without one from all, at the time of the last. Of several ratings of one movie by one user the timestamp
 tells which it is; where it does not, it is the earliest.
-N: ratings in the checkpoint, B: rows of a batch, U: users, L: length of the history, C: features of a user.
+N: ratings in the checkpoint, B: rows of a batch, L: length of the history, C: features of a user.
 """
 
 from collections import deque
@@ -34,7 +34,7 @@ class Past:
 
 
 class HistoryPreprocessor:
-    """state: what a checkpoint holds of MovieRatingDataModule. unseen: rows with a user or movie new to the model.
+    """state: what a checkpoint holds of HistoryDataModule. unseen: rows with a user or movie new to the model.
 
     history_from_file: whether a user whom the checkpoint does not know has the rows that precede in the file as its
     history; of data with ratings, the rated ones.
@@ -57,7 +57,7 @@ class HistoryPreprocessor:
         self.from_file: dict[int, Past] = {}
         ratings = {name: column.numpy() for name, column in state["ratings"].items()}
         self.users, self.user_ids, self.time = ratings["user"], ratings["user_ids"], ratings["time"]
-        self.start = np.append(ratings["start"], len(self.time))  # (U + 1,)
+        self.start = np.append(ratings["start"], len(self.time))  # (users + 1,)
         self.raw_movie = ratings["movie"]
         self.movie_ids = np.array(self.encoder.movie_ids)  # raw ids of the vocabulary
         self.movie = encode_ids(ratings["movie"], self.movie_ids)

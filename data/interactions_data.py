@@ -12,21 +12,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 from common.errors import run_script
-from common.paths import data_root
 from data.interactions_guess import guess_interactions
-from data.table_data import write_columns_file
-from data.table_schema import COLUMNS_FILE
+from data.table_description import show_guess
 
 
 def main(file: str, name: str | None = None, items: str = "-", users: str = "-") -> None:
-    """Inspect the files; with a name, write its columns.json."""
+    """Show what the columns of the files seem to be; with a name, write its columns.json."""
     paths = [None if path == "-" else Path(path) for path in (items, users)]
-    content, report = guess_interactions(Path(file), *paths)
-    print(report)
-    if name is None:
-        print(f"`python data/interactions_data.py {file} NAME` writes this to {data_root()}/NAME/{COLUMNS_FILE}.")
-        return
-    write_columns_file(name, content)
+    show_guess(*guess_interactions(Path(file), *paths), f"python data/interactions_data.py {file}", name)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from data.table_values import as_texts, read_numbers, read_seconds
 
 
 def preprocessor_of_histories(state: dict[str, Any]) -> HistoryPreprocessor:
-    """What reads raw rows for a checkpoint of MovieRatingDataModule: of a MovieLens release, or of interactions."""
+    """What reads raw rows for a checkpoint of HistoryDataModule: of a MovieLens release, or of interactions."""
     return MoviePreprocessor(state) if "release" in state else InteractionsPreprocessor(state)
 
 
 class InteractionsPreprocessor(HistoryPreprocessor):
-    """state: what a checkpoint holds of MovieRatingDataModule on interactions. kept: columns copied to the output.
+    """state: what a checkpoint holds of HistoryDataModule on interactions. kept: columns copied to the output.
 
     A user or item is the number of its text.
     """

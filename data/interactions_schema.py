@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import check
-from data.table_schema import (
-    ENTRY_RULES,
-    FILE_RULES,
-    TYPES,
-    Column,
-    Rule,
-    Schema,
-    Task,
+from common.settings import Rule
+from data.table_description import (
     check_entries,
+    column_entries,
     described_file,
     describes_interactions,
-    load_columns_file,
-    one_of,
+    load_description,
+    text_format,
 )
+from data.table_schema import ENTRY_RULES, FILE_RULES, TYPES, Column, Schema, Task, one_of
 from data.table_values import UNITS
 
 KEYS = ("user", "item")
@@ -87,7 +83,7 @@ def read_interactions_file(path: Path) -> tuple[Path, InteractionSchema, dict[st
 
     Raises: UserError naming file and column of the first entry that is wrong.
     """
-    content = load_columns_file(path)
+    content = load_description(path)
     check(
         describes_interactions(content),
         f'{path}: no column has the role "user" or "item"; bst/train.py trains on interactions, which '
@@ -95,19 +91,16 @@ def read_interactions_file(path: Path) -> tuple[Path, InteractionSchema, dict[st
     )
     rules = TABLE_RULES | dict.fromkeys(ATTRIBUTES.values(), IS_TABLE)
     check_entries(content, rules, str(path))
-    schema = _schema(content, INTERACTION_RULES, str(path))
-    names = {role: [column.name for column in schema.of_role(role)] for role in INTERACTION_RULES}
+    entries = _entries(content, INTERACTION_RULES, str(path))
+    names = {role: _of_role(entries, role) for role in INTERACTION_RULES}
     for role in ("user", "item", "time", "rating"):
         check(len(names[role]) <= 1, f'{path}: more than one column has the role "{role}".')
         check(bool(names[role]) or role == "rating", f'{path}: no column has the role "{role}".')
     (user,), (item,), (time,), rating = names["user"], names["item"], names["time"], names["rating"]
-    entries = content["columns"]
-    unit = entries[time].get("unit")
-    check(unit is not None, f'{path}, column {time!r}: a time needs "unit", {one_of(UNIT_NAMES)[1]}.')
-    roles = {"user": "categorical", "item": "categorical", "time": "label", "rating": "label"}
-    columns = [Column(c.name, roles.get(c.role, c.role), c.type) for c in schema.columns]
-    tasks = {name: Task(name, ()) for name in (time, *rating)}
-    schema = Schema(tuple(columns), tasks, schema.separator, schema.header, missing=schema.missing)
+    unit = entries[time].get("unit", "")
+    check(unit != "", f'{path}, column {time!r}: a time needs "unit", {one_of(UNIT_NAMES)[1]}.')
+    columns = _columns(entries, {"user": "categorical", "item": "categorical", "time": "label", "rating": "label"})
+    schema = Schema(columns, {name: Task(name, ()) for name in (time, *rating)}, **text_format(content))
     attributes = {}
     for key, name in ATTRIBUTES.items():
         if content.get(name):
@@ -119,29 +112,30 @@ def read_interactions_file(path: Path) -> tuple[Path, InteractionSchema, dict[st
 
 def _attribute_table(content: dict[str, Any], key: str, where: str, folder: Path) -> AttributeTable:
     check_entries(content, TABLE_RULES, where)
-    schema = _schema(content, ATTRIBUTE_RULES[key], where)
-    keys = [column.name for column in schema.of_role(key)]
+    entries = _entries(content, ATTRIBUTE_RULES[key], where)
+    keys = _of_role(entries, key)
     check(len(keys) == 1, f'{where}: one column must have the role "{key}"; {len(keys)} have it.')
-    check(bool(schema.inputs), f"{where}: no column is an attribute.")
-    columns = [Column(c.name, "categorical", c.type) if c.name == keys[0] else c for c in schema.columns]
-    schema = Schema(tuple(columns), {}, schema.separator, schema.header, missing=schema.missing)
+    schema = Schema(_columns(entries, {key: "categorical"}), {}, **text_format(content))
+    check(len(schema.inputs) > 1, f"{where}: no column is an attribute.")
     return AttributeTable(described_file(folder, content["file"]), schema, keys[0])
 
 
-def _schema(content: dict[str, Any], rules: dict[str, dict[str, Rule]], where: str) -> Schema:
-    """The columns with their roles as they are in the file."""
-    for name in ("file", "columns"):
-        check(name in content, f'{where}: it has no "{name}".')
-    columns = []
-    for name, entry in content["columns"].items():
-        of = f"{where}, column {name!r}"
-        check(
-            type(entry) is dict and entry.get("role") in tuple(rules),
-            f'{of}: its "role" must be {one_of(tuple(rules))[1]}.',
+def _entries(content: dict[str, Any], rules: dict[str, dict[str, Rule]], where: str) -> dict[str, dict[str, Any]]:
+    check("file" in content, f'{where}: it has no "file".')
+    return column_entries(content, rules, where)
+
+
+def _of_role(entries: dict[str, dict[str, Any]], role: str) -> list[str]:
+    return [name for name, entry in entries.items() if entry["role"] == role]
+
+
+def _columns(entries: dict[str, dict[str, Any]], roles: dict[str, str]) -> tuple[Column, ...]:
+    """roles: others than in the file, by those."""
+    return tuple(
+        Column(
+            name,
+            roles.get(entry["role"], entry["role"]),
+            **{option: entry[option] for option in ("type", "separator") if option in entry},
         )
-        options = {key: value for key, value in entry.items() if key != "role"}
-        check_entries(options, rules[entry["role"]], of, f' of a column of role "{entry["role"]}"')
-        options = {key: value for key, value in options.items() if key in ("type", "separator")}
-        columns.append(Column(name, entry["role"], **options))
-    given = {key: content[key] for key in ("separator", "header") if key in content}
-    return Schema(tuple(columns), {}, missing=tuple(content.get("missing", [""])), **given)
+        for name, entry in entries.items()
+    )

@@ -16,18 +16,17 @@ from tqdm import tqdm
 from common.errors import check
 from data.interactions_schema import KEYS, AttributeTable, InteractionSchema, read_interactions_file
 from data.movie_history import Attributes, Scale, Users
-from data.table_encoder import quantile_edges
+from data.table_fit import quantile_edges
 from data.table_reader import Rows, data_files, read_files
 from data.table_schema import Column, Schema
 from data.table_values import CANONICAL_INTEGER, read_numbers, read_seconds, read_texts
 
 ATTRIBUTE_BINS = 16  # of a number, with about equally many users or items of the training rows in each
 USUAL_SPREAD = 4.0  # from the least to the greatest rating, for which the settings of BST were chosen
-MISSING = ""
 
 
 class Interactions:
-    """What MovieRatingDataModule needs of a dataset that a columns.json describes."""
+    """What HistoryDataModule needs of a dataset that a columns.json describes."""
 
     def __init__(self, path: Path):
         self.path, self.name = path, path.parent.name
@@ -92,9 +91,9 @@ class Interactions:
         return dict(enumerate(map(list, zip(*named, strict=True)))) if named else {}
 
     def users(self, train: np.ndarray) -> Users:
-        """The attributes of each user, MISSING where it has none."""
+        """The attributes of each user, "" where it has none."""
         columns = [_in_bins(values, train) for values in self.attributes["user"].values()]
-        return dict(enumerate([cell[0] if cell else MISSING for cell in cells] for cells in zip(*columns, strict=True)))
+        return dict(enumerate([cell[0] if cell else "" for cell in cells] for cells in zip(*columns, strict=True)))
 
     def scale(self, ratings: np.ndarray) -> Scale:
         """What the training ratings (N,) say of the scale, whichever it is."""

@@ -10,18 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.data_module import SPLITS
+from common.data.data_module import SPLIT_SEED, SPLITS
 from common.errors import check
 from data.movie_history import FIRST_ID, OOV, Attributes, Scale, Users
 
 SPLIT_METHODS = ("leave_last", "time", "random")
-RANDOM_SPLIT_SEED = 2018  # of "random", not that of the training run
 SHARES = (0.8, 0.1)  # training and validation rows of "time" and "random"
 LEAST_TIMESTAMP = 100_000_000  # seconds since 1970; smaller times are ranks
-USER_SHRINKAGE, MOVIE_SHRINKAGE = (
-    15.0,
-    10.0,
-)  # ratings with residual 0 added when a bias is fitted (Surprise's defaults)
+# ratings with residual 0 added when a bias is fitted (Surprise's defaults)
+USER_SHRINKAGE, MOVIE_SHRINKAGE = 15.0, 10.0
 USER_BIAS_SHRINKAGE = 5.0  # the same for a user's past
 
 
@@ -62,7 +59,7 @@ def split_rows(ordered: dict[str, np.ndarray], split: str) -> dict[str, np.ndarr
         cuts = np.quantile(ordered["time"], np.cumsum(SHARES), method="lower")
         part = np.searchsorted(cuts, ordered["time"], "left")  # one moment is never cut in two
     else:
-        drawn = np.random.default_rng(RANDOM_SPLIT_SEED).random(len(rows))
+        drawn = np.random.default_rng(SPLIT_SEED).random(len(rows))
         part = np.searchsorted(np.cumsum(SHARES), drawn, "right")
     return {name: np.flatnonzero(part == i) for i, name in enumerate(SPLITS)}
 
@@ -195,7 +192,7 @@ class MovieEncoder:
         yield "user_bias", user_bias.astype(np.float32)
 
     def _encode_users(self, raw: np.ndarray, users: Users) -> np.ndarray:
-        """Raw ids (U,) -> ids of each user and its features (U, 1 + C) int32."""
+        """Raw ids (users,) -> ids of each user and its features (users, 1 + C) int32."""
         unknown = [""] * len(self.feature_values)
         texts = [users.get(number, unknown) for number in raw.tolist()]
         columns = [encode_ids(raw, self.user_ids)]

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.data.data_module import SPLITS
+from common.data.data_module import SPLIT_SEED, SPLITS
 from common.errors import UserError, shown
 from data.movie_history import FIRST_ID
 
-HELD_OUT_SEED = 2018  # of validation and test rows: they are the same for every run
 ROUNDS = 20  # of drawing again what a user knows; what is left then is drawn among what it does not know
 
 
@@ -33,7 +32,7 @@ def sample_negatives(
     known = np.unique(user.astype(np.int64) * num_movies + movie)
     negatives = np.empty((count, len(user)), np.int32)
     for i, name in enumerate(SPLITS):
-        rng = np.random.default_rng([seed if name == "train" else HELD_OUT_SEED, i])
+        rng = np.random.default_rng([seed if name == "train" else SPLIT_SEED, i])
         users = np.tile(user[rows[name]], count)
         negatives[:, rows[name]] = _draw(users, known, num_movies, rng, names).reshape(count, -1)
     return negatives

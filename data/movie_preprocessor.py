@@ -22,7 +22,7 @@ USER_LINE = re.compile(rb"(\d{1,9})(?:\D.*)?\r?\n?")
 
 
 class MoviePreprocessor(HistoryPreprocessor):
-    """state: what a checkpoint holds of MovieRatingDataModule on a MovieLens release."""
+    """state: what a checkpoint holds of HistoryDataModule on a MovieLens release."""
 
     names = ("user", "movie")
 

@@ -19,7 +19,6 @@ from common.data.data_module import SPLITS, RecommendationDataModule
 from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Source, find_dataset
 from common.errors import check, run_script
-from common.model.metrics import click_metrics, rating_metrics
 from common.settings import check_settings
 from data.interactions_table import Interactions
 from data.movie_encoder import SPLIT_METHODS, MovieEncoder, in_time_order, in_units, split_rows, time_order
@@ -29,7 +28,7 @@ from data.movie_raw import read_ratings
 from data.movie_release import MovieLens
 from data.movie_sample import movie_sample
 from data.table_data import CODE as TABLE_CODE
-from data.table_schema import COLUMNS_FILE
+from data.table_description import COLUMNS_FILE
 
 DATASET = "ml-1m"  # what this script downloads: "ml-1m" or "ml-100k"
 ARCHIVES = {  # by folder below DATA_ROOT
@@ -54,7 +53,7 @@ OWN_CODE = [*CODE, *TABLE_CODE, "data.interactions_schema", "data.interactions_t
 SOURCE = Source("python data/movie_rating_seq.py", ARCHIVES)
 
 
-class MovieRatingDataModule(RecommendationDataModule):
+class HistoryDataModule(RecommendationDataModule):
     """Batches of HistoryDataset for the three splits: movie_id, history, residual, time_gap, user_ids, dense, target.
 
     The arguments are the DATA settings of bst/train.py. An example sees what its user rated before it in the order of
@@ -179,15 +178,11 @@ class MovieRatingDataModule(RecommendationDataModule):
         """Title of a movie id."""
         return self.table.title(self.encoder.movie_ids[movie - FIRST_ID]) if movie >= FIRST_ID else "(new movie)"
 
-    def best_possible(self) -> dict[str, float]:
-        """Test metrics of the sample's planted expectations."""
+    def best_prediction(self) -> torch.Tensor:
         assert isinstance(self.table, MovieLens)
-        rows, release = self.rows["test"], self.table.release
-        order = time_order(read_ratings(self.table.files[0], release))
-        expected, click_probability = torch.from_numpy(np.load(self.raw_folder / "truth.npy")[order[rows]]).T
-        if self.target == "click":
-            return click_metrics(click_probability, self.targets("test"))
-        return rating_metrics(expected, self.targets("test"))
+        order = time_order(read_ratings(self.table.files[0], self.table.release))
+        truth = np.load(self.raw_folder / "truth.npy")[order[self.rows["test"]]]  # expected rating, chance of a click
+        return torch.from_numpy(truth[:, int(self.target == "click")])
 
     def examples(self) -> HistoryDataset:
         return HistoryDataset(

@@ -26,6 +26,7 @@ from common.data.raw_files import (
     raw_file,
 )
 from common.errors import UserError, check
+from data.movie_history import Users
 
 BLOCK_BYTES = 16 << 20  # read at a time: some 700,000 lines
 AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M
@@ -53,7 +54,6 @@ GENRES_100K = [
 NO_GENRES = "(no genres listed)"
 
 Movies = dict[int, tuple[str, list[str]]]  # title and genres by raw id
-Users = dict[int, list[str]]  # gender, age group and occupation by raw id
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A folder with the raw files of a MovieLens release, as MovieRatingDataModule takes them."""
+"""A folder with the raw files of a MovieLens release, as HistoryDataModule takes them."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ CLICK_FROM, EVEN_CHANCE = 4.0, 3.5
 
 
 class MovieLens:
-    """What MovieRatingDataModule needs of a dataset."""
+    """What HistoryDataModule needs of a dataset."""
 
     name, has_ratings = "movies", True
 

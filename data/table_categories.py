@@ -39,10 +39,6 @@ def texts_of(content: np.ndarray, lengths: np.ndarray) -> pa.Array:
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lengths), buffers)
 
 
-def no_texts() -> pa.Array:
-    return pa.array([], pa.large_binary())
-
-
 def text_keys(texts: pa.Array) -> np.ndarray:
     """string (N,) -> keys (N,) uint64, MISSING_KEY for null."""
     content, starts = text_bytes(texts)

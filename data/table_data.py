@@ -7,7 +7,7 @@ or a folder of such parts.
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,22 @@ import numpy as np
 import torch
 
 from common.data.cache import build_once
-from common.data.data_module import SPLITS, RecommendationDataModule
+from common.data.data_module import SPLIT_SEED, SPLITS, RecommendationDataModule
 from common.data.loader import MemmapDataset
 from common.data.raw_files import Source, find_dataset
 from common.errors import check, run_script
-from common.files import write_json
-from common.paths import data_root
 from data.table_columns import Columns, write_columns
+from data.table_description import COLUMNS_FILE, Description, read_description, show_guess
 from data.table_encoder import TableEncoder, nearly_unseen
 from data.table_reader import data_files
-from data.table_rows import RANDOM_SEED, write_encoded
-from data.table_schema import COLUMNS_FILE, Schema, read_columns_file
+from data.table_rows import write_encoded
+from data.table_schema import Schema
 
 ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
 CODE = [
     f"data.table_{name}"
-    for name in ("schema", "reader", "text", "values", "categories", "columns", "encoder", "rows", "data")
+    for name in ("schema", "reader", "text", "values", "categories", "columns", "encoder", "fit", "rows", "data")
 ]
-
-
-@dataclass(frozen=True)
-class Description:
-    """A table: its name in the cache, its columns, and its files (or folders of parts): "all", or of each split."""
-
-    name: str
-    schema: Schema
-    files: dict[str, Path]
 
 
 class TableDataset(MemmapDataset):
@@ -64,12 +54,13 @@ class TableDataset(MemmapDataset):
 class TableDataModule(RecommendationDataModule):
     """Batches (dense (B, I) float32, ids (B, F) int32, label float32) of a table, described by columns.json or in code.
 
-    A subclass sets `source`, `weighted` and `settings` (split, dense_transform, min_count, num_bins), and gives
-    make_sample(), official() and choose_tasks(). A column of several values in a cell takes several columns of the ids
-    (`slots`). weighted: training batches have weights, of mean 1, beside the label.
+    A subclass sets `source`, `one_label`, `weighted` and `settings` (split, dense_transform, min_count, num_bins), and
+    gives make_sample(), official() and choose_tasks(). A column of several values in a cell takes several columns of
+    the ids (`slots`). weighted: training batches have weights, of mean 1, beside the label.
     """
 
     source: Source
+    one_label: bool  # whether a batch's label is (B,)
     weighted: bool
     settings: dict[str, Any]
     tasks: list[str]
@@ -88,35 +79,25 @@ class TableDataModule(RecommendationDataModule):
         """The tasks that are trained; UserError for one that the table has not."""
         raise NotImplementedError
 
-    @property
-    def one_label(self) -> bool:
-        """Whether a batch's label is (B,)."""
-        raise NotImplementedError
-
-    @property
-    def outputs(self) -> list[str]:
-        """Names of what a model predicts of a row."""
-        raise NotImplementedError
-
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; build it first where there is none."""
         if hasattr(self, "encoder"):
             return
         self.table_folder, self.is_sample = find_dataset(self.dataset, self.data_root, self.source, self.make_sample)
         own = self.table_folder / COLUMNS_FILE
-        table = describe_own(own) if own.exists() else self.official(self.table_folder)
-        self.schema = table.schema if self.weighted else without_weights(table.schema)
-        check(
-            len(self.schema.of_role("weight")) == self.weighted,
-            f'{own if own.exists() else self.table_folder}: weighted=True needs one column of the role "weight"; found '
-            f"{len(self.schema.of_role('weight'))}.",
-        )
-        self.tasks = self.choose_tasks()
+        table = read_description(own) if own.exists() else self.official(self.table_folder)
         files = {part: data_files(path) for part, path in table.files.items()}
         sources = [path for paths in files.values() for path in paths]
+        where = str(own if own.exists() else sources[0])
+        self.schema = table.schema if self.weighted else without_weights(table.schema)
+        weights = len(self.schema.of_role("weight"))
+        check(
+            weights == self.weighted,
+            f'{where}: weighted=True needs one column of the role "weight"; found {weights}.',
+        )
+        self.tasks = self.choose_tasks()
         parts = {part: len(paths) for part, paths in files.items()}
         settings = {"split": "time" if self.schema.of_role("time") else "random"} | self.settings
-        where = f"{own if own.exists() else sources[0]}"
         # a later start checks what is read, the rows, and not the columns of which they were made
         self.folder = build_once(
             table.name,
@@ -194,18 +175,17 @@ class TableDataModule(RecommendationDataModule):
             return None
         return np.load(self.folder / "groups.npy", mmap_mode="r")[self.rows[split]]
 
+    def best_prediction(self) -> torch.Tensor:
+        probability = np.load(self.table_folder / "true_probability.npy")  # (N, K), of the sample
+        return self.examples().chosen(torch.from_numpy(probability[self.rows["test"]]))
+
     def state_dict(self) -> dict[str, Any]:
         """Travels in every checkpoint, so that new rows can be scored with it alone."""
-        return self.encoder.state_dict() | {"tasks": self.tasks, "outputs": self.outputs}
+        outputs = ["probability"] if self.one_label else self.tasks
+        return self.encoder.state_dict() | {"tasks": self.tasks, "outputs": outputs}
 
     def known_rows(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         return self.encoder.known_rows(TableEncoder.from_state(state))
-
-
-def describe_own(path: Path) -> Description:
-    """The table of a columns.json."""
-    schema, files = read_columns_file(path)
-    return Description(path.parent.name, schema, files)
 
 
 def without_weights(schema: Schema) -> Schema:
@@ -246,33 +226,18 @@ def _protocol(schema: Schema, files: dict[str, list[Path]], split: str) -> str:
     if "val" in files:
         return "split by given files"
     if "test" in files:
-        return f"published files, test rows split 1:1 (seed {RANDOM_SEED})"
+        return f"published files, test rows split 1:1 (seed {SPLIT_SEED})"
     if schema.split_column:
         return f"split by column {schema.split_column!r}"
     by = schema.split["by"] if schema.split else split
-    return f"random 8:1:1 split (seed {RANDOM_SEED})" if by == "random" else "time split"
+    return f"random 8:1:1 split (seed {SPLIT_SEED})" if by == "random" else "time split"
 
 
 def main(file: str, name: str | None = None) -> None:
-    """Inspect a file; with a name, write its columns.json."""
+    """Show what the columns of a file seem to be; with a name, write its columns.json."""
     from data.table_guess import guess_table
 
-    content, report = guess_table(Path(file))
-    print(report)
-    if name is None:
-        print(f"`python data/table_data.py {file} NAME` writes this to {data_root()}/NAME/{COLUMNS_FILE}.")
-        return
-    write_columns_file(name, content)
-
-
-def write_columns_file(name: str, content: dict[str, Any]) -> None:
-    """Write DATA_ROOT/<name>/columns.json, which must not be there yet."""
-    check(name == Path(name).name and not name.startswith("."), f"{name!r} is no name for a folder.")
-    path = data_root() / name / COLUMNS_FILE
-    check(not path.exists(), f"{path} is there already; edit it, or remove it to write it anew.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
-    print(f"Written to {path}. Check the roles and correct what is wrong; then set dataset={name!r} in a train.py.")
+    show_guess(*guess_table(Path(file)), f"python data/table_data.py {file}", name)
 
 
 if __name__ == "__main__":

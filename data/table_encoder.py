@@ -1,11 +1,10 @@
-"""From values of a table to what a model takes; everything is fitted on training rows only.
+"""From values of a table to what a model takes, and to what a checkpoint carries; fitted by data/table_fit.py.
 
 N: rows, I: dense inputs, F: categorical fields.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,26 +13,21 @@ import torch
 
 from data.table_categories import (
     FIRST_ID,
-    MISSING_KEY,
     Categories,
     Field,
-    in_order_of_text,
     is_long,
-    no_texts,
     number_texts,
     text_bytes,
     text_keys,
     texts_of,
 )
-from data.table_columns import Columns
-from data.table_schema import LOG_TRANSFORMS, Column, Schema
+from data.table_schema import Schema
 from data.table_values import Values
 
 CHUNK_ROWS = 1 << 18
 NEARLY_ALL = 0.9  # share of a column's values outside of the vocabulary that is worth a warning
-MAX_SLOTS = 64  # values of a cell that count: its first ones
-QUANTILE_BINS = 32
 PIECEWISE = "piecewise"  # raw numbers with the edges of bins, and each number a category too: for MMoE
+OF_FIELD = ("name", "source", "edges", "hash_size", "slots", "pooling")  # that a checkpoint has of a field
 
 
 def log_dense(raw: np.ndarray) -> np.ndarray:
@@ -57,20 +51,6 @@ def in_chunks(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray) 
     """function(values), in memory for intermediate arrays that does not grow with N."""
     parts = [function(values[start : start + CHUNK_ROWS]) for start in range(0, len(values), CHUNK_ROWS)]
     return np.concatenate(parts) if parts else function(values)
-
-
-def quantile_edges(values: np.ndarray, num_bins: int) -> list[float]:
-    """Ascending edges, from the least to the greatest number, with about equally many rows in each bin.
-
-    The least number stands apart (many columns are mostly 0): the bins share the rows above it.
-    """
-    distinct, weights = np.unique(values[~np.isnan(values)], return_counts=True)
-    if len(distinct) < 2:
-        least = float(distinct[0]) if len(distinct) else 0.0
-        return [least, least + 1]
-    share = weights[1:].cumsum() / weights[1:].sum()
-    upper = distinct[1:][np.searchsorted(share, np.linspace(0, 1, num_bins + 1)[:-1])]
-    return np.unique([distinct[0], *upper, distinct[-1]]).tolist()
 
 
 def as_category(source: str, edges: list[float] | None, raw: np.ndarray) -> np.ndarray:
@@ -103,10 +83,10 @@ class Dense:
         if self.transform == PIECEWISE:
             return raw.astype(np.float32)
         # not centred: a missing number, 0, then adds nothing to a product with its value
-        return (_transformed(self.transform, raw) / np.float64(self.std)).astype(np.float32)
+        return (log_transformed(self.transform, raw) / np.float64(self.std)).astype(np.float32)
 
 
-def _transformed(transform: str, raw: np.ndarray) -> np.ndarray:
+def log_transformed(transform: str, raw: np.ndarray) -> np.ndarray:
     return signed_log_dense(raw) if transform.startswith("signed") else log_dense(raw)
 
 
@@ -116,36 +96,6 @@ class TableEncoder:
     def __init__(self, schema: Schema, fields: list[Field], dense: list[Dense]):
         self.schema, self.fields, self.dense = schema, fields, dense
         self.flags = [column for column in dense if column.has_flag]
-
-    @classmethod
-    def fit(
-        cls,
-        settings: dict[str, Any],
-        columns: Columns,
-        train: np.ndarray,
-        each: Callable[[Callable, list], Iterator] = map,
-    ) -> "TableEncoder":
-        """settings: dense_transform, min_count, num_bins. train: (N,) bool, the training rows. each: as map, one column
-        after the other or in threads.
-        """
-        default = settings["dense_transform"]
-
-        def fit_column(column: Column) -> tuple[Field | None, Dense | None]:
-            if column.role == "categorical":
-                return _fit_texts(column, settings, columns, train), None
-            # MMoE bins each number itself, whatever the other models take
-            transform = PIECEWISE if default == PIECEWISE else column.transform or default
-            raw = columns.numbers(column.name)[train]
-            if transform in LOG_TRANSFORMS:
-                std = float(in_chunks(partial(_transformed, transform), raw).std(dtype=np.float64))
-                return None, Dense(column.name, transform, std if std > 0 else 1.0)  # a constant stays as it is
-            if transform == PIECEWISE:
-                edges = quantile_edges(raw, settings["num_bins"])
-                return _fit_numbers(column, "number", settings, raw), Dense(column.name, transform, edges=edges)
-            return _fit_numbers(column, transform, settings, raw), None
-
-        fields, dense = zip(*each(fit_column, columns.schema.inputs), strict=True)
-        return cls(columns.schema, [f for f in fields if f is not None], [d for d in dense if d is not None])
 
     @property
     def num_dense(self) -> int:
@@ -199,22 +149,21 @@ class TableEncoder:
 
         Raises: ValueError if that one has other fields.
         """
-        if [(f.name, f.source, f.hash_size) for f in self.fields] != [
-            (f.name, f.source, f.hash_size) for f in other.fields
-        ]:
+        ours, theirs = ([(f.name, f.source, f.hash_size) for f in each.fields] for each in (self, other))
+        if ours != theirs:
             raise ValueError("other fields")
         rows, others, start, other_start = [], [], 0, 0
-        for ours, theirs in zip(self.fields, other.fields, strict=True):
-            if ours.hash_size:
-                found = other_found = np.arange(ours.cardinality)
+        for field, known in zip(self.fields, other.fields, strict=True):
+            if field.hash_size:
+                found = other_found = np.arange(field.cardinality)
             else:
-                _, position, other_position = np.intersect1d(ours.keys, theirs.keys, True, return_indices=True)
+                _, position, other_position = np.intersect1d(field.keys, known.keys, True, return_indices=True)
                 unseen_and_missing = np.arange(FIRST_ID)
                 found = np.concatenate([unseen_and_missing, FIRST_ID + position])
                 other_found = np.concatenate([unseen_and_missing, FIRST_ID + other_position])
             rows.append(start + found)
             others.append(other_start + other_found)
-            start, other_start = start + ours.cardinality, other_start + theirs.cardinality
+            start, other_start = start + field.cardinality, other_start + known.cardinality
         return np.concatenate(rows), np.concatenate(others)
 
     def state_dict(self) -> dict[str, Any]:
@@ -228,21 +177,9 @@ class TableEncoder:
             "texts": torch.from_numpy(content.copy()),  # of the keys that do not hold theirs, one after the other
             "lengths": torch.from_numpy(np.diff(starts)),
             "fields": [
-                {
-                    "name": field.name,
-                    "source": field.source,
-                    "size": len(field.keys),
-                    "edges": field.edges,
-                    "hash_size": field.hash_size,
-                    "slots": field.slots,
-                    "pooling": field.pooling,
-                }
-                for field in self.fields
+                {"size": len(field.keys)} | {name: getattr(field, name) for name in OF_FIELD} for field in self.fields
             ],
-            "dense": [
-                {"name": column.name, "transform": column.transform, "std": column.std, "edges": column.edges}
-                for column in self.dense
-            ],
+            "dense": [asdict(column) for column in self.dense],
         }
 
     @classmethod
@@ -266,37 +203,6 @@ class TableEncoder:
         if not encoded or {column.name for column in schema.inputs} != encoded:
             raise ValueError("columns that do not fit their vocabularies and scales")
         return cls(schema, fields, dense)
-
-
-def _fit_texts(column: Column, settings: dict[str, Any], columns: Columns, train: np.ndarray) -> Field:
-    counts, most = columns.key_counts(column.name, train)
-    keys = columns.keys(column.name)
-    options: dict[str, Any] = {"hash_size": column.hash_size}
-    if most:  # cells may hold several values
-        options |= {"slots": min(most, MAX_SLOTS), "pooling": column.pooling or "sum"}
-    chosen = _frequent(keys, counts, column, settings)
-    long = is_long(keys)
-    texts = columns.long_texts(column.name).filter(pa.array(chosen[long])) if long.any() else no_texts()
-    return Field(column.name, "text", *in_order_of_text(keys[chosen], texts), **options)
-
-
-def _fit_numbers(column: Column, source: str, settings: dict[str, Any], raw: np.ndarray) -> Field:
-    edges = quantile_edges(raw, QUANTILE_BINS) if source == "quantile" else None
-    distinct, counts = np.unique(as_category(source, edges, raw), return_counts=True)
-    texts = number_texts(distinct)
-    keys = text_keys(texts)
-    order = np.argsort(keys)
-    keys, counts, texts = keys[order], counts[order], texts.take(pa.array(order))
-    chosen = _frequent(keys, counts, column, settings)
-    texts = texts.filter(pa.array(chosen & is_long(keys)))
-    return Field(column.name, source, *in_order_of_text(keys[chosen], texts), edges)
-
-
-def _frequent(keys: np.ndarray, counts: np.ndarray, column: Column, settings: dict[str, Any]) -> np.ndarray:
-    """Which of the distinct keys are in the vocabulary: those with enough rows; none with hash_size."""
-    if column.hash_size:
-        return np.zeros(len(keys), bool)
-    return (counts >= (column.min_count or settings["min_count"])) & (keys != MISSING_KEY)
 
 
 def nearly_unseen(fields: dict[str, tuple[int, int]]) -> list[str]:

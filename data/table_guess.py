@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import UserError, check
+from common.settings import POOLINGS
 from data.table_reader import Rows, data_files, first_names, read_files
 from data.table_schema import Column, Schema
 from data.table_values import parse_number, read_texts
@@ -66,12 +67,7 @@ def inspect(path: Path) -> Inspection:
         rows += len(block)
         if rows >= SAMPLE_ROWS:
             break
-    content = {
-        "file": str(path.resolve()),
-        "separator": separator,
-        "header": True,
-        "missing": list(MISSING_TEXTS),
-    }
+    content = {"file": str(path.resolve()), "separator": separator, "header": True, "missing": list(MISSING_TEXTS)}
     return Inspection(path, content, {name: Look(name, blocks, schema) for name in names}, rows)
 
 
@@ -134,7 +130,7 @@ class Look:
         if distinct <= 1:
             return {"role": "excluded"}, "constant"
         if self.is_list:
-            return {"role": "categorical", "pooling": "mean"}, ""
+            return {"role": "categorical", "pooling": POOLINGS[0]}, ""
         if TIME_NAMES.fullmatch(self.name) and (kind == "number" or are_dates(values)) and distinct > MANY_VALUES:
             return {"role": "time"}, TIME_WHY
         if are_dates(values):
@@ -147,11 +143,8 @@ class Look:
         if kind == "text":
             separator = self._separator(values)
             if separator:
-                return {
-                    "role": "categorical",
-                    "separator": separator,
-                    "pooling": "mean",
-                }, f"several values, {separator!r}"
+                entry = {"role": "categorical", "separator": separator, "pooling": POOLINGS[0]}
+                return entry, f"several values, {separator!r}"
             length = sum(map(len, values)) / distinct
             if length > FREE_TEXT_LENGTH and distinct > FREE_TEXT_SHARE * known:
                 return {"role": "excluded"}, "free text"
@@ -181,9 +174,5 @@ def _choose_labels(entries: dict[str, tuple], looks: dict[str, Look]) -> None:
         texts = list(looks[name].counts)
         positive = [text for text in texts if text.lower() in POSITIVE_TEXTS]
         if len(texts) == 2 and len(positive) == 1 and LABEL_NAMES.fullmatch(name):
-            entry = {
-                "role": "label",
-                "positive": positive,
-                "negative": [text for text in texts if text not in positive],
-            }
+            entry = {"role": "label", "positive": positive, "negative": [t for t in texts if t not in positive]}
             entries[name] = (entry, kind, distinct, missing, examples, "")

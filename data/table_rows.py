@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.data.data_module import SPLITS
+from common.data.data_module import SPLIT_SEED, SPLITS
 from common.data.parallel import ordered_map
 from common.errors import check
 from common.files import write_tensors
 from data.table_categories import MISSING, OOV
 from data.table_columns import MANY_ROWS, Columns
-from data.table_encoder import TableEncoder
+from data.table_fit import fit_encoder
 
-RANDOM_SEED = 2018  # of the published split, and of the halves of a test file; not that of the training run
 FOLDS = 10
 
 Splits = dict[str, np.ndarray]
@@ -62,7 +61,7 @@ def random_split(label: np.ndarray) -> Splits:
     The folds of StratifiedKFold(10, shuffle=True, random_state=2018) of scikit-learn 0.19 (rewritten in 0.22): a KFold
     for each class, all shuffled by one generator.
     """
-    rng = np.random.RandomState(RANDOM_SEED)
+    rng = np.random.RandomState(SPLIT_SEED)
     folds = np.empty(len(label), np.int8)
     for value in np.unique(label):
         rows = np.flatnonzero(label == value)
@@ -80,7 +79,7 @@ def file_split(counts: dict[str, int]) -> Splits:
         ends = np.cumsum([counts[name] for name in SPLITS])
         return dict(zip(SPLITS, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]), strict=True))
     train, test = counts["train"], counts["test"]
-    halves = np.array_split(np.random.default_rng(RANDOM_SEED).permutation(test), 2)
+    halves = np.array_split(np.random.default_rng(SPLIT_SEED).permutation(test), 2)
     return {"train": np.arange(train, dtype=np.int32), "val": train + halves[0], "test": train + halves[1]}
 
 
@@ -97,7 +96,7 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
     train[splits["train"]] = True
     with tqdm(total=len(schema.inputs), desc="Fitting", unit="column") as bar:
         each = map if count > MANY_ROWS else ordered_map
-        encoder = TableEncoder.fit(settings, columns, train, each)
+        encoder = fit_encoder(settings, columns, train, each)
         bar.update(len(schema.inputs))
     write_tensors(target / "encoder.pt", encoder.state_dict())
 

@@ -5,20 +5,13 @@ human edits it. Criteo, Census-Income and Adult are schemas in code.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from common.data.data_module import SPLITS
-from common.errors import UserError, check
+from common.settings import DENSE_TRANSFORMS, POOLINGS, Rule
 
-COLUMNS_FILE = "columns.json"
-ROLES = ("label", "dense", "categorical", "time", "weight", "kept", "excluded")
 TYPES = ("text", "number", "integer")
-LOG_TRANSFORMS = ("log", "log+missing", "signed_log", "signed_log+missing")
-DENSE_TRANSFORMS = (*LOG_TRANSFORMS, "bucket", "quantile")
-POOLINGS = ("sum", "mean")
 LARGEST_COUNT = 2**31 - 1
 
 
@@ -138,7 +131,6 @@ class Schema:
         return schema
 
 
-Rule = tuple[Callable[[Any], bool], str]
 IS_NAME: Rule = (lambda v: type(v) is str and v != "", "a text that is not empty")
 IS_COUNT: Rule = (lambda v: type(v) is int and 1 <= v <= LARGEST_COUNT, "an integer above 0")
 IS_TEXTS: Rule = (
@@ -192,104 +184,3 @@ def _is_column_split(value: dict) -> bool:
         and IS_NAME[0](value["column"])
         and all(IS_TEXTS[0](value[name]) for name in SPLITS)
     )
-
-
-def load_columns_file(path: Path) -> dict[str, Any]:
-    """The content of a columns.json, no entry of which is checked."""
-    try:
-        content = json.loads(path.read_text())
-        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error}. Correct it, or remove it and have it written again.") from error
-    check(type(content) is dict, f"{path}: found a {type(content).__name__}, expected a dict.")
-    return content
-
-
-def describes_interactions(content: dict[str, Any]) -> bool:
-    """Whether a columns.json names a user or an item, which no other table has."""
-    columns = content.get("columns")
-    entries = columns.values() if type(columns) is dict else ()
-    return any(type(entry) is dict and entry.get("role") in ("user", "item") for entry in entries)
-
-
-def read_columns_file(path: Path) -> tuple[Schema, dict[str, Path]]:
-    """Schema and data files of a columns.json: {"all": file}, or one of each split.
-
-    Raises: UserError naming file and column of the first entry that is wrong.
-    """
-    content = load_columns_file(path)
-    check(not describes_interactions(content), f"{path} describes interactions, which bst/train.py trains.")
-    check_entries(content, FILE_RULES, str(path))
-    check(("file" in content) != ("files" in content), f'{path}: it needs either "file" or "files".')
-    check("columns" in content, f'{path}: it has no "columns".')
-    files = {"all": content["file"]} if "file" in content else content["files"]
-    schema = _schema(content, path)
-    check(
-        "file" in content or schema.split is None,
-        f'{path}: "files" are a split of their own; set "split" to null or leave it out.',
-    )
-    return schema, {name: described_file(path.parent, file) for name, file in files.items()}
-
-
-def described_file(folder: Path, file: str) -> Path:
-    """A file that the columns.json in a folder names."""
-    try:
-        return folder / Path(file).expanduser()
-    except RuntimeError as error:  # ~NAME of no user
-        raise UserError(f"{folder / COLUMNS_FILE}: there is no file {file!r}: {error}") from error
-
-
-def _schema(content: dict, path: Path) -> Schema:
-    columns, tasks = [], {}
-    for name, entry in content["columns"].items():
-        where = f"{path}, column {name!r}"
-        check(
-            type(entry) is dict and entry.get("role") in ROLES,
-            f'{where}: its "role" must be {one_of(ROLES)[1]}.',
-        )
-        options = {key: value for key, value in entry.items() if key != "role"}
-        check_entries(options, ENTRY_RULES[entry["role"]], where, f' of a column of role "{entry["role"]}"')
-        if entry["role"] == "label":
-            check("positive" in entry, f'{where}: a label needs "positive", a list of texts such as ["1"].')
-            negative = tuple(entry["negative"]) if "negative" in entry else None
-            check(
-                not set(entry["positive"]) & set(negative or ()),
-                f'{where}: a text is both in "positive" and in "negative".',
-            )
-            task = entry.get("task", name)
-            check(task not in tasks, f"{where}: there are two tasks {task!r}.")
-            tasks[task] = Task(name, tuple(entry["positive"]), negative)
-            options = {}
-        if entry["role"] == "dense":
-            options.setdefault("type", "number")
-        columns.append(Column(name, entry["role"], **options))
-    check(bool(tasks), f'{path}: no column has the role "label".')
-    check(any(c.role in ("dense", "categorical") for c in columns), f"{path}: no column is an input.")
-    check(sum(c.role == "time" for c in columns) <= 1, f'{path}: more than one column has the role "time".')
-    split = content.get("split")
-    if split and "column" in split:
-        check(split["column"] in content["columns"], f'{path}: "split" names {split["column"]!r}, which is no column.')
-        role = content["columns"][split["column"]]["role"]
-        check(
-            role in ("kept", "excluded"),
-            f"{path}, column {split['column']!r}: it makes the split, so its role must be "
-            f'"excluded" or "kept", not "{role}".',
-        )
-    if group := content.get("group"):
-        entry = content["columns"].get(group, {})
-        check(
-            entry.get("role") == "categorical" and "separator" not in entry,
-            f'{path}: "group" is {group!r}; it must be a column of the role "categorical", without "separator".',
-        )
-    given = {key: content[key] for key in ("separator", "header", "group") if key in content}
-    return Schema(tuple(columns), tasks, missing=tuple(content.get("missing", [""])), split=split, **given)
-
-
-def check_entries(content: dict, rules: dict[str, Rule], where: str, of: str = "") -> None:
-    for key, value in content.items():
-        known = ", ".join(map(json.dumps, rules)) or "nothing but the role"
-        check(key in rules, f"{where}: {key!r} is no entry{of}; it may hold {known}.")
-        holds, expected = rules[key]
-        check(holds(value), f"{where}: {key!r} is {json.dumps(value)[:100]}; it must be {expected}.")

@@ -50,19 +50,13 @@ def read_numbers(rows: Rows, column: Column) -> np.ndarray:
     """(N,) float64, nan where missing; UserError for what is no number."""
     array = _plain(rows.columns[column.name])
     integer = column.type == "integer"
+    kind = pa.int32() if integer else pa.float64()
     expected = "an integer of 32 bits, or nothing" if integer else "a number, or nothing"
     if pa.types.is_string(array.type) and not integer:
         array = pc.utf8_trim(array, " \t")  # as pyarrow's reader of numbers does
-    try:
-        if (
-            integer
-            and pa.types.is_string(array.type)
-            and pc.any(pc.match_substring(array, "x", ignore_case=True)).as_py()
-        ):
-            raise pa.ArrowInvalid("hexadecimal")  # which pyarrow takes
-        values = array.cast(pa.int32() if integer else pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise rows.error(_first_bad(array, integer), column.name, expected) from error
+    values = _cast(array, kind)
+    if values is None:
+        raise rows.error(_first_bad(array, kind), column.name, expected)
     numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     if integer:
         return numbers
@@ -72,17 +66,6 @@ def read_numbers(rows: Rows, column: Column) -> np.ndarray:
     if bad.any():
         raise rows.error(int(bad.argmax()), column.name, f"{expected} (at most {LARGEST:.2g})")
     return numbers
-
-
-def _first_bad(array: pa.Array, integer: bool) -> int:
-    for row, value in enumerate(array):
-        try:
-            value.cast(pa.int32() if integer else pa.float64())
-            if integer and pa.types.is_string(array.type) and "x" in (value.as_py() or "").lower():
-                return row
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return row
-    return 0
 
 
 def read_weights(rows: Rows, column: Column) -> np.ndarray:
@@ -205,55 +188,55 @@ def _expected_labels(task: Task, schema: Schema) -> str:
 
 def read_times(rows: Rows, column: Column) -> np.ndarray:
     """(N,) float64 in the order of time; UserError for what is neither a number nor a date."""
-    array = _plain(rows.columns[column.name])
-    for kind in (pa.float64(), *DATE_TYPES):
-        values = _cast(array, kind)
-        if values is None:
-            continue
-        values = values.cast(pa.int64()).cast(pa.float64()) if kind != pa.float64() else values
-        times = values.to_numpy(zero_copy_only=False)
-        if np.isfinite(times).all():
-            return times
+    numbers = _cast(_plain(rows.columns[column.name]), pa.float64())
+    if numbers is not None:
+        times = numbers.to_numpy(zero_copy_only=False)
+    else:
+        times = _microseconds(rows, column, "a number or a date such as 2014-05-31 23:59:00, as in the other rows")
+    if not np.isfinite(times).all():
         raise rows.error(int((~np.isfinite(times)).argmax()), column.name, "a time in every row")
-    row = next((i for i, value in enumerate(array) if not _is_time(value)), 0)
-    raise rows.error(row, column.name, "a number or a date such as 2014-05-31 23:59:00, as in the other rows")
+    return times
 
 
 def read_seconds(rows: Rows, column: Column, unit: str, scoring: bool = False) -> np.ndarray:
     """(N,) float64 seconds since 1970, or whatever the numbers count; UserError. scoring: nan where not known."""
-    array = _plain(rows.columns[column.name])
-    if unit != "date":
-        seconds = read_numbers(rows, column) / UNITS[unit]
-        expected = f"{unit} since 1970 (the unit is in columns.json)" if unit != "s" else SECONDS_EXPECTED
-    else:
+    if unit == "date":
         expected = "a date such as 2014-05-31 23:59:00, not before 1970"
-        times = next((times for kind in DATE_TYPES if (times := _cast(array, kind)) is not None), None)
-        if times is None:
-            row = next((i for i, value in enumerate(array) if not _is_time(value)), 0)
-            raise rows.error(row, column.name, expected)
-        seconds = times.cast(pa.int64()).to_numpy(zero_copy_only=False) / UNITS["us"]
+        seconds = _microseconds(rows, column, expected) / UNITS["us"]
+    else:
+        expected = f"{unit} since 1970 (the unit is in columns.json)" if unit != "s" else SECONDS_EXPECTED
+        seconds = read_numbers(rows, column) / UNITS[unit]
     bad = ~((seconds >= 0) & (seconds < LAST_SECOND))
     if scoring:
-        bad &= array.is_valid().to_numpy(zero_copy_only=False)
+        bad &= _plain(rows.columns[column.name]).is_valid().to_numpy(zero_copy_only=False)
     if bad.any():
         raise rows.error(int(bad.argmax()), column.name, expected)
     return seconds
 
 
+def _microseconds(rows: Rows, column: Column, expected: str) -> np.ndarray:
+    """(N,) float64 since 1970 of dates, nan where missing."""
+    array = _plain(rows.columns[column.name])
+    for kind in DATE_TYPES:
+        if (dates := _cast(array, kind)) is not None:
+            return dates.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.float64)
+    raise rows.error(_first_bad(array, *DATE_TYPES), column.name, expected)
+
+
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """None where a value is not of this kind."""
     if pa.types.is_integer(array.type) and pa.types.is_timestamp(kind):
         return None  # pyarrow takes it for microseconds
+    is_text = pa.types.is_string(array.type) and pa.types.is_integer(kind)
+    if is_text and pc.any(pc.match_substring(array, "x", ignore_case=True)).as_py():
+        return None  # pyarrow takes it for hexadecimal
     try:
         return array.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
 
 
-def _is_time(value: pa.Scalar) -> bool:
-    for kind in DATE_TYPES:
-        try:
-            value.cast(kind)
-            return True
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            continue
-    return False
+def _first_bad(array: pa.Array, *kinds: pa.DataType) -> int:
+    """The first row whose value is of none of these kinds."""
+    cells = (array.slice(row, 1) for row in range(len(array)))
+    return next((i for i, cell in enumerate(cells) if all(_cast(cell, kind) is None for kind in kinds)), 0)

@@ -21,7 +21,7 @@ from common.training.baselines import click_baselines
 from common.training.fit import fit_and_test
 from common.training.plots import plot_clicks
 from common.training.run_folder import claim_run_folder
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 from deepfm.deepfm import DeepFM
 
 DATA = dict(
@@ -74,7 +74,7 @@ def train(
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("deepfm", settings.flat(), run_folder) as folder:
-        data = CriteoDataModule(**settings.data, seed=settings.training["seed"])
+        data = ClickDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
         pl.seed_everything(settings.training["seed"], verbose=False)
         model = DeepFM(

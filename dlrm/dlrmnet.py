@@ -28,7 +28,6 @@ class DLRM(CTRModel):
     """
 
     table_class = PackedEmbedding
-    pairs: Tensor
 
     def __init__(
         self,

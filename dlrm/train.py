@@ -22,7 +22,7 @@ from common.training.baselines import click_baselines
 from common.training.fit import fit_and_test
 from common.training.plots import plot_clicks
 from common.training.run_folder import claim_run_folder
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 from dlrm.dlrmnet import DLRM
 from dlrm.sharded import ShardedDLRM
 
@@ -48,6 +48,7 @@ MODEL = dict(
 OPTIMIZER = dict(
     optimizer="adam",  # or "adagrad", or "sgd" (paper, at 0.1: far too slow for less than millions of rows)
     learning_rate=2.4e-3,
+    embedding_learning_rate=None,  # of the table; None: learning_rate
     embedding_l2=0.0,  # on the table rows in a batch; "adam" only
     schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 where nothing improves
     warmup_steps=0,  # in which the rate grows linearly, before the schedule
@@ -79,7 +80,7 @@ def train(
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("dlrm", settings.flat(), run_folder) as folder:
-        data = CriteoDataModule(**settings.data, seed=settings.training["seed"])
+        data = ClickDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
         pl.seed_everything(settings.training["seed"], verbose=False)
         dlrm = ShardedDLRM if settings.training["shard_table"] else DLRM

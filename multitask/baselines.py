@@ -6,12 +6,12 @@ from torch import Tensor
 
 from common.process_group import on_rank_zero
 from common.training.baselines import one_hot, tuned_logistic_regression
-from data.census_income import CensusIncomeDataModule
+from data.census_income import MultiTaskDataModule
 from multitask.mmoe import PiecewiseLinear
 
 
 @on_rank_zero
-def logistic_regression(data: CensusIncomeDataModule) -> dict[str, Tensor]:
+def logistic_regression(data: MultiTaskDataModule) -> dict[str, Tensor]:
     """Probabilities (N, K) of the baseline for the test rows, by its name."""
     bins = PiecewiseLinear(data.bin_edges)
     (x_train, y_train), (x_val, y_val), (x_test, _) = (

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from common.errors import run_script
 from common.files import markdown_table, read_json, write_json
@@ -23,7 +22,7 @@ from common.model.metrics import task_metrics
 from common.paths import output_root
 from common.settings import Settings
 from common.training.seeds import mean_and_sd
-from data.census_income import CensusIncomeDataModule
+from data.census_income import MultiTaskDataModule
 from multitask.baselines import logistic_regression
 from multitask.mmoe import DISPLAY_NAMES, MMoE
 from multitask.train import DATA, MODEL, OPTIMIZER, TRAINING, train
@@ -72,7 +71,7 @@ def compare(
     runs = []  # one dict per group, model, seed and task
     for seed in seeds:
         for group, tasks in groups.items():
-            data = CensusIncomeDataModule(**settings.data | {"tasks": tasks}, seed=seed)
+            data = MultiTaskDataModule(**settings.data | {"tasks": tasks}, seed=seed)
             data.setup()
             folder = output_root() / "runs" / "multitask_compare" / ("sample" if data.is_sample else data.dataset)
             tested = {}
@@ -81,7 +80,7 @@ def compare(
                 tested["logistic regression"] = cached_metrics(linear, data)
             for variant, name in DISPLAY_NAMES.items():
                 tested[name] = {}
-                for group_tasks in [(task,) for task in tasks] if variant == "single_task" else [tasks]:
+                for group_tasks in trained_together(variant, tasks):
                     units = parameter_matched_units(variant, group_tasks, len(tasks), data, settings)
                     overrides = {"variant": variant, "tasks": group_tasks, "task_weights": (1.0,) * len(group_tasks)}
                     overrides |= {"expert_units": units}
@@ -105,13 +104,18 @@ def compare(
     return table
 
 
+def trained_together(variant: str, tasks: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The tasks of each model of a variant."""
+    return [(task,) for task in tasks] if variant == "single_task" else [tasks]
+
+
 def count_trainings(groups: dict[str, tuple[str, str]], seeds: int, candidates: int) -> int:
     """How many runs there are: all candidates with the first seed, the best one with the others."""
     models = {
         (variant, group_tasks)
         for variant in DISPLAY_NAMES
         for tasks in groups.values()
-        for group_tasks in ([(task,) for task in tasks] if variant == "single_task" else [tasks])
+        for group_tasks in trained_together(variant, tasks)
     }
     return len(models) * (candidates + seeds - 1)
 
@@ -122,15 +126,11 @@ def run(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     home = folder / f"{settings['variant']}-{'-'.join(settings['tasks'])}-seed{settings['seed']}-{digest}"
     if not (home / "results.json").exists():
-        train(run_folder=home, baselines=no_baselines, **changes)
+        train(run_folder=home, baselines=lambda data: {}, **changes)
     return read_json(home / "results.json")
 
 
-def no_baselines(data: CensusIncomeDataModule) -> dict[str, Tensor]:
-    return {}
-
-
-def cached_metrics(path: Path, data: CensusIncomeDataModule) -> dict:
+def cached_metrics(path: Path, data: MultiTaskDataModule) -> dict:
     """Test metrics of the logistic regression; measured now if they are not in the file."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def cached_metrics(path: Path, data: CensusIncomeDataModule) -> dict:
 
 
 def parameter_matched_units(
-    variant: str, tasks: Sequence[str], group_size: int, data: CensusIncomeDataModule, settings: Settings
+    variant: str, tasks: Sequence[str], group_size: int, data: MultiTaskDataModule, settings: Settings
 ) -> tuple[int, ...]:
     """Widths of an expert with which a variant has as many parameters as MMoE: the first one is adapted."""
     first, *others = settings.model["expert_units"]

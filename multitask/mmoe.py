@@ -93,6 +93,11 @@ class MMoE(Recommender):
         losses = functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").mean(0)  # (K,)
         return losses @ self.task_weights
 
+    @property
+    def loss_weight(self) -> float | None:
+        weights = self.hparams["task_weights"]  # the validation's log loss is a mean over tasks
+        return sum(weights) if len(set(weights)) == 1 else None
+
     def predict(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 

@@ -21,7 +21,7 @@ from common.errors import run_script
 from common.settings import Settings
 from common.training.fit import fit_and_test
 from common.training.run_folder import claim_run_folder
-from data.census_income import CensusIncomeDataModule
+from data.census_income import MultiTaskDataModule
 from multitask.baselines import logistic_regression
 from multitask.expert_usage import ExpertUsage, plot_gates
 from multitask.mmoe import MMoE
@@ -48,6 +48,7 @@ MODEL = dict(
 OPTIMIZER = dict(
     optimizer="adam",
     learning_rate=2e-3,
+    embedding_learning_rate=None,  # of the table; None: learning_rate
     embedding_l2=0.0,  # on the table rows in a batch
     schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 where nothing improves
     warmup_steps=0,  # in which the rate grows linearly, before the schedule
@@ -81,7 +82,7 @@ def train(
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("multitask", settings.flat(), run_folder) as folder:
-        data = CensusIncomeDataModule(**settings.data, seed=settings.training["seed"])
+        data = MultiTaskDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
         pl.seed_everything(settings.training["seed"], verbose=False)
         model = MMoE(

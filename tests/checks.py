@@ -8,14 +8,14 @@ import torch
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.model.recommender import Recommender
 
-OPTIMIZER = {"optimizer": "adam", "learning_rate": 0.02, "embedding_l2": 0.0, "schedule": "plateau", "warmup_steps": 0}
+OPTIMIZER = {"optimizer": "adam", "learning_rate": 0.02, "embedding_learning_rate": None, "embedding_l2": 0.0}
+OPTIMIZER |= {"schedule": "plateau", "warmup_steps": 0}
 
 
 def build(model_class: type[Recommender], settings: dict, changes: dict) -> Recommender:
     """A model from its arguments; changes may be of OPTIMIZER too."""
-    names = {*OPTIMIZER, "embedding_learning_rate"}
-    optimizer = OPTIMIZER | {name: value for name, value in changes.items() if name in names}
-    others = {name: value for name, value in changes.items() if name not in names}
+    optimizer = OPTIMIZER | {name: value for name, value in changes.items() if name in OPTIMIZER}
+    others = {name: value for name, value in changes.items() if name not in OPTIMIZER}
     return model_class(**settings | others, optimizer=optimizer)
 
 

@@ -130,7 +130,8 @@ def test_flipped_bytes_are_noticed_or_change_nothing(tmp_path, good, root, rng):
     assert refused > len(places) / 3
 
 
-OPTIMIZER = {"optimizer": "adam", "learning_rate": 1e-3, "embedding_l2": 0.0, "schedule": "linear", "warmup_steps": 0}
+OPTIMIZER = {"optimizer": "adam", "learning_rate": 1e-3, "embedding_learning_rate": None, "embedding_l2": 0.0}
+OPTIMIZER |= {"schedule": "linear", "warmup_steps": 0}
 SMALL_MODELS = {
     DeepFM: {"num_dense": 2, "cardinalities": [5, 6], "embedding_dim": 4, "hidden_units": [8]}
     | {"dropout": 0.0, "batch_norm": False, "optimizer": OPTIMIZER},
@@ -157,7 +158,7 @@ ABSURD = [
 def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path, model, sizes, message):
     small = SMALL_MODELS[model]
     content = {"model": model.__name__, "state_dict": model(**small).state_dict(), "hyper_parameters": small | sizes}
-    content |= {"CriteoDataModule": {}, "MovieRatingDataModule": {}}
+    content |= {"ClickDataModule": {}, "HistoryDataModule": {}}
     MappedCheckpointIO().save_checkpoint(content, tmp_path / "absurd.ckpt")
     with pytest.raises(UserError, match=f"absurd.ckpt does not fit .*{message}"):
         load(tmp_path / "absurd.ckpt")
@@ -173,7 +174,7 @@ def test_a_tensor_larger_than_its_data_is_refused_before_it_is_copied(tmp_path, 
         "hyper_parameters": content["hyper_parameters"] | {"cardinalities": sizes},
         "state_dict": weights,
     }
-    for change in (forged, content | {"state_dict": Counter(weights)}, content | {"CriteoDataModule": [table]}):
+    for change in (forged, content | {"state_dict": Counter(weights)}, content | {"ClickDataModule": [table]}):
         MappedCheckpointIO().save_checkpoint(change, path)
         assert path.stat().st_size < 10**6
         with pytest.raises(UserError, match=r"forged.ckpt is damaged: a tensor in it is larger than its data"):
@@ -261,7 +262,7 @@ def is_loadable(path: Path) -> bool:
 def test_wrong_values_anywhere_in_a_checkpoint(tmp_path, good, root):
     content, path = load_checkpoint(good), tmp_path / "wrong.ckpt"
     raw, refused = root / "criteo" / "train.txt", 0
-    used = ("state_dict", "hyper_parameters", "model", "CriteoDataModule")
+    used = ("state_dict", "hyper_parameters", "model", "ClickDataModule")
     for place in places({name: content[name] for name in used}):
         for value in WRONG:
             MappedCheckpointIO().save_checkpoint(replaced(content, place, value), path)
@@ -270,7 +271,7 @@ def test_wrong_values_anywhere_in_a_checkpoint(tmp_path, good, root):
             except UserError as error:
                 refused += 1
                 # what might describe another table is found in the first row that does not fit it
-                described = place[:2] == ("CriteoDataModule", "schema") and is_loadable(path)
+                described = place[:2] == ("ClickDataModule", "schema") and is_loadable(path)
                 assert str(raw if described else path) in str(error), (place, value)
                 assert not described or place[2] in OF_ANOTHER_TABLE, (place, value)
     assert refused > 100

@@ -16,7 +16,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.model.metrics import rating_metrics
 from common.paths import REPO
-from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_rating_seq import HistoryDataModule
 from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.script_process import run_process
 
@@ -38,7 +38,7 @@ def test_planted_order_is_found_and_lost_when_shuffled(tmp_path, outputs):
     assert results["is_sample"] and best < test < bias - 0.75 * (bias - best)
     assert baselines["BST without its sequence"] > bias - 0.2 * (bias - best)
 
-    data = MovieRatingDataModule(**DATA | {"data_root": str(tmp_path), "history_length": 8}, seed=0)
+    data = HistoryDataModule(**DATA | {"data_root": str(tmp_path), "history_length": 8}, seed=0)
     data.setup()
     content = load_checkpoint(next(outputs.glob("runs/bst/version_0/checkpoints/best.ckpt")))
     model = BST(**content["hyper_parameters"])
@@ -67,7 +67,7 @@ def test_whole_run(tmp_path, rng, outputs, write, target):
     assert len(results["baselines"]) == 7 and not results["is_sample"]
     assert {path.name for path in run.glob("*.png")} == {"attention.png", "history_length.png", "learning_curves.png"}
     state = load_checkpoint(run / "checkpoints" / "best.ckpt")
-    assert state["MovieRatingDataModule"]["encoder"]["movie_ids"]
+    assert state["HistoryDataModule"]["encoder"]["movie_ids"]
 
 
 def test_heads_that_do_not_fit_are_refused(tmp_path, rng):
@@ -93,7 +93,7 @@ def test_factorization_reaches_its_minimum(rng):
 @pytest.mark.real_data("ml-1m")
 def test_factorization_is_no_straw_man():
     """Surprise's tuned SVD has a test RMSE of 0.9155."""
-    data = MovieRatingDataModule(**DATA, seed=0)
+    data = HistoryDataModule(**DATA, seed=0)
     data.setup()
     target = data.targets("test")
     results = {name: rating_metrics(found, target)["rmse"] for name, found in rating_baselines(data).items()}

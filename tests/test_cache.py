@@ -25,29 +25,29 @@ import data.table_data
 from bst.train import DATA as MOVIE_DATA
 from common.data.cache import build_once
 from common.data.data_module import RecommendationDataModule
-from data.census_income import CensusIncomeDataModule
+from data.census_income import MultiTaskDataModule
 from data.census_sample import census_sample
-from data.criteo_data import CriteoDataModule
-from data.movie_rating_seq import MovieRatingDataModule
+from data.criteo_data import ClickDataModule
+from data.movie_rating_seq import HistoryDataModule
 from deepfm.train import DATA as CRITEO_DATA
 from multitask.train import DATA as CENSUS_DATA
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m
 
-DEFAULTS = {CriteoDataModule: CRITEO_DATA, CensusIncomeDataModule: CENSUS_DATA, MovieRatingDataModule: MOVIE_DATA}
+DEFAULTS = {ClickDataModule: CRITEO_DATA, MultiTaskDataModule: CENSUS_DATA, HistoryDataModule: MOVIE_DATA}
 # values of each setting, of which any two may give other arrays
 SETTINGS = {
-    CriteoDataModule: {
+    ClickDataModule: {
         "split": ["time", "random"],
         "dense_transform": ["log", "log+missing", "bucket"],
         "min_count": [1, 2, 5],
     },
-    CensusIncomeDataModule: {
+    MultiTaskDataModule: {
         "tasks": [("income",), ("never_married", "income")],
         "min_count": [1, 5],
         "num_bins": [4, 16],
     },
-    MovieRatingDataModule: {
+    HistoryDataModule: {
         "split": ["leave_last", "time", "random"],
         "target": ["rating", "click"],
         "history_length": [3, 5],
@@ -60,9 +60,9 @@ OF_LOADING |= {"weighted", "negative_rate", "negatives"}  # of data without rati
 # they open and check; what they change in the arrays is an error
 HARMLESS = [common.errors, common.files, common.paths, common.data.cache, common.data.parallel, common.data.raw_files]
 MODULES = {
-    CriteoDataModule: data.table_data,
-    CensusIncomeDataModule: data.table_data,
-    MovieRatingDataModule: data.movie_rating_seq,
+    ClickDataModule: data.table_data,
+    MultiTaskDataModule: data.table_data,
+    HistoryDataModule: data.movie_rating_seq,
 }
 
 
@@ -126,7 +126,7 @@ def test_settings_that_change_the_arrays_have_a_cache_of_their_own(arrays, modul
 
 
 @pytest.mark.parametrize(
-    ("module", "changed"), [*((module, {}) for module in MODULES), (MovieRatingDataModule, {"dataset": "mine"})]
+    ("module", "changed"), [*((module, {}) for module in MODULES), (HistoryDataModule, {"dataset": "mine"})]
 )
 def test_the_code_that_computes_is_part_of_the_key(root, tmp_path, monkeypatch, module, changed):
     """All functions of the repo that a build calls are of modules whose text is in the key."""

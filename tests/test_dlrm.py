@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 from data.criteo_sample import criteo_sample
 from data.criteo_schema import CATEGORICAL as CATEGORIES
 from dlrm.dlrmnet import DLRM
@@ -137,7 +137,7 @@ def test_without_dense_columns():
 
 def test_a_trial_sees_no_test_rows(tmp_path, outputs, monkeypatch):
     (tmp_path / "criteo").symlink_to(criteo_sample(2000))
-    monkeypatch.setattr(CriteoDataModule, "test_dataloader", lambda self: pytest.fail("a trial read the test split"))
+    monkeypatch.setattr(ClickDataModule, "test_dataloader", lambda self: pytest.fail("a trial read the test split"))
     folder = tmp_path / "trial"
     small = {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "embedding_dim": 4, "data_root": str(tmp_path)}
     results = train(run_folder=str(folder), test=False, **small)

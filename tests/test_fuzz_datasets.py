@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from bst.train import DATA as MOVIE_DATA
 from common.errors import UserError
-from data.census_income import CensusIncomeDataModule
-from data.criteo_data import CriteoDataModule
+from data.census_income import MultiTaskDataModule
+from data.criteo_data import ClickDataModule
 from data.movie_preprocessor import MoviePreprocessor
-from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_rating_seq import HistoryDataModule
 from data.table_preprocessor import TablePreprocessor
 from deepfm.train import DATA as CRITEO_DATA
 from multitask.train import DATA as CENSUS_DATA
@@ -64,20 +64,20 @@ def movie_forms(*names: str) -> dict[str, Form]:
 RATINGS = make_ratings(np.random.default_rng(2), users=6, movies=12, most=8)
 SPLIT = {"split": "random", "history_length": 3}
 DATASETS = [
-    Dataset("criteo", write_criteo, CriteoDataModule, {"min_count": 1}, {"train.txt": BY_NAME["criteo-train"]},
+    Dataset("criteo", write_criteo, ClickDataModule, {"min_count": 1}, {"train.txt": BY_NAME["criteo-train"]},
             "train.txt", TablePreprocessor),
-    Dataset("criteo-random", write_criteo, CriteoDataModule, {"split": "random", "dense_transform": "bucket"},
+    Dataset("criteo-random", write_criteo, ClickDataModule, {"split": "random", "dense_transform": "bucket"},
             {"train.txt": BY_NAME["criteo-train"]}, "train.txt", TablePreprocessor),
-    *(Dataset(name, write_census(train, test), CensusIncomeDataModule, {"tasks": ALL_TASKS, "min_count": 1},
+    *(Dataset(name, write_census(train, test), MultiTaskDataModule, {"tasks": ALL_TASKS, "min_count": 1},
               dict.fromkeys((train, test), BY_NAME[name]), test, TablePreprocessor)
       for name, train, test in (("census-income-kdd", "census-income.data", "census-income.test"),
                                 ("adult", "adult.data", "adult.test"))),
-    Dataset("ml-1m", lambda folder: write_1m(folder, RATINGS, 12), MovieRatingDataModule, SPLIT,
+    Dataset("ml-1m", lambda folder: write_1m(folder, RATINGS, 12), HistoryDataModule, SPLIT,
             movie_forms("ratings.dat", "movies.dat", "users.dat"), "ratings.dat", MoviePreprocessor),
-    Dataset("ml-csv", lambda folder: write_csv(folder, RATINGS, 12), MovieRatingDataModule, {"history_length": 3},
+    Dataset("ml-csv", lambda folder: write_csv(folder, RATINGS, 12), HistoryDataModule, {"history_length": 3},
             movie_forms("ratings.csv", "movies.csv"), "ratings.csv", MoviePreprocessor),
 ]  # fmt: skip
-DEFAULTS = {CriteoDataModule: CRITEO_DATA, CensusIncomeDataModule: CENSUS_DATA, MovieRatingDataModule: MOVIE_DATA}
+DEFAULTS = {ClickDataModule: CRITEO_DATA, MultiTaskDataModule: CENSUS_DATA, HistoryDataModule: MOVIE_DATA}
 BY_DATASET = pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.name)
 
 

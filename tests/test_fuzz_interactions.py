@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bst.train import DATA
 from common.errors import UserError
 from data.interactions_preprocessor import InteractionsPreprocessor
-from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_rating_seq import HistoryDataModule
 from tests.plain_parsers import Form
 from tests.test_fuzz import QUIET, small_blocks  # noqa: F401  # the fixture
 from tests.test_fuzz_datasets import damaged
@@ -39,9 +39,9 @@ VALUES = [
 ]
 
 
-def prepare(root: str, monkeypatch) -> MovieRatingDataModule:
+def prepare(root: str, monkeypatch) -> HistoryDataModule:
     monkeypatch.setenv("OUTPUT_ROOT", f"{root}/output")
-    data = MovieRatingDataModule(**DATA | {"dataset": "mine", "data_root": root, "split": "random"}, seed=0)
+    data = HistoryDataModule(**DATA | {"dataset": "mine", "data_root": root, "split": "random"}, seed=0)
     data.setup()
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
         assert all(column.isfinite().all() for batch in loader for column in batch)

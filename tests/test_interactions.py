@@ -20,7 +20,7 @@ from data.history_preprocessor import HistoryPreprocessor
 from data.interactions_guess import guess_interactions
 from data.interactions_preprocessor import preprocessor_of_histories
 from data.movie_history import FIRST_ID, OOV, PADDING
-from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_rating_seq import HistoryDataModule
 from deepfm.train import train as train_deepfm
 from predict import load, predict, predict_batch
 from recommend import recommend
@@ -73,9 +73,9 @@ def to_csv(table: list[list], separator: str = ",") -> str:
     return text.getvalue()
 
 
-def open_data(root: Path, **settings) -> MovieRatingDataModule:
+def open_data(root: Path, **settings) -> HistoryDataModule:
     defaults = DATA | {"dataset": "mine", "data_root": str(root), "history_length": 5, "negatives": 3}
-    data = MovieRatingDataModule(**{"seed": 0} | defaults | settings)
+    data = HistoryDataModule(**{"seed": 0} | defaults | settings)
     data.setup()
     return data
 
@@ -85,7 +85,7 @@ def in_order(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row[0], row[2]))
 
 
-def texts_of(data: MovieRatingDataModule) -> list[str]:
+def texts_of(data: HistoryDataModule) -> list[str]:
     """The item of each id."""
     return ["(unseen)", "(none)", *(data.table.ids["item"][number] for number in data.encoder.movie_ids)]
 

@@ -11,7 +11,7 @@ import pytest
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.settings import Settings
-from data.census_income import CensusIncomeDataModule
+from data.census_income import MultiTaskDataModule
 from data.census_sample import census_sample
 from multitask import compare
 from multitask.train import DATA, MODEL, OPTIMIZER, TRAINING, train
@@ -120,7 +120,7 @@ def test_the_number_of_trainings():
 
 
 def test_budgets_are_equal_within_5_percent(raw, monkeypatch):
-    data = CensusIncomeDataModule(**DATA | {"data_root": str(raw)}, seed=0)
+    data = MultiTaskDataModule(**DATA | {"data_root": str(raw)}, seed=0)
     data.setup()
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING)
     budget = parameters("mmoe", data, (32, 32))
@@ -130,7 +130,7 @@ def test_budgets_are_equal_within_5_percent(raw, monkeypatch):
         assert abs(share * parameters(variant, data, units, tasks) / budget - 1) < 0.05
 
 
-def parameters(variant: str, data: CensusIncomeDataModule, units: tuple[int, ...], tasks: int = 2) -> int:
+def parameters(variant: str, data: MultiTaskDataModule, units: tuple[int, ...], tasks: int = 2) -> int:
     changes = {"variant": variant, "expert_units": units, "task_weights": (1.0,) * tasks}
     sizes = data.bin_edges, data.cardinalities, data.tasks[:tasks]
     return compare.MMoE(*sizes, **MODEL | changes, optimizer=OPTIMIZER).count_parameters()

@@ -10,7 +10,8 @@ import torch
 from common.errors import UserError
 from common.model.metrics import auc
 from common.training.fit import saved_predictions
-from data.criteo_data import CriteoDataModule
+from common.training.seeds import averaged_metrics
+from data.criteo_data import ClickDataModule
 from data.movie_clicks import MOVIE_CLICKS
 from deepfm.train import DATA, train
 from dlrm.train import train as train_dlrm
@@ -24,8 +25,8 @@ def root(tmp_path, rng):
     return tmp_path
 
 
-def open_data(root, **changes) -> CriteoDataModule:
-    data = CriteoDataModule(**{"seed": 0} | DATA | {"dataset": "ml-1m", "data_root": str(root)} | changes)
+def open_data(root, **changes) -> ClickDataModule:
+    data = ClickDataModule(**{"seed": 0} | DATA | {"dataset": "ml-1m", "data_root": str(root)} | changes)
     data.setup()
     return data
 
@@ -66,6 +67,7 @@ def test_trains_and_scores_rows_of_it(root, tmp_path, script):
     results = script(dataset="ml-1m", data_root=str(root), max_epochs=1, **small)
     assert results["protocol"] == "random 8:1:1 split (seed 2018)"
     assert "gauc" in results["test"].keys() & results["validation"].keys() & results["baselines"]["constant"].keys()
+    assert averaged_metrics([results]) == pytest.approx(results["test"], abs=1e-6)
     difference = results["differences"]["logistic regression"]["auc"]
     assert difference["low"] < difference["difference"] < difference["high"]
     data = open_data(root, split="random")

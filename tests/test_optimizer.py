@@ -11,6 +11,7 @@ from common.model.optimizer import LazyAdam, build_optimizer
 from common.model.sparse_gradients import touched_rows
 
 ROWS, DIM, STEPS = 6, 3, 20
+LINEAR = {"schedule": "linear", "warmup_steps": 0}
 
 
 def sparse(rows: list[int], values: torch.Tensor) -> torch.Tensor:
@@ -95,7 +96,7 @@ def test_touched_rows_sums_repetitions():
 
 def test_l2_reaches_the_tables_alone_and_only_with_adam():
     model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
-    settings = {"learning_rate": 1e-3, "embedding_l2": 0.5, "schedule": "linear", "warmup_steps": 0}
+    settings = {"learning_rate": 1e-3, "embedding_learning_rate": None, "embedding_l2": 0.5} | LINEAR
     built = build_optimizer(model, 10, optimizer="adam", **settings)
     decay = {id(p): g["weight_decay"] for g in built["optimizer"].param_groups for p in g["params"]}
     assert decay == {id(p): 0.5 * (p is model["table"].weight) for p in model.parameters()}
@@ -106,8 +107,8 @@ def test_l2_reaches_the_tables_alone_and_only_with_adam():
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
 def test_linear_schedule_ends_at_zero_for_each_group(optimizer):
     model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
-    rates = {"learning_rate": 0.1, "embedding_learning_rate": 0.4}
-    built = build_optimizer(model, 4, optimizer=optimizer, **rates, schedule="linear", warmup_steps=0)
+    rates = {"learning_rate": 0.1, "embedding_learning_rate": 0.4, "embedding_l2": 0.0}
+    built = build_optimizer(model, 4, optimizer=optimizer, **rates, **LINEAR)
     scheduler, found = built["lr_scheduler"]["scheduler"], []
     for _ in range(5):
         found.append([group["lr"] for group in built["optimizer"].param_groups])
@@ -119,7 +120,8 @@ def test_linear_schedule_ends_at_zero_for_each_group(optimizer):
 def rates(schedule: str, warmup_steps: int, total_steps: int) -> list[float]:
     """Rate of each step, of a base rate of 0.1."""
     model = torch.nn.Linear(2, 1)
-    settings = {"optimizer": "sgd", "learning_rate": 0.1, "schedule": schedule, "warmup_steps": warmup_steps}
+    settings = {"optimizer": "sgd", "learning_rate": 0.1, "embedding_learning_rate": None, "embedding_l2": 0.0}
+    settings |= {"schedule": schedule, "warmup_steps": warmup_steps}
     built = build_optimizer(model, total_steps, **settings)
     found = []
     for _ in range(total_steps):

@@ -10,8 +10,8 @@ import torch
 
 from common.model.embedding import PackedEmbedding
 from common.training.baselines import one_hot
-from data.census_income import CensusIncomeDataModule
-from data.criteo_data import CriteoDataModule
+from data.census_income import MultiTaskDataModule
+from data.criteo_data import ClickDataModule
 from data.table_preprocessor import TablePreprocessor
 from deepfm.deepfm import DeepFM
 from deepfm.train import DATA as CLICK_DATA
@@ -125,7 +125,7 @@ GENRES = ["Action", "Drama", "Sci-Fi", 'Kids, & "co"']
 COLUMNS = {
     "row id": {"role": "kept"},
     "clicked?": {"role": "label", "positive": ["yes"], "negative": ["no"], "task": "click"},
-    "bought": {"role": "label", "positive": ["1"], "negative": ["0"]},
+    "rating": {"role": "label", "positive": ["1"], "negative": ["0"]},
     'user, "id"': {"role": "categorical"},
     "genres": {"role": "categorical", "separator": "|", "pooling": "mean", "min_count": 1},
     "tags": {"role": "categorical", "separator": "|", "pooling": "sum", "min_count": 1},
@@ -143,7 +143,7 @@ def write_table(root: Path, name: str, excluded: tuple[str, ...] = ()) -> Path:
         {
             "row id": [f"r{i}" for i in range(600)],
             "clicked?": np.where([("Drama" in cell) ^ (rng.random() < 0.1) for cell in genres], "yes", "no"),
-            "bought": rng.integers(0, 2, 600),
+            "rating": rng.integers(0, 2, 600),
             'user, "id"': [f"user-number-{i}" for i in rng.integers(0, 20, 600)],
             "genres": genres if lists else ["|".join(cell) for cell in genres],
             "tags": tags if lists else ["|".join(cell) for cell in tags],
@@ -168,24 +168,25 @@ SMALL = {"dataset": "mine", "batch_size": 32, "precision": "32-true"}
 @pytest.mark.parametrize("train", [train_deepfm, train_dlrm, train_mmoe], ids=["deepfm", "dlrm", "mmoe"])
 def test_a_table_trains_and_scores(tmp_path, train, name):
     is_mmoe = train is train_mmoe
-    path = write_table(tmp_path, name, () if is_mmoe else ("bought",))
+    path = write_table(tmp_path, name, () if is_mmoe else ("rating",))
     sizes = {
         train_deepfm: {"hidden_units": (8,), "embedding_dim": 4},
         train_dlrm: {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "embedding_dim": 4, "learning_rate": 0.01},
-        train_mmoe: {"tasks": ("click", "bought"), "learning_rate": 0.01, "dropout": 0.0, "max_epochs": 6},
+        train_mmoe: {"tasks": ("click", "rating"), "learning_rate": 0.01, "dropout": 0.0, "max_epochs": 6},
     }[train]
     results = train(data_root=str(tmp_path), **{"max_epochs": 4, "patience": 99} | SMALL | sizes)
     auc = "auc_click" if is_mmoe else "auc"
     assert results["test"][auc] > 0.7 and results["baselines"]["logistic regression"][auc] > 0.8
-    data_class, defaults = (CensusIncomeDataModule, MULTITASK_DATA) if is_mmoe else (CriteoDataModule, CLICK_DATA)
+    data_class, defaults = (MultiTaskDataModule, MULTITASK_DATA) if is_mmoe else (ClickDataModule, CLICK_DATA)
     if train is train_dlrm:
         defaults = defaults | {"dense_transform": "log"}
     changes = {"dataset": "mine", "data_root": str(tmp_path)} | ({"tasks": sizes["tasks"]} if is_mmoe else {})
     data = data_class(**defaults | changes, seed=1)
     expected = by_test_step(results["checkpoint"], data)
-    predict(results["checkpoint"], path, tmp_path / "out.csv")
+    measured = predict(results["checkpoint"], path, tmp_path / "out.csv")["metrics"]
+    assert all("auc" in metrics for metrics in measured.values())  # of a task that is called rating, too
     scores = pd.read_csv(tmp_path / "out.csv")
-    assert list(scores.columns) == ["row id", *(("click", "bought") if is_mmoe else ("probability",))]
+    assert list(scores.columns) == ["row id", *(("click", "rating") if is_mmoe else ("probability",))]
     found = scores.iloc[data.rows["test"], 1:].to_numpy().reshape(expected.shape)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
@@ -195,7 +196,7 @@ def test_export(tmp_path):
     pytest.importorskip("onnxscript")
     from export_onnx import export
 
-    write_table(tmp_path, "t.csv", ("bought",))
+    write_table(tmp_path, "t.csv", ("rating",))
     sizes = {"hidden_units": (8,), "embedding_dim": 4}
     checkpoint = train_deepfm(data_root=str(tmp_path), max_epochs=1, **SMALL, **sizes)["checkpoint"]
     assert export(checkpoint)["difference"] <= 1e-5
@@ -204,8 +205,8 @@ def test_export(tmp_path):
 
 
 def test_made_up_rows_have_cells_of_all_sizes(tmp_path):
-    write_table(tmp_path, "t.csv", ("bought",))
-    data = CriteoDataModule(**CLICK_DATA | {"dataset": "mine", "data_root": str(tmp_path)}, seed=1)
+    write_table(tmp_path, "t.csv", ("rating",))
+    data = ClickDataModule(**CLICK_DATA | {"dataset": "mine", "data_root": str(tmp_path)}, seed=1)
     data.setup()
     _, ids = TablePreprocessor(data.state_dict()).random_inputs(200, np.random.default_rng(0))
     cells = (ids >= 0).split(data.slots, 1)

@@ -25,11 +25,11 @@ from common.model.metrics import click_metrics, rating_metrics
 from common.model.streaming_metrics import StreamingClickMetrics, StreamingRatingMetrics
 from common.paths import REPO
 from common.training.fit import QUIET_TRAINER
-from data.census_income import CensusIncomeDataModule
+from data.census_income import MultiTaskDataModule
 from data.census_sample import census_sample
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 from data.movie_preprocessor import MoviePreprocessor
-from data.movie_rating_seq import MovieRatingDataModule
+from data.movie_rating_seq import HistoryDataModule
 from deepfm.train import DATA as DEEPFM_DATA
 from deepfm.train import train as train_deepfm
 from dlrm.train import DATA as DLRM_DATA
@@ -109,7 +109,7 @@ def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, sett
     checkpoint = train_on(train, root, outputs, **settings)
     defaults = DEEPFM_DATA if train is train_deepfm else DLRM_DATA
     changed = {name: value for name, value in settings.items() if name in defaults}
-    data = CriteoDataModule(**defaults | changed | {"data_root": str(root)}, seed=0)
+    data = ClickDataModule(**defaults | changed | {"data_root": str(root)}, seed=0)
     expected = by_test_step(checkpoint, data)
     moved = Path(shutil.move(checkpoint, tmp_path / "alone.ckpt"))
     shutil.rmtree(outputs / "runs")
@@ -179,7 +179,7 @@ def test_several_checkpoints_give_the_mean(tmp_path, outputs, root, deepfm):
 def test_census_equals_the_test_step(tmp_path, outputs):
     (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
     checkpoint = train_on(train_mmoe, tmp_path, outputs, num_experts=2, expert_units=(8, 4), tower_units=(4,))
-    data = CensusIncomeDataModule(**CENSUS_DATA | {"data_root": str(tmp_path)}, seed=0)
+    data = MultiTaskDataModule(**CENSUS_DATA | {"data_root": str(tmp_path)}, seed=0)
     expected = by_test_step(checkpoint, data)
     raw = tmp_path / "census-income-kdd" / "census-income.test"
     metrics = predict(checkpoint, raw, tmp_path / "out.csv")["metrics"]
@@ -215,7 +215,7 @@ def test_movies_equal_the_test_step(tmp_path, outputs, rng, write, raw, target, 
     changed = {"dataset": "mine", "target": target, "split": split}
     settings = SMALL_BST | changed
     checkpoint = train_on(train_bst, tmp_path, outputs, **settings)
-    data = MovieRatingDataModule(**MOVIE_DATA | changed | {"data_root": str(tmp_path), "history_length": 5}, seed=0)
+    data = HistoryDataModule(**MOVIE_DATA | changed | {"data_root": str(tmp_path), "history_length": 5}, seed=0)
     expected = by_test_step(checkpoint, data)
     result = predict(checkpoint, tmp_path / "mine" / raw, tmp_path / "out.csv")
     header, values = read_csv(tmp_path / "out.csv")
@@ -232,7 +232,7 @@ def test_a_movie_rated_again_is_read_as_in_training(tmp_path, rng):
     ratings = list({(user, movie, time): row for row in ratings for user, movie, _, time in [row]}.values())
     assert len(ratings) > 350 and len({row[:2] for row in ratings}) < 60
     write_1m(tmp_path / "mine", ratings, movies=8)
-    data = MovieRatingDataModule(
+    data = HistoryDataModule(
         **MOVIE_DATA | {"dataset": "mine", "data_root": str(tmp_path), "history_length": 5}, seed=0
     )
     data.setup()
@@ -348,7 +348,7 @@ def test_the_output_is_none_of_the_inputs(tmp_path, root, lines, deepfm):
         ({"model": None}, "found the model None"),
         ({"model": "DLRM"}, "does not fit this version of DLRM"),
         ({"hyper_parameters": {}}, "does not fit"),
-        ({"CriteoDataModule": {}}, "does not fit"),
+        ({"ClickDataModule": {}}, "does not fit"),
         ({"state_dict": {}}, "does not fit"),
     ],
 )

@@ -16,21 +16,21 @@ from common.cluster.search import run_search
 from common.errors import UserError
 from common.model.optimizer import build_optimizer
 from common.settings import RULES, Settings, check_settings
-from data.census_income import CensusIncomeDataModule
-from data.criteo_data import CriteoDataModule
-from data.movie_rating_seq import MovieRatingDataModule
+from data.census_income import MultiTaskDataModule
+from data.criteo_data import ClickDataModule
+from data.movie_rating_seq import HistoryDataModule
 from deepfm.deepfm import DeepFM
 from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
 
 SCRIPTS = {
-    deepfm.train: (CriteoDataModule, DeepFM),
-    dlrm.train: (CriteoDataModule, DLRM),
-    multitask.train: (CensusIncomeDataModule, MMoE),
-    bst.train: (MovieRatingDataModule, BST),
+    deepfm.train: (ClickDataModule, DeepFM),
+    dlrm.train: (ClickDataModule, DLRM),
+    multitask.train: (MultiTaskDataModule, MMoE),
+    bst.train: (HistoryDataModule, BST),
 }
 # what a train.py gives beside its settings
-OF_THE_RUN = {CriteoDataModule: {"seed"}, CensusIncomeDataModule: {"seed"}, MovieRatingDataModule: {"seed"}}
+OF_THE_RUN = {ClickDataModule: {"seed"}, MultiTaskDataModule: {"seed"}, HistoryDataModule: {"seed"}}
 OF_THE_RUN |= {model: {"optimizer", "slots", "pooling"} for _, model in SCRIPTS.values()}
 OF_THE_RUN |= {BST: {"optimizer", "history_length", "target", "rating_range", "rating_units"}}
 
@@ -53,9 +53,9 @@ def keywords(function: object, without_default: bool = False) -> set[str]:
 def test_each_group_is_what_its_consumer_takes(script):
     data_module, model = SCRIPTS[script]
     assert keywords(data_module) == script.DATA.keys() | OF_THE_RUN[data_module]
+    assert keywords(build_optimizer) == script.OPTIMIZER.keys()
     assert keywords(model) == script.MODEL.keys() | OF_THE_RUN[model]
-    assert keywords(build_optimizer, without_default=True) <= script.OPTIMIZER.keys() <= keywords(build_optimizer)
-    for consumer, group in ((data_module, script.DATA), (model, script.MODEL)):
+    for consumer, group in ((data_module, script.DATA), (model, script.MODEL), (build_optimizer, script.OPTIMIZER)):
         assert group.keys() <= keywords(consumer, without_default=True), "a second default"
 
 

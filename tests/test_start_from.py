@@ -30,7 +30,7 @@ def write_table(root: Path, name: str, **files: list[str]) -> None:
 
 def rows_by_value(content: dict) -> dict[tuple[str, object], torch.Tensor]:
     """Table row of each (field, value) of a checkpoint, read off its own vocabulary."""
-    encoder, rows, start = TableEncoder.from_state(content["CriteoDataModule"]), {}, 0
+    encoder, rows, start = TableEncoder.from_state(content["ClickDataModule"]), {}, 0
     for field in encoder.fields:
         for i, value in enumerate([0, 1, *field.texts()]):
             rows[field.name, value] = content["state_dict"]["embedding.weight"][start + i]

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from common.errors import UserError
-from data.census_income import CensusIncomeDataModule
-from data.criteo_data import CriteoDataModule
+from data.census_income import MultiTaskDataModule
+from data.criteo_data import ClickDataModule
 from data.table_categories import EMPTY_SLOT, MISSING, OOV
 from data.table_encoder import signed_log_dense
 from data.table_guess import guess_table
@@ -70,8 +70,8 @@ def write(root: Path, frame: pd.DataFrame, columns: dict = COLUMNS, name: str = 
     return folder / name
 
 
-def open_data(root: Path, **settings) -> CriteoDataModule:
-    data = CriteoDataModule(**{"seed": 0} | DATA | {"dataset": "mine", "data_root": str(root)} | settings)
+def open_data(root: Path, **settings) -> ClickDataModule:
+    data = ClickDataModule(**{"seed": 0} | DATA | {"dataset": "mine", "data_root": str(root)} | settings)
     data.setup()
     return data
 
@@ -158,7 +158,7 @@ def test_two_labels_train_together(tmp_path, frame):
     columns["genres"] = {"role": "excluded"}
     write(tmp_path, frame, columns)
     settings = MULTITASK | {"dataset": "mine", "data_root": str(tmp_path), "tasks": ("purchase", "clicked"), "seed": 0}
-    data = CensusIncomeDataModule(**settings)
+    data = MultiTaskDataModule(**settings)
     data.setup()
     dense, ids, label = everything(data)
     assert label.tolist() == np.stack([frame["bought"] == "yes", frame["clicked"]], 1).astype(float).tolist()
@@ -265,7 +265,7 @@ def test_the_guess_trains(tmp_path, frame):
 @pytest.mark.parametrize("dataset", ["census-income-kdd", "adult"])
 def test_real_sets_as_plain_csv_give_the_same_arrays(tmp_path, dataset):
     settings = MULTITASK | {"tasks": ("income", "never_married"), "seed": 0}
-    official = CensusIncomeDataModule(**settings | {"dataset": dataset})
+    official = MultiTaskDataModule(**settings | {"dataset": dataset})
     official.setup()
     schema, folder = official.schema, official.table_folder
     (tmp_path / "mine").mkdir()
@@ -288,7 +288,7 @@ def test_real_sets_as_plain_csv_give_the_same_arrays(tmp_path, dataset):
         columns[column.name] = entry
     content = {"files": files, "missing": ["?"], "columns": columns}
     (tmp_path / "mine" / "columns.json").write_text(json.dumps(content))
-    own = CensusIncomeDataModule(**settings | {"dataset": "mine", "data_root": str(tmp_path)})
+    own = MultiTaskDataModule(**settings | {"dataset": "mine", "data_root": str(tmp_path)})
     own.setup()
     for part, rows in official.rows.items():
         assert rows.tolist() == own.rows[part].tolist()

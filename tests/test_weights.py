@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 from deepfm.deepfm import DeepFM
 from deepfm.train import DATA, MODEL, OPTIMIZER
 from deepfm.train import train as train_deepfm
@@ -71,8 +71,8 @@ def test_weights_move_the_predictions_and_no_metric(tmp_path, train):
     assert weighted["test"][name] == pytest.approx(plain["test"][name], abs=0.02)
 
 
-def open_data(root: Path, **changes) -> CriteoDataModule:
-    data = CriteoDataModule(**DATA | {"dataset": "mine", "data_root": str(root), "batch_size": 64} | changes, seed=0)
+def open_data(root: Path, **changes) -> ClickDataModule:
+    data = ClickDataModule(**DATA | {"dataset": "mine", "data_root": str(root), "batch_size": 64} | changes, seed=0)
     data.setup()
     return data
 

@@ -30,7 +30,7 @@ from common.checkpoint import MappedCheckpointIO
 from common.files import markdown_table
 from common.paths import output_root
 from common.training.results import peak_memory_mib
-from data.criteo_data import CriteoDataModule
+from data.criteo_data import ClickDataModule
 from data.criteo_schema import CRITEO
 from data.table_data import parse
 from deepfm.train import DATA
@@ -55,7 +55,7 @@ def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
         parse("criteo", CRITEO, {"all": [raw]})
     else:
         changes = dict(data_root=str(raw.parents[1]), dense_transform="log", min_count=min_count)
-        data = CriteoDataModule(**DATA | changes | dict(batch_size=BATCH_SIZE), seed=0)
+        data = ClickDataModule(**DATA | changes | dict(batch_size=BATCH_SIZE), seed=0)
         data.setup()
         row |= {"ids": sum(data.cardinalities)}
         if stage != "encode":
@@ -67,7 +67,7 @@ def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
     return row | {"peak_rss_gib": peak_memory_mib() / 1024, "peak_anonymous_gib": memory.stop() / GIB}
 
 
-def train(stage: str, data: CriteoDataModule, folder: Path) -> dict:
+def train(stage: str, data: ClickDataModule, folder: Path) -> dict:
     """Train an epoch, or resume at its end from the last checkpoint."""
     if not stage.endswith("_resume"):
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt

@@ -11,6 +11,7 @@ from common.data.loader import BatchLoader, EpochSampler, MemmapDataset
 from common.settings import check_settings
 
 SPLITS = ("train", "val", "test")
+SPLIT_SEED = 2018  # of random splits (that of BARS), and of held-out rows' negatives; not that of the training run
 EVALUATION_FACTOR = 4  # validation and test batches have this many times batch_size rows: they need no gradients
 
 Rows = np.ndarray | range
@@ -19,8 +20,8 @@ Rows = np.ndarray | range
 class RecommendationDataModule(pl.LightningDataModule):
     """Rows of three splits from one dataset of encoded rows.
 
-    A subclass gives setup(), which sets is_sample and rows, examples(), protocol, best_possible() and state_dict(): all
-    that is needed to score new rows with a checkpoint alone.
+    A subclass gives setup(), which sets is_sample and rows, examples(), protocol, best_prediction() and state_dict():
+    all that is needed to score new rows with a checkpoint alone.
     """
 
     is_sample: bool  # whether the rows are the built-in sample's
@@ -47,8 +48,8 @@ class RecommendationDataModule(pl.LightningDataModule):
         """As examples(), for training; the target may be a pair (target, weights of the rows)."""
         return self.examples()
 
-    def best_possible(self) -> dict[str, float]:
-        """Test metrics of the planted model of the built-in sample."""
+    def best_prediction(self) -> torch.Tensor:
+        """What the planted model of the built-in sample predicts for the test rows, of the shape of the target."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:

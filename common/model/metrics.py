@@ -1,7 +1,7 @@
 """Metrics of whole splits: predictions and targets are kept, and gathered over processes, until a split is complete."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -12,10 +12,13 @@ from torchmetrics.functional.classification import binary_auroc
 
 from common.model.comparison import auc_difference, rmse_difference
 
+Groups = np.ndarray | None
+
 
 class PredictionMetric(Metric):
-    """Keeps every prediction and target of a split; subclasses turn them into named numbers by `measure`.
+    """Keeps every prediction and target of a split; subclasses turn them into named numbers.
 
+    measure(prediction, target, groups): metrics; groups (N,), such as users, where the data has some.
     compare(prediction, other, target): differences of the main metrics, with intervals.
     """
 
@@ -37,7 +40,7 @@ class PredictionMetric(Metric):
         self.prediction_list.append(prediction.detach().float())
         self.target_list.append(target.detach())
 
-    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
+    def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         raise NotImplementedError
 
     def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
@@ -56,10 +59,11 @@ class PredictionMetric(Metric):
 
 
 class ClickMetrics(PredictionMetric):
-    """Of click probabilities against clicks."""
+    """Of click probabilities against clicks; with groups also the AUC within them."""
 
-    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
-        return click_metrics(prediction, target)
+    def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
+        within = {} if groups is None else {"gauc": gauc(prediction, target, groups)}
+        return click_metrics(prediction, target) | within
 
     def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
         return {"auc": auc_difference(prediction, other, target)}
@@ -68,7 +72,7 @@ class ClickMetrics(PredictionMetric):
 class RatingMetrics(PredictionMetric):
     """Of predicted ratings."""
 
-    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
+    def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         return rating_metrics(prediction, target)
 
     def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
@@ -82,7 +86,7 @@ class TaskMetrics(PredictionMetric):
         super().__init__()
         self.tasks = list(tasks)
 
-    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
+    def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         return task_metrics(self.tasks, prediction, target)
 
     def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
@@ -90,6 +94,12 @@ class TaskMetrics(PredictionMetric):
             f"auc_{task}": auc_difference(prediction[:, k], other[:, k], target[:, k])
             for k, task in enumerate(self.tasks)
         }
+
+
+def metrics_of(names: Collection[str]) -> PredictionMetric:
+    """What measures metrics of these names, such as those of a results.json."""
+    tasks = [name.removeprefix("auc_") for name in names if name.startswith("auc_") and name != "auc_mean"]
+    return TaskMetrics(tasks) if tasks else RatingMetrics() if "rmse" in names else ClickMetrics()
 
 
 def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:

@@ -79,8 +79,8 @@ def build_optimizer(
     *,
     optimizer: str,
     learning_rate: float,
-    embedding_learning_rate: float | None = None,
-    embedding_l2: float = 0.0,
+    embedding_learning_rate: float | None,
+    embedding_l2: float,
     schedule: str,
     warmup_steps: int,
 ) -> OptimizerConfig | OptimizerLRSchedulerConfig:

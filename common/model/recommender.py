@@ -13,7 +13,7 @@ from common.checkpoint import check_can_resume
 from common.data.data_module import RecommendationDataModule
 from common.errors import check
 from common.model.embedding import PackedEmbedding
-from common.model.metrics import ClickMetrics, PredictionMetric, gauc
+from common.model.metrics import ClickMetrics, PredictionMetric
 from common.model.optimizer import build_optimizer
 from common.model.sparse_gradients import average_touched_rows
 from common.process_group import is_distributed
@@ -41,6 +41,11 @@ class Recommender(pl.LightningModule):
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def loss_weight(self) -> float | None:
+        """Factor of the validation's loss in `loss`; None where the two are not to be compared."""
+        return 1.0
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean loss of a batch. Where the data has weights of rows (B,), a third argument."""
@@ -104,7 +109,7 @@ class Recommender(pl.LightningModule):
 
     def measure(self, split: str, prediction: Tensor, target: Tensor) -> dict[str, float]:
         """Metrics of predictions for all rows of a split, this model's or a baseline's."""
-        return self.metrics.measure(prediction, target)
+        return self.metrics.measure(prediction, target, self.data.groups(split))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["model"] = type(self).__name__  # tells predict.py what to build
@@ -146,8 +151,3 @@ class CTRModel(Recommender):
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
-
-    def measure(self, split: str, prediction: Tensor, target: Tensor) -> dict[str, float]:
-        groups = self.data.groups(split)
-        within = {} if groups is None else {"gauc": gauc(prediction, target, groups)}
-        return super().measure(split, prediction, target) | within

@@ -40,7 +40,7 @@ from common.training.results import peak_memory_mib, print_steps, print_table, v
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, keep_unchanged
 from common.training.start_from import start_from
 
-PREDICTIONS = "test_predictions.npz"  # in the run's folder: prediction and target of each test row; baselines' by name
+PREDICTIONS = "test_predictions.npz"  # prediction, target and groups of each test row; baselines by name
 CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
 QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 LOSSES = ("rmse", "log_loss")  # metrics that are better when smaller
@@ -119,14 +119,14 @@ def fit_and_test(
     prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
     others = baselines(data) if test else {}
     if test and trainer.is_global_zero:
+        groups = data.groups("test")
         arrays: dict[str, Any] = {"prediction": prediction, "target": target, **others}
+        arrays |= {} if groups is None else {"groups": groups}
         with atomic_write(folder / PREDICTIONS) as file:
             np.savez(file, **arrays)
         plot(model, data, prediction, target, folder)
-        weights = set(settings.model.get("task_weights", (1.0,)))  # the log loss of validation is a mean over tasks
-        weight = sum(settings.model.get("task_weights", (1.0,))) if len(weights) == 1 else None
-        title = caption(model, data, folder)
-        plot_learning_curves(log.rows, monitor, mode, weight, title, folder / "learning_curves.png")
+        title, path = caption(model, data, folder), folder / "learning_curves.png"
+        plot_learning_curves(log.rows, monitor, mode, model.loss_weight, title, path)
     results = {
         "model": model.display_name,
         "dataset": data.dataset,
@@ -137,7 +137,7 @@ def fit_and_test(
         **metrics,
         "baselines": {name: model.measure("test", other, target) for name, other in others.items()},
         "differences": {name: model.metrics.compare(prediction, other, target) for name, other in others.items()},
-        "best_possible": data.best_possible() if data.is_sample and test else None,
+        "best_possible": model.measure("test", data.best_prediction(), target) if data.is_sample and test else None,
         "epochs": math.ceil(log.rows[-1]["epoch"]),
         "train_samples_per_second": log.samples_per_second,
         "wall_seconds": time.perf_counter() - start,
@@ -166,7 +166,7 @@ def finished_results(folder: Path) -> dict[str, Any] | None:
 def saved_predictions(folder: Path) -> dict[str, Tensor]:
     """What a tested run predicted for the test rows ("prediction"), and its baselines, by name."""
     with np.load(folder / PREDICTIONS) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays if name != "target"}
+        return {name: torch.from_numpy(arrays[name]) for name in arrays if name not in ("target", "groups")}
 
 
 def _paths(folder: Path) -> dict[str, str]:
@@ -179,21 +179,13 @@ def defined_monitor(monitor: str, data: RecommendationDataModule) -> str:
         return monitor
     label = data.targets("val")
     label = label.reshape(len(label), -1)  # (N, K)
-    constant = (label.amin(0) == label.amax(0)).tolist()
+    constant, rows = (label.amin(0) == label.amax(0)).tolist(), f"All {len(label):,} validation rows are of one class"
     if all(constant):
-        print(
-            f"All {len(label):,} validation rows are of one class, so their AUC is undefined: the checkpoint is chosen "
-            "by log loss.",
-            flush=True,
-        )
+        print(f"{rows}, so their AUC is undefined: the checkpoint is chosen by log loss.", flush=True)
         return "val_log_loss"
     if any(constant):
         names = ", ".join(task for task, is_constant in zip(data.tasks, constant, strict=True) if is_constant)
-        print(
-            f"All {len(label):,} validation rows are of one class of {names}, whose AUC is undefined: {monitor} is "
-            "that of the other tasks.",
-            flush=True,
-        )
+        print(f"{rows} of {names}, whose AUC is undefined: {monitor} is that of the other tasks.", flush=True)
     return monitor
 
 

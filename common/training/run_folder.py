@@ -16,7 +16,6 @@ from common.errors import Terminated, UserError
 from common.files import as_user_error, read_json, write_json
 from common.paths import output_root
 from common.process_group import broadcast, is_rank_zero, peer_failures_as_user_errors
-from common.settings import check_settings
 
 BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the folder
 # Settings that may change on resume; they affect at most the dropout masks
@@ -30,9 +29,8 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
     With settings["resume"] it is the folder of the newest unfinished run that no process holds. Rank zero locks the
     folder and prints; the other ranks receive its path. A run that fails before its first validation leaves no folder.
 
-    Raises: UserError if a setting is out of range, that run had other settings, or the folder cannot be written.
+    Raises: UserError if that run had other settings, or the folder cannot be written.
     """
-    check_settings({name: value for name, value in settings.items() if name != "logger"})  # which may be an object
     folder = folder or os.environ.get("RUN_FOLDER")
     # a Ray cluster restarts all workers, and needs the original error for that
     deaths = nullcontext() if settings.get("strategy") == "ray" else peer_failures_as_user_errors()

@@ -13,12 +13,11 @@ import pandas as pd
 import torch
 
 from common.errors import check
-from common.model.metrics import click_metrics, rating_metrics, task_metrics
+from common.model.metrics import metrics_of
 from common.training.fit import PREDICTIONS
 
 CONFIDENCE = 0.95  # of intervals
 
-Metrics = dict[str, float]
 Results = dict[str, Any]  # the contents of a results.json
 
 
@@ -52,17 +51,18 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, floa
     return mean, mean - half, mean + half
 
 
-def averaged_metrics(results: Sequence[Results]) -> Metrics:
+def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
     """Test metrics of the mean prediction of several runs.
 
     Raises: UserError if a run has no predictions, or the runs are not of the same test rows.
     """
     paths = [Path(each["run_folder"], PREDICTIONS) for each in results]
-    total, target = 0.0, None
+    total, target, groups = 0.0, None, None
     for path in paths:
         check(path.exists(), f"{path} is missing: the run is unfinished, or of an earlier version. Train it again.")
         with np.load(path) as arrays:
             prediction, found = arrays["prediction"], arrays["target"]
+            groups = arrays.get("groups")
         target = found if target is None else target
         check(
             np.array_equal(found, target),
@@ -71,12 +71,7 @@ def averaged_metrics(results: Sequence[Results]) -> Metrics:
         )
         total = total + prediction.astype(np.float64)
     mean, truth = torch.from_numpy(total / len(paths)), torch.from_numpy(target).double()
-    test = results[0]["test"]
-    if "rmse" in test:
-        return rating_metrics(mean, truth)
-    if "auc" in test:
-        return click_metrics(mean, truth)
-    return task_metrics(results[0]["settings"]["tasks"], mean, truth)
+    return metrics_of(results[0]["test"]).measure(mean, truth, groups)
 
 
 def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
@@ -86,7 +81,7 @@ def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
         metrics = list(results[0]["test"])
         rows[f"{name}, {len(results)} seeds"] = {m: with_sd(values(results, m)) for m in metrics}
         averaged = averaged_metrics(results)
-        rows[f"{name}, averaged predictions"] = {m: f"{averaged[m]:.4f}" for m in metrics if m in averaged}
+        rows[f"{name}, averaged predictions"] = {m: f"{averaged[m]:.4f}" for m in metrics}
     first = next(iter(groups.values()))
     for baseline, tested in first[0]["baselines"].items():
         rows[baseline] = {m: with_sd(values(first, m, baseline)) for m in tested}

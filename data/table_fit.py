@@ -1,0 +1,93 @@
+"""Vocabularies, scales and bin edges of a table, from its training rows alone.
+
+N: rows.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from common.settings import LOG_TRANSFORMS, POOLINGS
+from data.table_categories import MISSING_KEY, Field, in_order_of_text, is_long, number_texts, text_keys
+from data.table_columns import Columns
+from data.table_encoder import PIECEWISE, Dense, TableEncoder, as_category, in_chunks, log_transformed
+from data.table_schema import Column
+
+MAX_SLOTS = 64  # values of a cell that count: its first ones
+QUANTILE_BINS = 32
+
+
+def fit_encoder(
+    settings: dict[str, Any],
+    columns: Columns,
+    train: np.ndarray,
+    each: Callable[[Callable, list], Iterator] = map,
+) -> TableEncoder:
+    """settings: dense_transform, min_count, num_bins. train: (N,) bool, the training rows. each: as map, in order or in
+    threads.
+    """
+    default = settings["dense_transform"]
+
+    def fit_column(column: Column) -> tuple[Field | None, Dense | None]:
+        if column.role == "categorical":
+            return _fit_texts(column, settings, columns, train), None
+        # MMoE bins each number itself, whatever the other models take
+        transform = PIECEWISE if default == PIECEWISE else column.transform or default
+        raw = columns.numbers(column.name)[train]
+        if transform in LOG_TRANSFORMS:
+            std = float(in_chunks(partial(log_transformed, transform), raw).std(dtype=np.float64))
+            return None, Dense(column.name, transform, std if std > 0 else 1.0)  # a constant stays as it is
+        if transform == PIECEWISE:
+            edges = quantile_edges(raw, settings["num_bins"])
+            return _fit_numbers(column, "number", settings, raw), Dense(column.name, transform, edges=edges)
+        return _fit_numbers(column, transform, settings, raw), None
+
+    fields, dense = zip(*each(fit_column, columns.schema.inputs), strict=True)
+    return TableEncoder(columns.schema, [f for f in fields if f is not None], [d for d in dense if d is not None])
+
+
+def _fit_texts(column: Column, settings: dict[str, Any], columns: Columns, train: np.ndarray) -> Field:
+    counts, most = columns.key_counts(column.name, train)
+    keys = columns.keys(column.name)
+    chosen = _frequent(keys, counts, column, settings)
+    long = is_long(keys)
+    texts = columns.long_texts(column.name).filter(pa.array(chosen[long]))
+    field = partial(Field, column.name, "text", *in_order_of_text(keys[chosen], texts), hash_size=column.hash_size)
+    # most: 0 where no cell may hold several values
+    return field(slots=min(most, MAX_SLOTS), pooling=column.pooling or POOLINGS[0]) if most else field()
+
+
+def _fit_numbers(column: Column, source: str, settings: dict[str, Any], raw: np.ndarray) -> Field:
+    edges = quantile_edges(raw, QUANTILE_BINS) if source == "quantile" else None
+    distinct, counts = np.unique(as_category(source, edges, raw), return_counts=True)
+    texts = number_texts(distinct)
+    keys = text_keys(texts)
+    order = np.argsort(keys)
+    keys, counts, texts = keys[order], counts[order], texts.take(pa.array(order))
+    chosen = _frequent(keys, counts, column, settings)
+    texts = texts.filter(pa.array(chosen & is_long(keys)))
+    return Field(column.name, source, *in_order_of_text(keys[chosen], texts), edges)
+
+
+def _frequent(keys: np.ndarray, counts: np.ndarray, column: Column, settings: dict[str, Any]) -> np.ndarray:
+    """Which of the distinct keys are in the vocabulary: those with enough rows; none with hash_size."""
+    if column.hash_size:
+        return np.zeros(len(keys), bool)
+    return (counts >= (column.min_count or settings["min_count"])) & (keys != MISSING_KEY)
+
+
+def quantile_edges(values: np.ndarray, num_bins: int) -> list[float]:
+    """Ascending edges, from the least to the greatest number, with about equally many rows in each bin.
+
+    The least number stands apart (many columns are mostly 0): the bins share the rows above it.
+    """
+    distinct, weights = np.unique(values[~np.isnan(values)], return_counts=True)
+    if len(distinct) < 2:
+        least = float(distinct[0]) if len(distinct) else 0.0
+        return [least, least + 1]
+    share = weights[1:].cumsum() / weights[1:].sum()
+    upper = distinct[1:][np.searchsorted(share, np.linspace(0, 1, num_bins + 1)[:-1])]
+    return np.unique([distinct[0], *upper, distinct[-1]]).tolist()
