@@ -139,8 +139,7 @@ def embeddings(model: Recommender, preprocessor: Preprocessor, name: str, inputs
     else:
         start, slots = preprocessor.encoder.starts[number], preprocessor.encoder.slots[number]
         seen = inputs[1][:, start : start + slots]
-    seen = seen.flatten().numpy()
-    counts = np.bincount(seen[seen >= 0], minlength=ids.max(initial=0) + 1)[ids]
+    counts = np.bincount(seen[seen >= 0].flatten().numpy(), minlength=ids.max(initial=0) + 1)[ids]
     return Embeddings(name, list(values), vectors, counts)
 
 

@@ -23,7 +23,7 @@ from common.training.seeds import CONFIDENCE, difference_table, summary_table, t
 
 SCRIPTS = {"deepfm": deepfm.train, "dlrm": dlrm.train, "multitask": multitask.train, "bst": bst.train}
 VARIANTS: dict[str, dict[str, Any]] = {  # changes of the settings in train.py; the others are compared with the first
-    "as_it_is": {},
+    "as_it_is": {}
     # "more_dropout": dict(dropout=0.5),
 }
 

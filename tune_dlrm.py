@@ -39,7 +39,7 @@ SPACE = dict(
     dropout=tune.choice([0.0, 0.2]),
 )
 FIXED = dict(
-    validations_per_epoch=10,  # the more, the earlier a bad trial can be stopped
+    validations_per_epoch=10  # the more, the earlier a bad trial can be stopped
 )
 SEARCH = dict(
     trials=16,  # raise it, and the same command continues the search
@@ -167,7 +167,9 @@ def conclude(
         shown = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
         log(record, f"\nShare of the AUC's variance that each setting explains (few trials say little): {shown}")
     errors = {split: error_of(data, split, tested[0]) for split in ("validation", "test")}
-    log(record, f"\n{tested_table(tested)}")
+    aucs = [[each["trial"], each["validation"]["auc"], each["test"]["auc"]] for each in tested]  # the best first
+    table = pd.DataFrame(aucs, columns=["trial", "validation auc", "test auc"])
+    log(record, "\n" + table.to_string(index=False, float_format="{:.4f}".format))
     log(
         record,
         f"Standard error of an AUC: {errors['validation']:.4f} on {len(data.rows['val']):,} validation rows, "
@@ -198,15 +200,6 @@ def error_of(data: ClickDataModule, split: str, tested: dict[str, Any]) -> float
     clicks = int(label.sum())
     auc = tested[split]["auc"]
     return auc_error(auc, clicks, len(label) - clicks) if 0 < clicks < len(label) else float("nan")
-
-
-def tested_table(tested: list[dict[str, Any]]) -> str:
-    """The AUC of the tested trials, the best on validation rows first."""
-    rows = [
-        {"trial": each["trial"], "validation auc": each["validation"]["auc"], "test auc": each["test"]["auc"]}
-        for each in tested
-    ]
-    return pd.DataFrame(rows).to_string(index=False, float_format="{:.4f}".format)
 
 
 if __name__ == "__main__":

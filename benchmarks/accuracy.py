@@ -37,10 +37,7 @@ def dense_updates() -> Iterator[None]:
     def forward(table: PackedEmbedding, ids: Tensor) -> Tensor:
         return functional.embedding(ids + table.offsets, table.weight)
 
-    with (
-        patch.object(PackedEmbedding, "forward", forward),
-        patch("common.model.optimizer.LazyAdam", torch.optim.Adam),
-    ):
+    with patch.object(PackedEmbedding, "forward", forward), patch("common.model.optimizer.LazyAdam", torch.optim.Adam):
         yield
 
 

@@ -43,13 +43,7 @@ def _schema(columns: str, dense: str, coded: str, excluded: str, tasks: dict[str
         return Column(name, "categorical", type="number" if name in _names(coded) else "text")
 
     return Schema(
-        tuple(map(column, _names(columns))),
-        tasks,
-        header=False,
-        quoted=False,
-        strip=True,
-        comment="|",
-        missing=("?",),
+        tuple(map(column, _names(columns))), tasks, header=False, quoted=False, strip=True, comment="|", missing=("?",)
     )
 
 

@@ -33,7 +33,7 @@ ARCHIVES = {  # by folder below DATA_ROOT
         files={"train.txt": "md5:4dcfe6c4b7783585d4ae3c714994f26a", "test.txt": None},
         size=4_576_820_670,
         checksum="md5:df9b1b3766d9ff91d5ca3eb3d23bed27",
-    ),
+    )
 }
 SOURCE = Source("python data/criteo_data.py", ARCHIVES, also="`python data/movie_rating_seq.py` downloads ml-1m.")
 RAW_FILE = "train.txt"

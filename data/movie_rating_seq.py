@@ -110,6 +110,9 @@ class HistoryDataModule(RecommendationDataModule):
         self.target = self._resolved_target(encoder.scale)
         self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
         self.encoder = encoder
+        leaks = " (LEAKS: users' later ratings are in training)" if self.settings["split"] == "random" else ""
+        sampled = "" if table.has_ratings else f", {self.negatives} sampled negatives per row"
+        self.protocol = f"{self.settings['split']} split{leaks}{sampled}"
 
     def _resolved_target(self, scale: Scale) -> str:
         if self.target == "auto":
@@ -142,12 +145,6 @@ class HistoryDataModule(RecommendationDataModule):
         return self.encoder.genre_shares(self.table.movies(np.array(self.encoder.movie_ids)))
 
     @property
-    def protocol(self) -> str:
-        split = self.settings["split"]
-        name = "random split (LEAKS: users' later ratings are in training)" if split == "random" else f"{split} split"
-        return name if self.encoder.scale.has_ratings else f"{name}, {self.negatives} sampled negatives per row"
-
-    @property
     def rating_range(self) -> tuple[float, float]:
         """Least and greatest rating."""
         return self.encoder.scale.least, self.encoder.scale.greatest
@@ -163,10 +160,6 @@ class HistoryDataModule(RecommendationDataModule):
         target = self.examples().targets(torch.arange(len(movie))).numpy()
         user = np.tile(user, len(movie) // len(user))
         return user, movie, target if self.target == "click" else in_units(target, self.encoder.scale)
-
-    def targets(self, split: str) -> torch.Tensor:
-        """Targets of a split's rows (rows,) float32."""
-        return self.examples().targets(torch.from_numpy(np.array(self.rows[split])))
 
     def past_ratings(self, split: str) -> np.ndarray:
         """How many ratings the user of each row has given before it (rows,)."""

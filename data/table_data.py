@@ -47,6 +47,9 @@ class TableDataset(MemmapDataset):
         target = self.chosen(label)
         return dense, ids, (target, *weight) if weight else target
 
+    def targets(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.chosen(self.arrays[ARRAYS.index("label")].index_select(0, rows))
+
     def chosen(self, label: torch.Tensor) -> torch.Tensor:
         return label[:, self.tasks[0]] if self.one_label else label[:, self.tasks]
 
@@ -92,8 +95,7 @@ class TableDataModule(RecommendationDataModule):
         self.schema = table.schema if self.weighted else without_weights(table.schema)
         weights = len(self.schema.of_role("weight"))
         check(
-            weights == self.weighted,
-            f'{where}: weighted=True needs one column of the role "weight"; found {weights}.',
+            weights == self.weighted, f'{where}: weighted=True needs one column of the role "weight"; found {weights}.'
         )
         self.tasks = self.choose_tasks()
         parts = {part: len(paths) for part, paths in files.items()}
@@ -109,15 +111,12 @@ class TableDataModule(RecommendationDataModule):
         self.summary = json.loads((self.folder / "summary.json").read_text())
         self.encoder = TableEncoder.from_state(torch.load(self.folder / "encoder.pt", weights_only=True))
         self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
-        self._protocol = _protocol(self.schema, files, settings["split"])
+        self.protocol = _protocol(self.schema, files, settings["split"])
         self._warn(where)
 
     def _warn(self, where: str) -> None:
         """Warn of columns whose held-out values are nearly all unseen in training."""
-        counts = {
-            name: (field["held_out_unseen"], field["held_out_values"]) for name, field in self.summary["fields"].items()
-        }
-        if names := nearly_unseen(counts):
+        if names := nearly_unseen(self.summary["held_out"]):
             print(
                 f"{where}: more than nine in ten validation and test values of {', '.join(map(repr, names))} are "
                 'unseen or rare in training. Leave such a column out ("excluded"), or lower min_count.',
@@ -150,25 +149,15 @@ class TableDataModule(RecommendationDataModule):
     def base_logits(self) -> list[float]:
         """Logit of each task's share of positive labels in the training rows: where a model's output should start."""
         least = 1 / (len(self.rows["train"]) + 2)  # rows of one class have no finite logit
-        rates = np.array([self.summary["positive"][task]["train"] for task in self.tasks]).clip(least, 1 - least)
+        rates = np.array([self.summary["positive"][task] for task in self.tasks]).clip(least, 1 - least)
         return (np.log(rates) - np.log1p(-rates)).tolist()
 
-    @property
-    def protocol(self) -> str:
-        return self._protocol
-
-    def examples(self) -> TableDataset:
-        return self._examples(False)
-
-    def training_examples(self) -> TableDataset:
-        return self._examples(self.weighted)
-
-    def _examples(self, weighted: bool) -> TableDataset:
+    def examples(self, weighted: bool = False) -> TableDataset:
         names = list(self.schema.tasks)
         return TableDataset(self.folder, [names.index(task) for task in self.tasks], self.one_label, weighted)
 
-    def targets(self, split: str) -> torch.Tensor:
-        return self.examples().chosen(super().targets(split))
+    def training_examples(self) -> TableDataset:
+        return self.examples(self.weighted)
 
     def groups(self, split: str) -> np.ndarray | None:
         if not self.schema.group:

@@ -3,7 +3,7 @@
 N: rows, I: dense inputs, F: categorical fields.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,16 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.table_categories import (
-    FIRST_ID,
-    Categories,
-    Field,
-    is_long,
-    number_texts,
-    text_bytes,
-    text_keys,
-    texts_of,
-)
+from data.table_categories import FIRST_ID, Categories, Field, is_long, number_texts, text_bytes, text_keys, texts_of
 from data.table_schema import Schema
 from data.table_values import Values
 
@@ -205,6 +196,6 @@ class TableEncoder:
         return cls(schema, fields, dense)
 
 
-def nearly_unseen(fields: dict[str, tuple[int, int]]) -> list[str]:
-    """Columns with nearly all values out of vocabulary. fields: (out-of-vocabulary count, value count) by column."""
+def nearly_unseen(fields: Mapping[str, Sequence[int]]) -> list[str]:
+    """Columns with nearly all values out of vocabulary. fields: out-of-vocabulary count and value count by column."""
     return [name for name, (unseen, values) in fields.items() if values and unseen / values > NEARLY_ALL]

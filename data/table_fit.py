@@ -21,10 +21,7 @@ QUANTILE_BINS = 32
 
 
 def fit_encoder(
-    settings: dict[str, Any],
-    columns: Columns,
-    train: np.ndarray,
-    each: Callable[[Callable, list], Iterator] = map,
+    settings: dict[str, Any], columns: Columns, train: np.ndarray, each: Callable[[Callable, list], Iterator] = map
 ) -> TableEncoder:
     """settings: dense_transform, min_count, num_bins. train: (N,) bool, the training rows. each: as map, in order or in
     threads.

@@ -100,7 +100,7 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
         bar.update(len(schema.inputs))
     write_tensors(target / "encoder.pt", encoder.state_dict())
 
-    oov, missing, held_out_oov, held_out_known = np.zeros((4, len(encoder.fields)), np.int64)
+    unseen, values = np.zeros((2, len(encoder.fields)), np.int64)  # of validation and test rows
     with (
         _npy_writer(target / "dense.npy", np.float32, (count, encoder.num_dense)) as dense_file,
         _npy_writer(target / "ids.npy", np.int32, (count, sum(encoder.slots))) as ids_file,
@@ -114,12 +114,9 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
         for block, (dense, ids) in zip(columns.blocks, encoded, strict=True):
             dense_file.write(dense)
             ids_file.write(ids)
-            first, held_out = ids[:, encoder.starts], ~train[columns.rows(block)]  # of several values
-            is_oov, is_missing = first == OOV, first == MISSING
-            oov += is_oov.sum(0)
-            missing += is_missing.sum(0)
-            held_out_oov += is_oov[held_out].sum(0)
-            held_out_known += (~is_missing)[held_out].sum(0)
+            held_out = ids[~train[columns.rows(block)]][:, encoder.starts]  # the first of several values
+            unseen += (held_out == OOV).sum(0)
+            values += (held_out != MISSING).sum(0)
             bar.update(len(ids))
     with _npy_writer(target / "label.npy", np.float32, labels.shape) as file:
         file.write(labels)
@@ -131,22 +128,8 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
     if schema.group:
         np.save(target / "groups.npy", columns.key_numbers(schema.group))
     summary = {
-        "rows": {part: len(rows) for part, rows in splits.items()},
-        "positive": {
-            task: {part: float(labels[rows, i].mean()) for part, rows in splits.items()}
-            for i, task in enumerate(schema.tasks)
-        },
-        "fields": {
-            field.name: {
-                "ids": field.cardinality,
-                "unseen_or_rare": oov[i] / count,
-                "missing": missing[i] / count,
-                "held_out_unseen": int(held_out_oov[i]),
-                "held_out_values": int(held_out_known[i]),
-            }
-            for i, field in enumerate(encoder.fields)
-        },
-        "dense": {column.name: column.transform for column in encoder.dense},
+        "positive": {task: float(labels[splits["train"], i].mean()) for i, task in enumerate(schema.tasks)},
+        "held_out": {field.name: [int(unseen[i]), int(values[i])] for i, field in enumerate(encoder.fields)},
     }
     (target / "summary.json").write_text(json.dumps(summary))
 

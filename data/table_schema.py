@@ -100,9 +100,7 @@ class Schema:
                 raise ValueError("a label whose texts are no list")
         tasks = {
             name: Task(
-                task["column"],
-                tuple(task["positive"]),
-                None if task["negative"] is None else tuple(task["negative"]),
+                task["column"], tuple(task["positive"]), None if task["negative"] is None else tuple(task["negative"])
             )
             for name, task in state["tasks"].items()
         }

@@ -231,12 +231,7 @@ def draw() -> tuple[Figure, list[Panel]]:
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     axes.axis("off")
     left, right, lower, upper = 0.1, width - WIDTH - 0.1, 1.1, 6.05
-    panels = [
-        deepfm(axes, left, upper),
-        dlrm(axes, right, upper),
-        mmoe(axes, left, lower),
-        bst(axes, right, lower),
-    ]
+    panels = [deepfm(axes, left, upper), dlrm(axes, right, upper), mmoe(axes, left, lower), bst(axes, right, lower)]
     handles = [Patch(fc=fill, ec=edge, label=kind) for kind, (fill, edge) in KINDS.items()]
     figure.legend(handles=handles, loc="lower center", ncol=6, frameon=False, fontsize=8.2, bbox_to_anchor=(0.5, 0.066))
     for line, letters in enumerate(LETTERS):

@@ -22,11 +22,7 @@ from tests.plain_parsers import FORMS, Form
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
 HANGS = 60  # seconds for one file
 QUIET = settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
+    max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 BYTE = st.one_of(st.sampled_from(list(b'\t\n\r\0 ,:|"-_+.;019aF\x1a\x7f\x85\xa0\xff')), st.integers(0, 255))
 NUMBERS = [
@@ -35,9 +31,7 @@ NUMBERS = [
     "Infinity", "١٢", "５", " 5", "5 ", "", "1" + "0" * 400, "9" * 5000,
 ]  # fmt: skip
 NUMBER = st.one_of(
-    st.sampled_from(NUMBERS),
-    st.integers(-(10**30), 10**30).map(str),
-    st.text("0123456789-+_.eE", max_size=14),
+    st.sampled_from(NUMBERS), st.integers(-(10**30), 10**30).map(str), st.text("0123456789-+_.eE", max_size=14)
 ).map(str.encode)
 FIELD = st.one_of(st.sampled_from([b"", b"0", b"?", b"x", b'"', b'"a,b"', b'"a', b"|", b":"]), NUMBER)
 NO_LINE = r"is empty|has no (rows|ratings)"  # the only errors of a whole file

@@ -41,8 +41,7 @@ def test_deepfm_as_it_is_on_the_sample(tmp_path, outputs):
 
 @pytest.mark.parametrize("script", ["deepfm/train.py", "data/criteo_data.py"])
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [("a broken line", "line 21: found 1 fields"), (None, "has no train.txt")],
+    ("line", "message"), [("a broken line", "line 21: found 1 fields"), (None, "has no train.txt")]
 )
 def test_bad_input_is_one_line_on_stderr(tmp_path, outputs, rng, script, line, message):
     (tmp_path / "criteo").mkdir()

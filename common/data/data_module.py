@@ -20,12 +20,13 @@ Rows = np.ndarray | range
 class RecommendationDataModule(pl.LightningDataModule):
     """Rows of three splits from one dataset of encoded rows.
 
-    A subclass gives setup(), which sets is_sample and rows, examples(), protocol, best_prediction() and state_dict():
+    A subclass gives setup(), which sets is_sample, rows and protocol, examples(), best_prediction() and state_dict():
     all that is needed to score new rows with a checkpoint alone.
     """
 
     is_sample: bool  # whether the rows are the built-in sample's
     rows: Mapping[str, Rows]  # row numbers of "train", "val" and "test"
+    protocol: str  # how the rows were split, for results and tables
     tasks: list[str]  # names of the targets, if there are several
     training_offset = 0.0  # of a training row's logit, where training rows are chosen by their label
 
@@ -34,11 +35,6 @@ class RecommendationDataModule(pl.LightningDataModule):
         check_settings({"dataset": dataset, "data_root": data_root, "batch_size": batch_size})
         self.dataset, self.data_root = dataset, data_root
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-
-    @property
-    def protocol(self) -> str:
-        """How the rows were split, for results and tables."""
-        raise NotImplementedError
 
     def examples(self) -> MemmapDataset:
         """The encoded rows of all splits: row numbers (B,) -> (*inputs, target)."""
@@ -68,7 +64,7 @@ class RecommendationDataModule(pl.LightningDataModule):
 
     def targets(self, split: str) -> torch.Tensor:
         """Targets of a split's rows (N,) or (N, K) float32."""
-        return self.examples().arrays[-1][torch.from_numpy(np.array(self.rows[split], np.int64))]
+        return self.examples().targets(torch.from_numpy(np.array(self.rows[split], np.int64)))
 
     def groups(self, split: str) -> np.ndarray | None:
         """Number of the group (a user, say) of each row of a split (N,) int32; None where the data has no groups."""

@@ -31,6 +31,10 @@ class MemmapDataset(Dataset):
         """Row numbers (B,) -> one tensor (B, ...) per array."""
         return tuple(array.index_select(0, rows) for array in self.arrays)
 
+    def targets(self, rows: Tensor) -> Tensor:
+        """Row numbers (B,) -> the last array alone."""
+        return self.arrays[-1].index_select(0, rows)
+
     def __getstate__(self) -> dict:
         return vars(self) | {"_arrays": None}
 
