@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from threading import RLock
 
 # models are small here, and on a busy machine threads wait for each other far longer than one of them works
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from common.paths import data_root
+
+tqdm.set_lock(RLock())  # its own is shared with forked processes, which tests kill: one that held it would stop all
 
 
 @pytest.fixture(autouse=True)
