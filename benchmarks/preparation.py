@@ -1,4 +1,7 @@
-"""Criteo raw text to encoded arrays on disk, in rows per second; dense columns become buckets, as in BARS Criteo_x4."""
+"""Raw rows to encoded arrays on disk, in rows per second: Criteo's own file, and the same rows as a table of your own.
+
+Dense columns of Criteo become buckets, as in BARS Criteo_x4.
+"""
 
 import os
 import tempfile
@@ -6,16 +9,21 @@ from itertools import islice
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 
 from benchmarks.criteo_shaped import OUTPUT
 from benchmarks.generate_criteo import generate
 from benchmarks.turns import timed
+from common.files import write_json
 from data.criteo_data import ClickDataModule
 from data.criteo_schema import CATEGORICAL as CATEGORIES
 from data.criteo_schema import DENSE as NUMBERS
 from deepfm.train import DATA
 
-ROWS = 500_000  # from the start of the generated stream
+ROWS = 2_000_000  # from the start of the generated stream
+FUXICTR_ROWS = 500_000
 MIN_COUNT = 10
 COLUMNS = ["label", *NUMBERS, *CATEGORIES]
 
@@ -25,26 +33,75 @@ def raw_file() -> Path:
     return path if path.exists() else generate(path.parents[1], ROWS)
 
 
+def table_file(suffix: str) -> Path:
+    """The same rows with a header line, separated by commas, or as Parquet."""
+    path = OUTPUT / "preparation" / f"table.{suffix}"
+    if not path.exists():
+        table = pyarrow.csv.read_csv(raw_file(), *_typed(raw_file(), COLUMNS))
+        write = pyarrow.csv.write_csv if suffix == "csv" else pyarrow.parquet.write_table
+        write(table, path)
+    return path
+
+
 def ours() -> float:
     """From nothing to an open data module."""
-    raw = raw_file()
-    with tempfile.TemporaryDirectory(dir=OUTPUT) as folder:
-        os.environ["OUTPUT_ROOT"] = folder  # an empty cache
-        changes = dict(data_root=str(raw.parents[1]), dense_transform="bucket", min_count=MIN_COUNT)
-        data = ClickDataModule(**DATA | changes, seed=0)
-        return timed(data.setup, ROWS)
+    return _prepare("criteo", raw_file().parents[1], dense_transform="bucket")
+
+
+def own_table(suffix: str) -> float:
+    """The same for a table of your own."""
+    folder = OUTPUT / "preparation" / suffix
+    folder.mkdir(exist_ok=True)
+    roles = {"label": {"role": "label", "positive": ["1"]}} | {name: {"role": "dense"} for name in NUMBERS}
+    columns = roles | {name: {"role": "categorical"} for name in CATEGORIES}
+    write_json(folder / "columns.json", {"file": str(table_file(suffix)), "columns": columns})
+    return _prepare(suffix, folder.parent, dense_transform="log")
+
+
+def _prepare(dataset: str, folder: Path, dense_transform: str) -> float:
+    with tempfile.TemporaryDirectory(dir=OUTPUT) as output:
+        os.environ["OUTPUT_ROOT"] = output  # an empty cache
+        changes = dict(
+            dataset=dataset, data_root=str(folder), dense_transform=dense_transform, min_count=MIN_COUNT, split="time"
+        )
+        return timed(ClickDataModule(**DATA | changes, seed=0).setup, ROWS)
+
+
+def arrow_raw() -> float:
+    """pyarrow's reader alone: numbers and texts in memory."""
+    return _read_only(raw_file(), COLUMNS)
+
+
+def arrow_csv() -> float:
+    """The same for the file with a header line."""
+    return _read_only(table_file("csv"))
+
+
+def _read_only(path: Path, names: list[str] | None = None) -> float:
+    return timed(lambda: pyarrow.csv.read_csv(path, *_typed(path, names)), ROWS)
+
+
+def _typed(path: Path, names: list[str] | None) -> tuple:
+    separator = "\t" if path.suffix == ".txt" else ","
+    types = dict.fromkeys(["label", *NUMBERS], pa.int32()) | dict.fromkeys(CATEGORIES, pa.string())
+    return (
+        pyarrow.csv.ReadOptions(column_names=names),
+        pyarrow.csv.ParseOptions(delimiter=separator),
+        pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True),
+    )
 
 
 def fuxictr() -> float:
-    """Its build_dataset, from text files with a header for training, validation and test rows, split as ours are."""
+    """Its build_dataset of fewer rows; files with a header for training, validation and test, split as ours are."""
     from fuxictr.datasets.criteo import CustomizedFeatureProcessor
     from fuxictr.preprocess import build_dataset
 
-    train, valid = ROWS * 6 // 7, (ROWS - ROWS * 6 // 7) // 2
+    train = FUXICTR_ROWS * 6 // 7
+    valid = (FUXICTR_ROWS - train) // 2
     with tempfile.TemporaryDirectory(dir=OUTPUT) as folder:
         files = {f"{name}_data": f"{folder}/{name}.csv" for name in ("train", "valid", "test")}
         with open(raw_file()) as raw:
-            for path, count in zip(files.values(), (train, valid, ROWS - train - valid), strict=True):
+            for path, count in zip(files.values(), (train, valid, FUXICTR_ROWS - train - valid), strict=True):
                 with open(path, "w") as file:
                     file.write("\t".join(COLUMNS) + "\n")
                     file.writelines(islice(raw, count))
@@ -59,7 +116,7 @@ def fuxictr() -> float:
             folder,
         )
         settings = {"data_format": "csv", "sep": "\t", "min_categr_count": MIN_COUNT}
-        return timed(lambda: build_dataset(processor, **files, **settings), ROWS)
+        return timed(lambda: build_dataset(processor, **files, **settings), FUXICTR_ROWS)
 
 
 def pandas() -> float:

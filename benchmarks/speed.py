@@ -104,8 +104,20 @@ COMPARISONS = {
         3,
         {
             "ours": Contender(preparation.ours),
-            "fuxictr": Contender(preparation.fuxictr, 10),
+            "pyarrow, read only": Contender(
+                lambda: preparation.arrow(preparation.raw_file(), preparation.COLUMNS), 0.5
+            ),
             "pandas, read and factorize only": Contender(preparation.pandas),
+            "fuxictr": Contender(preparation.fuxictr, 10),
+        },
+    ),
+    "preparation-own": Comparison(
+        f"The same rows as a table of your own to cache, {preparation.ROWS:,} rows",
+        3,
+        {
+            "ours, CSV": Contender(lambda: preparation.own_table("csv")),
+            "ours, Parquet": Contender(lambda: preparation.own_table("parquet"), 1),
+            "pyarrow, read only": Contender(preparation.arrow_csv, 0.5),
         },
     ),
 }
