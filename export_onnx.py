@@ -1,10 +1,9 @@
 """Export a trained model to ONNX: `python export_onnx.py CHECKPOINT [RAW_FILE]`.
 
-Writes CHECKPOINT with the ending .onnx (inputs of any number of rows -> probabilities or ratings) and beside it .json,
-what turns a raw row into inputs. Both are checked first: the outputs of onnxruntime on the first rows of RAW_FILE, or
-without one on rows drawn at random, equal those of PyTorch to 1e-4.
-docs/onnx.md scores a raw Criteo row with both, without torch and without this repo.
-It needs onnx, onnxscript and onnxruntime (requirements-dev.txt).
+Writes CHECKPOINT with the suffix .onnx (inputs of any number of rows -> probabilities or ratings), and with the suffix
+.json what is needed to turn a raw row into inputs. The model is checked first: on the first rows of RAW_FILE, or on
+random rows without one, onnxruntime must agree with PyTorch to within 1e-4. docs/onnx.md scores a raw Criteo row with
+the two files, without torch and without this repo. Needs onnx, onnxscript and onnxruntime (requirements-dev.txt).
 """
 
 import inspect
@@ -28,7 +27,7 @@ CHECKED_ROWS = 2000
 
 
 class Predictor(nn.Module):
-    """What a model predicts, its last step included."""
+    """A model including its last step, from logits to predictions."""
 
     def __init__(self, model: Recommender):
         super().__init__()
@@ -39,27 +38,27 @@ class Predictor(nn.Module):
 
 
 def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
-    """Write <checkpoint>.onnx and .json; returns rows checked, and the largest difference from PyTorch.
+    """Write <checkpoint>.onnx and .json; returns the number of rows checked and the largest difference from PyTorch.
 
-    Raises: UserError if onnxruntime does not give PyTorch's outputs, a file cannot be written, or a package is not
-    installed; those of an earlier export stay.
+    Raises: UserError if onnxruntime disagrees with PyTorch, a file cannot be written, or a package is not installed;
+    the files of an earlier export are then kept.
     """
     try:
         import onnxruntime  # noqa: F401  used by _difference
         import onnxscript  # noqa: F401  used by torch.onnx
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed; `pip install -r requirements-dev.txt` gets it.") from error
+        raise UserError(f"{error.name} is not installed; `pip install -r requirements-dev.txt` installs it.") from error
     model, preprocessor = load(checkpoint)
     drawn = preprocessor.random_inputs(CHECKED_ROWS, np.random.default_rng(0))
     inputs = drawn if raw is None else _first_rows(preprocessor, raw)
     path = Path(checkpoint).with_suffix(".onnx")
     try:
-        # not under another name: a model of more than 2 GiB holds the name of the file of its weights
+        # in a temporary folder, not under another name: a model above 2 GiB contains the name of its weights file
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
             beside = Path(folder) / path.name
             try:
                 _write(model, drawn, beside)
-            except Exception as error:  # of torch.onnx and onnxscript, of many kinds
+            except Exception as error:  # torch.onnx and onnxscript raise many kinds
                 if isinstance(error, OSError):
                     raise
                 first = one_line(str(error).strip().partition("\n")[0])
@@ -68,17 +67,17 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
             difference = _difference(model, inputs, beside)
             check(
                 np.isfinite(difference),
-                f"{checkpoint} gives no finite prediction for some of the rows: its weights are damaged, or a number "
-                "in a row is far too large. Correct the row, or train again.",
+                f"some predictions of {checkpoint} are not finite: its weights are damaged, or a number in a row is "
+                "far too large. Correct the row, or train again.",
             )
             check(
                 difference <= TOLERANCE,
-                f"{path} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; it is not kept.",
+                f"{path} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; it was not kept.",
             )
-            # the old ones go first: ended anywhere in between, one is missing, and never is old beside new
+            # old files are removed first: an interruption may leave a file missing, but never an old one beside a new
             for old in (path, path.with_suffix(".json")):
                 old.unlink(missing_ok=True)
-            for new in sorted(Path(folder).iterdir(), reverse=True):  # .json last
+            for new in sorted(Path(folder).iterdir(), reverse=True):  # .json comes last
                 new.replace(path.with_name(new.name))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
@@ -91,7 +90,7 @@ def _input_names(model: Recommender) -> list[str]:
 
 def _write(model: Recommender, example: list[Tensor], path: Path) -> None:
     names, rows = _input_names(model), torch.export.Dim("rows")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # what it lacks for models of other kinds
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # hides hints about models of other kinds
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", "# The axis name")
     torch.onnx.export(
@@ -101,23 +100,23 @@ def _write(model: Recommender, example: list[Tensor], path: Path) -> None:
         input_names=names,
         output_names=["prediction"],
         dynamic_shapes=(tuple({0: rows} for _ in names),),
-        external_data=sum(parameter.nbytes for parameter in model.parameters()) > 2**31 - 2**20,  # a protobuf's limit
+        external_data=sum(parameter.nbytes for parameter in model.parameters()) > 2**31 - 2**20,  # protobuf's limit
         dynamo=True,
         verbose=False,
     )
 
 
 def _difference(model: Recommender, inputs: list[Tensor], path: Path) -> float:
-    """The largest between onnxruntime and PyTorch; nan or inf where one of them gives such a number."""
+    """The largest difference between onnxruntime and PyTorch; nan or inf if one of them returns such a number."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
     used = {given.name for given in session.get_inputs()}
     difference = 0.0
-    for part in (inputs, [column[:1] for column in inputs]):  # a batch of one too
+    for part in (inputs, [column[:1] for column in inputs]):  # also a batch of one
         given = {name: column.numpy() for name, column in zip(_input_names(model), part, strict=True) if name in used}
         found = session.run(None, given)[0].reshape(len(part[0]), -1)
-        # np.maximum keeps nan, which max(0.0, nan) drops
+        # np.maximum propagates nan, which max(0.0, nan) would drop
         difference = float(np.maximum(difference, np.abs(found - predict_batch(model, part).numpy()).max()))
     return difference
 
@@ -131,9 +130,9 @@ def _first_rows(preprocessor: Preprocessor, raw: str | Path) -> list[Tensor]:
 
 
 def main(checkpoint: str, raw: str | None = None) -> None:
-    """Export, and say how near the outputs are."""
+    """Export, and print how close the outputs are."""
     result = export(checkpoint, raw)
-    path, kind = result["path"], "rows" if raw else "made-up rows"
+    path, kind = result["path"], "rows" if raw else "random rows"
     print(f"{path} and {path.with_suffix('.json').name}: within {result['difference']:.1e} of PyTorch on", end=" ")
     print(f"{result['rows']:,} {kind}")
 

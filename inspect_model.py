@@ -1,10 +1,10 @@
-"""See what a model has learned: `python inspect_model.py CHECKPOINT [RAW_FILE]`.
+"""Inspect what a model has learned: `python inspect_model.py CHECKPOINT [RAW_FILE]`.
 
-Writes the embeddings of FIELD with their raw values, the neighbours of VALUE and a picture of them. With RAW_FILE, rows
-with labels as predict.py takes them (best rows that the model was not trained on), also counts of the values in them
-and how much each column matters: by how much the loss rises when its values are shuffled over the rows. All is in
-runs/inspect_model/version_N. What the gates of MMoE and the attention of BST do is in gates.png and attention.png of
-the run itself.
+Writes the embeddings of FIELD with their raw values and a plot of them, and prints the nearest neighbours of VALUE.
+RAW_FILE has labelled rows as predict.py takes them, preferably ones the model was not trained on. With it, also counts
+the values, and measures the importance of each column: how much the loss rises when its values are shuffled among rows.
+Everything is written to runs/inspect_model/version_N. For the gates of MMoE and the attention of BST see gates.png and
+attention.png in the folder of the training run.
 """
 
 from dataclasses import dataclass
@@ -26,20 +26,20 @@ from common.model.recommender import Recommender
 from common.paths import output_root
 from common.training.run_folder import new_version_folder
 from data.history_preprocessor import HistoryPreprocessor
-from data.table_categories import FIRST_ID  # as of histories
+from data.table_categories import FIRST_ID  # the same for histories
 from predict import Preprocessor, load, predict_batch
 
-FIELD = None  # a categorical column, or "user" or "movie"; None: the one with most values
-VALUE = None  # as it is in the raw file; None: the most frequent in RAW_FILE, without it the first of the vocabulary
+FIELD = None  # a categorical column, or "user" or "movie"; None: the one with the most values
+VALUE = None  # as written in the raw file; None: the most frequent in RAW_FILE, or the first of the vocabulary
 FORMAT = "csv"  # of the embeddings; or "parquet"
-MAX_ROWS = 100_000  # of RAW_FILE that are looked at, the first ones
-REPEATS = 3  # shuffles of each column
-NEIGHBOURS, SHOWN_VALUES, NAMED_VALUES = 10, 1000, 25  # in the list; in the picture, and with a name there
+MAX_ROWS = 100_000  # of RAW_FILE that are used, from its start
+REPEATS = 3  # shuffles per column
+NEIGHBOURS, SHOWN_VALUES, NAMED_VALUES = 10, 1000, 25  # values in the list; in the plot; labelled in the plot
 
 
 @dataclass
 class Embeddings:
-    """The values of a field, in order of id, and their vectors (values, D); counts (values,) where rows were read."""
+    """The values of a field in order of id, their vectors (values, D) and, if rows were read, counts (values,)."""
 
     field: str
     values: list[str]
@@ -54,8 +54,8 @@ class Embeddings:
         return vectors
 
     def neighbours(self, value: str) -> pd.DataFrame:
-        """The values whose vectors have the largest cosine with that of `value`."""
-        check(value in self.values, f"{self.field} has no value {value!r} with a vector of its own.")
+        """The values whose vectors have the largest cosine similarity to that of `value`."""
+        check(value in self.values, f"{self.field} has no value {value!r} with an embedding.")
         unit = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
         cosine = unit @ unit[self.values.index(value)]
         nearest = [i for i in np.argsort(-cosine) if self.values[i] != value][:NEIGHBOURS]
@@ -63,7 +63,8 @@ class Embeddings:
 
 
 def inspect(checkpoint: str | Path, raw: str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Returns what was found, and the folder; options: other values for FIELD, VALUE and FORMAT, in lower case."""
+    """Inspect a checkpoint; returns the results and their folder. options: field, value and format instead of the
+    constants above."""
     chosen = {"field": FIELD, "value": VALUE, "format": FORMAT} | options
     model, preprocessor = load(checkpoint)
     rows = read_rows(preprocessor, raw) if raw is not None else None
@@ -71,7 +72,7 @@ def inspect(checkpoint: str | Path, raw: str | Path | None = None, **options: An
     field = chosen["field"] or max(names, key=lambda name: len(values_of(preprocessor, name)))
     check(field in names, f"there is no field {field!r}; the fields are {', '.join(names)}.")
     found = embeddings(model, preprocessor, field, rows[0] if rows else None)
-    check(len(found.values) > 1, f"{field} has fewer than two values with a vector of their own.")
+    check(len(found.values) > 1, f"{field} has fewer than two values with an embedding.")
     frequent = found.values[int(found.counts.argmax()) if found.counts is not None else 0]
     near = found.neighbours(frequent if chosen["value"] is None else str(chosen["value"]))
     matters = importance(model, preprocessor, *rows) if rows else None
@@ -91,7 +92,7 @@ def inspect(checkpoint: str | Path, raw: str | Path | None = None, **options: An
 
 
 def read_rows(preprocessor: Preprocessor, raw: str | Path) -> tuple[list[Tensor], Tensor]:
-    """Inputs and targets (N, K) of the rows whose targets are all known, at most MAX_ROWS."""
+    """Inputs and targets (N, K) of the first rows whose targets are all known, at most MAX_ROWS."""
     parts, count = [], 0
     with open_input(raw) as (stream, _):
         for inputs, target, *_ in preprocessor.batches(stream, str(raw)):
@@ -100,20 +101,20 @@ def read_rows(preprocessor: Preprocessor, raw: str | Path) -> tuple[list[Tensor]
             count += int(known.sum())
             if count >= MAX_ROWS:
                 break
-    check(count > 1, f"{raw} has no rows with labels; without RAW_FILE the embeddings alone are looked at.")
+    check(count > 1, f"{raw} has no labelled rows; without RAW_FILE only the embeddings are inspected.")
     *inputs, target = (torch.cat(column)[:MAX_ROWS] for column in zip(*parts, strict=True))
     return inputs, target
 
 
 def fields(preprocessor: Preprocessor) -> list[str]:
-    """Names of what has an embedding."""
+    """Names of the fields that have embeddings."""
     if isinstance(preprocessor, HistoryPreprocessor):
         return list(preprocessor.names)
     return [field.name for field in preprocessor.encoder.fields]
 
 
 def values_of(preprocessor: Preprocessor, name: str) -> dict[str, int]:
-    """Raw values of a field, and their ids."""
+    """The raw values of a field, and their ids."""
     if isinstance(preprocessor, HistoryPreprocessor):
         user, _ = preprocessor.names
         if name == user:
@@ -127,7 +128,7 @@ def values_of(preprocessor: Preprocessor, name: str) -> dict[str, int]:
 
 
 def embeddings(model: Recommender, preprocessor: Preprocessor, name: str, inputs: list[Tensor] | None) -> Embeddings:
-    """Of one field; of BST the latent factors, with the bias last; of DeepFM the first-order weight is last."""
+    """Embeddings of one field. BST: its latent factors, the bias last; DeepFM: the first-order weight is last."""
     packed: Any = model.factors if isinstance(model, BST) else model.embedding
     number, values = fields(preprocessor).index(name), values_of(preprocessor, name)
     ids = np.array(list(values.values()), int)
@@ -144,7 +145,7 @@ def embeddings(model: Recommender, preprocessor: Preprocessor, name: str, inputs
 
 
 def columns(preprocessor: Preprocessor) -> dict[str, list[tuple[int, list[int] | None]]]:
-    """What belongs together, by name: the number of an input, and columns of it (None: it has one)."""
+    """The inputs that are shuffled together, by name: index of an input, and its columns (None: it has no columns)."""
     if isinstance(preprocessor, HistoryPreprocessor):
         features = len(preprocessor.user_ids[0])
         user, movie = preprocessor.names
@@ -165,7 +166,7 @@ def columns(preprocessor: Preprocessor) -> dict[str, list[tuple[int, list[int] |
 def importance(model: Recommender, preprocessor: Preprocessor, inputs: list[Tensor], target: Tensor) -> pd.DataFrame:
     """Permutation importance (Breiman 2001) of each column for each output, with 95 % intervals over rows.
 
-    The loss is the log loss; of ratings it is the squared error. A negative rise is noise.
+    The loss is the log loss or, for ratings, the squared error. A negative rise is noise.
     """
     losses = row_losses(model, inputs, target)
     generator, rows = torch.Generator().manual_seed(0), []
@@ -185,7 +186,7 @@ def importance(model: Recommender, preprocessor: Preprocessor, inputs: list[Tens
 
 
 def row_losses(model: Recommender, inputs: list[Tensor], target: Tensor) -> Tensor:
-    """(N, K) float64."""
+    """The loss of each row and output (N, K) float64."""
     predicted, truth = predict_batch(model, inputs).double(), target.double()
     if isinstance(model.metrics, RatingMetrics):
         return (predicted - truth).square()
@@ -199,13 +200,13 @@ def plot_importance(table: pd.DataFrame, rows: int, title: str, path: Path) -> N
         axes.barh(part["column"], part["rise"], xerr=part["rise"] - part["low"], color="tab:blue", ecolor="black")
         axes.invert_yaxis()
         axes.margins(y=0.01)
-        axes.set_xlabel(f"rise of the loss of {output} when the column is shuffled")
+        axes.set_xlabel(f"rise in the loss of {output} when the column is shuffled")
     figure.suptitle(f"{title}\n{rows:,} rows, 95 % intervals", fontsize="small")
     figure.savefig(path, dpi=120)
 
 
 def plot_vectors(found: Embeddings, title: str, path: Path) -> None:
-    """The two main components of the vectors of the most frequent values."""
+    """The first two principal components of the vectors of the most frequent values."""
     order = np.argsort(-found.counts)[:SHOWN_VALUES] if found.counts is not None else np.arange(len(found.values))
     order = order[:SHOWN_VALUES]
     centred = found.vectors[order] - found.vectors[order].mean(0)

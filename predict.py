@@ -1,19 +1,19 @@
 """Score a raw file with a trained model: `python predict.py CHECKPOINT [CHECKPOINT...] RAW_FILE [OUT.csv]`.
 
-It needs the checkpoint alone (runs/<model>/version_N/checkpoints/best.ckpt), not the training set. Of several
-checkpoints of the same data, as other seeds give them, it writes the mean prediction; all but the first must end in
-.ckpt. RAW_FILE has the format of the training set, plain or gzipped; - is standard input:
-    DeepFM, DLRM   Criteo rows, with the label (train.txt) or without it (test.txt)
-    MMoE           Census-Income or Adult rows, with the income or without it, ? for what is not known
-    all three      rows of your own table, with labels or without them, the columns in any order if line 1 names them;
-                   columns of the role "kept" are copied to the output
-    BST            user::movie[::rating[::timestamp]], with the separator of the training set (TAB in 100K, comma in
-                   the CSV releases); or, of interactions of your own, rows with user and item, and with rating and
-                   time if they are known. The history comes from the checkpoint: for a rating that it knows, all
-                   before that rating; otherwise up to the row's timestamp; without a timestamp, all. With
-                   HISTORY_FROM_FILE, a user unknown to the checkpoint gets its earlier rows in the file as history.
-OUT.csv (standard output, if not given) gets a header and one row per input row, in order. Where labels are known the
-predictions are scored against them; this, unseen categories and progress go to standard error.
+It needs only the checkpoint (runs/<model>/version_N/checkpoints/best.ckpt), not the training data. For several
+checkpoints of the same data, e.g. of several seeds, it writes the mean prediction; all but the first must end in .ckpt.
+RAW_FILE has the format of the training data, plain or gzipped; - is standard input:
+    DeepFM, DLRM   Criteo rows, with labels (train.txt) or without (test.txt)
+    MMoE           Census-Income or Adult rows, with or without the income, ? for unknown values
+    all three      rows of your own table, with or without labels, the columns in any order if line 1 names them;
+                   columns with the role "kept" are copied to the output
+    BST            user::movie[::rating[::timestamp]], with the separator of the training data (TAB in 100K, comma in
+                   the CSV releases); or rows of your own interactions with user and item, and with rating and time if
+                   known. The history comes from the checkpoint: for a rating in it, everything before that rating;
+                   otherwise everything up to the row's timestamp, or everything if there is none. With
+                   HISTORY_FROM_FILE, the history of a user unknown to the checkpoint is its earlier rows in the file.
+OUT.csv (default: standard output) gets a header and one row per input row, in order. If labels are known, predictions
+are scored against them; these scores, unseen categories and progress go to standard error.
 """
 
 import os
@@ -51,14 +51,14 @@ from deepfm.deepfm import DeepFM
 from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
 
-BF16 = False  # True is faster where the processor multiplies bf16; probabilities then differ by up to 1e-3
-HISTORY_FROM_FILE = False  # of BST, True: a user whom the checkpoint does not know has its rows that precede
-TEMPERATURE = 1.0  # divides the logits of probabilities; results.json has the one that fits the validation rows best
+BF16 = False  # True is faster if the processor supports bf16; probabilities then differ by up to 1e-3
+HISTORY_FROM_FILE = False  # for BST; True: the history of a user unknown to the checkpoint is its earlier rows
+TEMPERATURE = 1.0  # divisor of the logits; results.json has the value that fits the validation rows best
 USAGE = "CHECKPOINT [CHECKPOINT...] RAW_FILE [OUT.csv]"
-BATCH_ROWS = 1024  # scored at a time; more do not fit into the cache of a processor
+BATCH_ROWS = 1024  # scored at a time; more would not fit into the processor's cache
 
 Preprocessor = TablePreprocessor | HistoryPreprocessor
-# class of the model, by the name in the checkpoint; key of the data's state in it; what reads raw rows with that state
+# by the model's name in the checkpoint: its class, the key of the data module's state, and what reads raw rows with it
 MODELS: dict[str, tuple[type[Recommender], str, Callable[[dict[str, Any]], Preprocessor]]] = {
     "DeepFM": (DeepFM, "ClickDataModule", TablePreprocessor),
     "DLRM": (DLRM, "ClickDataModule", TablePreprocessor),
@@ -68,18 +68,18 @@ MODELS: dict[str, tuple[type[Recommender], str, Callable[[dict[str, Any]], Prepr
 
 
 def load(checkpoint: str | Path) -> tuple[Recommender, Preprocessor]:
-    """The model of a checkpoint, ready to predict, and what makes its inputs of raw rows.
+    """The model of a checkpoint, ready to predict, and the preprocessor that encodes raw rows for it.
 
-    Raises: UserError if it is no checkpoint of one of the four models.
+    Raises: UserError if it is not a checkpoint of one of the four models.
     """
     model, preprocessor, _ = _load(checkpoint)
     return model, preprocessor
 
 
 def load_several(checkpoints: Sequence[str | Path]) -> tuple[list[Recommender], Preprocessor]:
-    """The models of checkpoints whose predictions may be averaged, and what makes the inputs of all of them.
+    """The models of checkpoints whose predictions are to be averaged, and the preprocessor they share.
 
-    Raises: UserError if two of them were trained on other data, or encode it in other ways.
+    Raises: UserError if they were trained on different data or encode it differently.
     """
     first, preprocessor, state = _load(checkpoints[0])
     models = [first]
@@ -88,7 +88,7 @@ def load_several(checkpoints: Sequence[str | Path]) -> tuple[list[Recommender], 
         check(
             equal_states(state, other),
             f"{checkpoint} and {checkpoints[0]} cannot be averaged: their data, or the DATA settings that encode it, "
-            "are not the same. Score the file with each of them.",
+            "differ. Score the file with each of them.",
         )
         models.append(model)
     return models, preprocessor
@@ -104,16 +104,16 @@ def _load(checkpoint: str | Path) -> tuple[Recommender, Preprocessor, dict[str, 
         settings = content["hyper_parameters"]
         for part in (settings | settings["optimizer"], content[data]):
             check_settings(part)
-        with torch.device("meta"):  # takes no memory, whatever the sizes
+        with torch.device("meta"):  # uses no memory, whatever the sizes
             check_same_sizes(content["state_dict"], model_class(**content["hyper_parameters"]))
         model = model_class(**content["hyper_parameters"])
         model.load_state_dict(content["state_dict"], assign=True)  # the table stays mapped from the file
         model, ready = model.eval(), preprocessor(content[data])
         found = predict_batch(model, ready.random_inputs(256, np.random.default_rng(0))).shape[1]
         if found != len(ready.columns):
-            raise ValueError(f"{found} predictions of a row for {len(ready.columns)} columns")
+            raise ValueError(f"{found} predictions per row for {len(ready.columns)} columns")
         return model, ready, content[data]
-    except Exception as error:  # of many kinds for a checkpoint with other content
+    except Exception as error:  # a checkpoint with other content can raise many kinds
         raise UserError(
             f"{checkpoint} does not fit this version of {name}; train again. ({one_line(error)})"
         ) from error
@@ -130,9 +130,9 @@ def predict(
 ) -> dict:
     """Score `raw` ("-": standard input) to `output` (None: standard output); memory does not grow with the file.
 
-    Of several checkpoints the predictions are averaged. history_from_file: of BST, whether a user whom the checkpoint
-    does not know has the rows that precede as its history; memory then grows with the number of such users.
-    Returns rows, seconds, unseen {field: rows} and metrics {column: {metric: value}}, empty where no label is known.
+    The predictions of several checkpoints are averaged. history_from_file: for BST, whether the history of a user
+    unknown to the checkpoint is its earlier rows; memory then grows with the number of such users.
+    Returns rows, seconds, unseen {field: rows} and metrics {column: {metric: value}}, empty if no label is known.
     """
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     models, preprocessor = load_several(checkpoints)
@@ -156,7 +156,7 @@ def predict(
         for predicted, target, *kept in ordered_map(score, _batches(preprocessor, stream, raw)):
             check(
                 bool(predicted.isfinite().all()),
-                f"{names} gives no finite prediction for a row of {name_of(raw)} after row {rows}: its weights are "
+                f"a prediction of {names} is not finite, for a row of {name_of(raw)} after row {rows}: the weights are "
                 "damaged, or a number in the row is far too large. Correct the row, or train again.",
             )
             for metrics, values, truth in zip(running, predicted.numpy().T, target.numpy().T, strict=True):
@@ -178,40 +178,40 @@ def predict(
 
 
 def histories_of(preprocessor: Preprocessor, checkpoint: str | Path) -> HistoryPreprocessor:
-    """The preprocessor, if it is BST's; else UserError."""
+    """The preprocessor, if it is BST's. Raises: UserError if it is not."""
     if not isinstance(preprocessor, HistoryPreprocessor):
-        raise UserError(f"{checkpoint} is no checkpoint of BST; histories and the best items are of BST alone.")
+        raise UserError(f"{checkpoint} is not a checkpoint of BST; only BST has histories and recommends items.")
     return preprocessor
 
 
 def _warn_of_another_set(preprocessor: Preprocessor, raw: str) -> None:
-    """Say which columns hold next to nothing that the training rows had."""
+    """Warn about columns whose values are nearly all unknown from training."""
     if isinstance(preprocessor, TablePreprocessor) and (names := preprocessor.nearly_unseen()):
         most = 2 * len(names) > len(preprocessor.encoder.fields)
         print(
             f"Warning: more than nine in ten values of {', '.join(map(one_line, names))} in {raw} are unseen or rare "
-            f"in training{'; is it rows of another dataset?' if most else ''}",
+            f"in training{'; are these rows of another dataset?' if most else ''}",
             file=sys.stderr,
         )
 
 
 @torch.inference_mode()
 def predict_batch(model: Recommender, inputs: list[Tensor], bf16: bool = False) -> Tensor:
-    """Predictions (N, columns) float32 of inputs of any number of rows N."""
+    """Predictions (N, columns) float32 for any number of rows N."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        # cloned: a matrix product rounds otherwise where memory is not aligned as torch aligns it
+        # cloned, because a matrix product rounds differently if memory is not aligned as torch aligns it
         parts = zip(*(column.clone().split(BATCH_ROWS) for column in inputs), strict=True)
         predicted = torch.cat([model.predict(model(*part).float()) for part in parts])
     return predicted.unsqueeze(1) if predicted.dim() == 1 else predicted
 
 
 def mean_prediction(models: Sequence[Recommender], inputs: list[Tensor], bf16: bool = False) -> Tensor:
-    """Mean of the models' probabilities or ratings (N, columns), in the type of one."""
+    """Mean of the models' probabilities or ratings (N, columns)."""
     return torch.stack([predict_batch(model, inputs, bf16) for model in models]).mean(0)
 
 
 def _batches(preprocessor: Preprocessor, stream: Stream, raw: str | Path) -> Iterator[tuple[Any, ...]]:
-    with reading(raw):  # here, where no error can be one of writing
+    with reading(raw):  # not around the loop that writes, whose errors are not of reading
         yield from preprocessor.batches(stream, name_of(raw))
 
 
@@ -221,13 +221,13 @@ def _progress_bar(file: IO[bytes]) -> tqdm:
 
 
 def main(checkpoint: str, *others: str) -> None:
-    """Score a file; what is found of it goes to standard error."""
+    """Score a file; a summary goes to standard error."""
     more = list(takewhile(lambda name: name.endswith(".ckpt"), others))
     raw_and_output = others[len(more) :]
     check(len(raw_and_output) in (1, 2), f"usage: python predict.py {USAGE}")
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict.py ... | head` ends in silence
-    torch.set_num_threads(1)  # whole blocks are scored in threads; more within a block would only get in their way
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `predict.py ... | head` ends silently
+    torch.set_num_threads(1)  # blocks are scored in parallel threads; more threads within a block would slow them down
     result = predict([checkpoint, *more], *raw_and_output)
     print(f"{result['rows']:,} rows in {result['seconds']:.1f} s", file=sys.stderr)
     if result["unseen"]:

@@ -1,10 +1,10 @@
-"""The best items for users, by a checkpoint of BST: `python recommend.py CHECKPOINT USERS N [OUT.csv]`.
+"""Recommend items to users with a BST checkpoint: `python recommend.py CHECKPOINT USERS N [OUT.csv]`.
 
-USERS is a file with the column of users, in the format of the training set (of MovieLens, lines that begin with a
-user); - is standard input. Each user gets the N items of the training rows that it has not rated and that the model
-rates highest, as rows user, item, score, the best first. The checkpoint is enough: it knows what users rated. With
-HISTORY_FROM_FILE in predict.py, USERS holds rows as predict.py takes them: they are the history of users unknown to the
-checkpoint, and the items in them are not recommended.
+USERS is a file with a column of users in the format of the training data (for MovieLens, lines that begin with a user);
+- is standard input. Each user gets the N items from the training rows that it has not rated and that the model scores
+highest, as rows user, item, score, the best first. Only the checkpoint is needed: it holds what users rated. With
+HISTORY_FROM_FILE in predict.py, USERS has rows as predict.py takes them: they are the history of users unknown to the
+checkpoint, and their items are not recommended.
 """
 
 import os
@@ -36,7 +36,7 @@ def recommend(
     *,
     history_from_file: bool = HISTORY_FROM_FILE,
 ) -> dict[str, Any]:
-    """Write the `count` best items of each user in `raw`, in the order of the file; arguments as of `predict`.
+    """Write the `count` best items of each user in `raw`, in file order; the other arguments are those of `predict`.
 
     Returns users, rows and seconds.
     """
@@ -64,7 +64,7 @@ def recommend(
 def top_items(
     models: Sequence[Recommender], histories: HistoryPreprocessor, user: int, count: int
 ) -> list[tuple[int, float]]:
-    """A user's best items and their scores, the best first; of equal scores the one that sorts first."""
+    """A user's best items and their scores, the best first; ties in the order of the items."""
     candidates = histories.candidates(user)
     scores = np.empty(len(candidates), np.float32)
     for start in range(0, len(candidates), CHUNK_ITEMS):
@@ -75,9 +75,9 @@ def top_items(
 
 
 def main(checkpoint: str, raw: str, count: str, output: str | None = None) -> None:
-    """Write the best items; what was done goes to standard error."""
-    check(count.isdecimal() and 0 < int(count) < 10**6, f"found {count!r}, expected the number of items for each user.")
-    torch.set_num_threads(1)  # users are scored in threads; more within a batch would only get in their way
+    """Write the best items; a summary goes to standard error."""
+    check(count.isdecimal() and 0 < int(count) < 10**6, f"found {count!r}, expected the number of items per user.")
+    torch.set_num_threads(1)  # users are scored in parallel threads; more threads per batch would slow them down
     found = recommend(checkpoint, raw, int(count), output)
     print(f"{found['rows']:,} items for {found['users']:,} users in {found['seconds']:.1f} s", file=sys.stderr)
 

@@ -1,9 +1,9 @@
-"""Train a script with several seeds: `python seeds.py deepfm 4` takes deepfm/train.py with the seeds 1 to 4.
+"""Train a script with several seeds: `python seeds.py deepfm 4` runs deepfm/train.py with seeds 1 to 4.
 
-Each run is in runs/<script>_seeds/version_N/<variant>/seed_<seed>. At the end: mean and standard deviation of the test
-metrics, those of the averaged predictions, and differences from the baselines and between VARIANTS, paired by seed. If
-it is stopped, the same command continues it; with a larger number it adds runs. `python predict.py` scores new rows
-with all checkpoints of a variant together.
+Each run is in runs/<script>_seeds/version_N/<variant>/seed_<seed>. At the end it prints mean and standard deviation of
+the test metrics, metrics of the averaged predictions, and differences from the baselines and between VARIANTS, paired
+by seed. If it is interrupted, the same command continues; a larger number adds runs. `python predict.py` scores new
+rows with all checkpoints of a variant together.
 """
 
 from pathlib import Path
@@ -22,14 +22,14 @@ from common.training.run_folder import NOT_COMPARED, continued_folder
 from common.training.seeds import CONFIDENCE, difference_table, summary_table, train_seeds
 
 SCRIPTS = {"deepfm": deepfm.train, "dlrm": dlrm.train, "multitask": multitask.train, "bst": bst.train}
-VARIANTS: dict[str, dict[str, Any]] = {  # changes of the settings in train.py; the others are compared with the first
+VARIANTS: dict[str, dict[str, Any]] = {  # changes to the settings in train.py; the first is compared with the others
     "as_it_is": {}
     # "more_dropout": dict(dropout=0.5),
 }
 
 
 def seeds(script: str, number: str | int = 3, variants: dict[str, dict[str, Any]] = VARIANTS) -> dict[str, Any]:
-    """Train all variants with the seeds 1 to `number`; returns the results of each, also written to seeds.json."""
+    """Train all variants with seeds 1 to `number`; returns the results of each, also written to seeds.json."""
     check(script in SCRIPTS, f"found {script!r}, expected one of {', '.join(SCRIPTS)}.")
     check(str(number).isdecimal() and int(number) > 0, f"found {number!r}, expected a number of seeds, such as 4.")
     count, module = int(number), SCRIPTS[script]
@@ -46,8 +46,8 @@ def seeds(script: str, number: str | int = 3, variants: dict[str, dict[str, Any]
     print(f"\nTest metrics, mean ± standard deviation\n{summary_table(groups).to_string()}")
     if count > 1 and not (differences := difference_table(groups)).empty:
         print(
-            f"\nDifferences, paired by seed, and their {CONFIDENCE:.0%} intervals over seeds (other test rows are "
-            f"another matter)\n{differences.to_string()}"
+            f"\nDifferences paired by seed, with {CONFIDENCE:.0%} intervals over seeds (not over test rows)\n"
+            f"{differences.to_string()}"
         )
     first = next(iter(variants))
     print(f"All runs: {folder}")
@@ -56,13 +56,13 @@ def seeds(script: str, number: str | int = 3, variants: dict[str, dict[str, Any]
 
 
 def settings_of(module: ModuleType, changes: dict[str, Any]) -> dict[str, Any]:
-    """All settings of a script that make a result what it is, but the seed."""
+    """All settings of a script that affect its results, except the seed."""
     settings = Settings(module.DATA, module.MODEL, module.OPTIMIZER, module.TRAINING).changed(changes)
     return {name: value for name, value in settings.flat().items() if name not in (*NOT_COMPARED, "seed")}
 
 
 def is_complete(folder: Path, count: int) -> bool:
-    """Whether all variants were trained with so many seeds or more."""
+    """Whether all variants were trained with at least this many seeds."""
     return (folder / "seeds.json").exists() and all(
         len(results) >= count for results in read_json(folder / "seeds.json").values()
     )

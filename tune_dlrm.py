@@ -1,9 +1,9 @@
 """Search DLRM's settings on Criteo with Ray Tune: `python tune_dlrm.py`.
 
 Optuna's TPE proposes settings, ASHA stops trials that are behind at equal progress, and the best three are tested once.
-If it is killed, the same command continues it. Everything is written to runs/tune_dlrm/version_N (Ray's sockets are in
-a temporary folder). With concurrent_trials=1 a seed reproduces the search; otherwise TPE and ASHA depend on which trial
-is faster.
+If it is killed, the same command continues it. Everything is written to runs/tune_dlrm/version_N (except Ray's sockets,
+which are in a temporary folder). With concurrent_trials=1 a seed reproduces the search; otherwise TPE and ASHA depend
+on which trial is faster.
 """
 
 import os
@@ -28,8 +28,8 @@ from common.settings import Settings, check_names, check_settings
 from common.training.run_folder import NOT_COMPARED, claim_run_folder, continued_folder
 from data.criteo_data import ClickDataModule
 
-# Settings of dlrm/train.py: SPACE is searched (from its own values on, if they lie in it), FIXED is the same for all
-# trials, and all others keep the values of dlrm/train.py.
+# Settings of dlrm/train.py. SPACE is searched, starting from the values in dlrm/train.py if they lie in it; FIXED is
+# the same for all trials; all other settings have the values in dlrm/train.py.
 SPACE = dict(
     learning_rate=tune.loguniform(3e-4, 5e-3),
     embedding_dim=tune.choice([8, 16, 32]),
@@ -39,34 +39,34 @@ SPACE = dict(
     dropout=tune.choice([0.0, 0.2]),
 )
 FIXED = dict(
-    validations_per_epoch=10  # the more, the earlier a bad trial can be stopped
+    validations_per_epoch=10  # with more, bad trials can be stopped earlier
 )
 SEARCH = dict(
-    trials=16,  # raise it, and the same command continues the search
-    grace_validations=3,  # before which no trial is stopped: while the rate is high, results say little of the end
+    trials=16,  # after raising it, the same command continues the search
+    grace_validations=3,  # no trial is stopped earlier: while the rate is high, results say little about the end
     reduction_factor=2,  # at 1, 2, 4, ... times grace_validations the best 1/reduction_factor of the trials continue
-    concurrent_trials=None,  # None: as many as there are CPUs and GPUs for
-    cpus_per_trial=1,  # and threads
+    concurrent_trials=None,  # None: as many as the CPUs and GPUs allow
+    cpus_per_trial=1,  # also the number of threads
     gpus_per_trial=0,  # may be a fraction
     workers_per_trial=1,  # processes that train a trial together, each with cpus_per_trial (and a GPU)
     ray_address=None,  # of a running cluster ("auto", "host:6379"); None: $RAY_ADDRESS, otherwise Ray is started here
-    storage=None,  # absolute folder for all that is written, visible to all nodes; None: runs/tune_dlrm
+    storage=None,  # absolute path of a folder that all nodes can see, for everything written; None: runs/tune_dlrm
 )
 
-os.environ |= {  # of Ray Tune
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a search at once, as it can be continued
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are kept by the record alone
+os.environ |= {  # read by Ray Tune
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search immediately, because it can be continued
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # only SearchRecord keeps results
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",  # so soon a stopped trial of several processes gives its CPUs back
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",  # until a stopped trial of several processes is killed and its CPUs are free
 }
 
 
 def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **changes: Any) -> dict[str, Any]:
-    """Run a search, or continue the newest unfinished one with the same settings; test its best trial once.
+    """Run a search, or continue the newest unfinished one with the same settings, and test its best trials once.
 
-    changes: other values for SEARCH. Returns the contents of best.json.
+    changes: settings in SEARCH to change, by name. Returns the contents of best.json.
 
-    Raises: UserError if all trials failed, Ray has too few CPUs or GPUs for one, or a file cannot be written.
+    Raises: UserError if all trials failed, Ray has too few CPUs or GPUs for a trial, or a file cannot be written.
     """
     start = time.perf_counter()
     check_names(changes, list(SEARCH))
@@ -74,7 +74,7 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     check_settings({"space": space, "fixed": fixed} | options)
     both = ", ".join(sorted(space.keys() & fixed.keys()))
     check(not both, f"{both} must be in SPACE or in FIXED, not in both.")
-    # ASHA stops trials, not patience; a trial has another working directory, so paths must be absolute
+    # ASHA stops trials, not patience; trials run in another working directory, so paths must be absolute
     settings = Settings(dlrm.DATA, dlrm.MODEL, dlrm.OPTIMIZER, dlrm.TRAINING).changed(fixed)
     validations = settings.training["max_epochs"] * settings.training["validations_per_epoch"]
     root = settings.data["data_root"]
@@ -97,7 +97,7 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     check(
         0 < clicks < rows,
         f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC. "
-        "Take another dataset or split.",
+        "Use another dataset or split.",
     )
     chosen = continued_folder(home, identity, lambda folder: is_complete(folder, options["trials"]))
     with claim_run_folder("tune_dlrm", identity, chosen) as folder:
@@ -117,7 +117,7 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
 
 
 def run_trial(config: dict[str, Any], record: SearchRecord, fixed: dict[str, Any], workers: int) -> None:
-    """One training run in a process of Ray, or in several; continues from its own checkpoint if there is one."""
+    """One training run in one or several Ray processes; continues from its checkpoint if there is one."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = dict(config)
     folder = record.folder(config.pop("number"))
@@ -125,7 +125,7 @@ def run_trial(config: dict[str, Any], record: SearchRecord, fixed: dict[str, Any
     try:
         changes = fixed | config | launch
         dlrm.train(run_folder=str(folder), callbacks=[TuneReporter()], test=False, resume=True, **changes)
-    except KeyboardInterrupt:  # what becomes of Ray's SystemExit(0) in a trial that it stops
+    except KeyboardInterrupt:  # Ray stops a trial by SystemExit(0), which arrives here as this
         sys.exit(0)
     except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def run_trial(config: dict[str, Any], record: SearchRecord, fixed: dict[str, Any
 
 
 def is_complete(folder: Path, trials: int) -> bool:
-    """Whether a search was concluded, with so many trials or more."""
+    """Whether a search was concluded with at least this many trials."""
     record = SearchRecord(folder)
     return record.path.with_name("best.json").exists() and len(record.in_state(*ENDED)) >= trials
 
@@ -144,7 +144,7 @@ def is_complete(folder: Path, trials: int) -> bool:
 def conclude(
     record: SearchRecord, space: dict[str, Any], data: ClickDataModule, fixed: dict[str, Any], start: float
 ) -> dict[str, Any]:
-    """Test the best trials; write best.json, trials.csv and figures; print what was found."""
+    """Test the best trials, write best.json, trials.csv, importance.csv and figures, and print a summary."""
     best = best_trials(record.trials)
     title = f"DLRM, {data.dataset}{', built-in sample' if data.is_sample else ''}, {'/'.join(record.path.parts[-3:-1])}"
     plot_search(record, title)
@@ -155,7 +155,7 @@ def conclude(
         )
     tested = []
     for trial in best:
-        # a finished trial is not trained again: it continues from its last checkpoint, and is tested
+        # a finished trial is not trained again: it continues from its last checkpoint, so it is only tested
         results = dlrm.train(
             run_folder=str(record.folder(trial["number"])), **fixed, **lists_to_tuples(trial["config"])
         )
@@ -165,7 +165,7 @@ def conclude(
     importance.to_csv(record.path.with_name("importance.csv"), header=["importance"], index_label="setting")
     if len(importance):
         shown = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
-        log(record, f"\nShare of the AUC's variance that each setting explains (few trials say little): {shown}")
+        log(record, f"\nShare of the AUC's variance explained by each setting (unreliable with few trials): {shown}")
     errors = {split: error_of(data, split, tested[0]) for split in ("validation", "test")}
     aucs = [[each["trial"], each["validation"]["auc"], each["test"]["auc"]] for each in tested]  # the best first
     table = pd.DataFrame(aucs, columns=["trial", "validation auc", "test auc"])
@@ -173,7 +173,7 @@ def conclude(
     log(
         record,
         f"Standard error of an AUC: {errors['validation']:.4f} on {len(data.rows['val']):,} validation rows, "
-        f"{errors['test']:.4f} on {len(data.rows['test']):,} test rows. The best on validation rows is taken.",
+        f"{errors['test']:.4f} on {len(data.rows['test']):,} test rows. The best trial on validation rows is chosen.",
     )
     config, folder = lists_to_tuples(best[0]["config"]), record.folder(best[0]["number"])
     contents = {
@@ -189,13 +189,13 @@ def conclude(
     lines = "\n".join(f"    {name}={value!r}," for name, value in config.items())
     log(
         record,
-        f"\nFor dlrm/train.py (trial {best[0]['number']}):\n{lines}\nEverything of the search: {record.path.parent}",
+        f"\nFor dlrm/train.py (trial {best[0]['number']}):\n{lines}\nTrials, tables and figures: {record.path.parent}",
     )
     return contents
 
 
 def error_of(data: ClickDataModule, split: str, tested: dict[str, Any]) -> float:
-    """Standard error over rows of a trial's AUC; nan where that is undefined."""
+    """Standard error over rows of a trial's AUC; nan if that is undefined."""
     label = data.targets("val" if split == "validation" else split)
     clicks = int(label.sum())
     auc = tested[split]["auc"]

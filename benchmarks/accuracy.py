@@ -1,6 +1,6 @@
-"""What the speed-ups do to the metrics, on the real rows below DATA_ROOT: `python benchmarks/accuracy.py [MODEL ...]`.
+"""The effect of the speed-ups on metrics, on the real data in DATA_ROOT: `python benchmarks/accuracy.py [MODEL ...]`.
 
-Trains each model with the settings of its script, once for each of SEEDS, in float32 and then with one thing changed.
+Trains each model with the settings of its script, once per seed in SEEDS, in float32 and then with one change each.
 The packed table and int32 ids change only the order of sums (tests/test_embedding.py), so they are not among the
 variants. Writes accuracy.csv, with every run, and accuracy.md to OUTPUT.
 """
@@ -25,7 +25,7 @@ from common.files import markdown_table
 from common.model.embedding import PackedEmbedding
 from common.paths import output_root
 
-MODELS = {"deepfm": "auc", "dlrm": "auc", "multitask": "auc_mean", "bst": "rmse"}  # folder: metric of its table
+MODELS = {"deepfm": "auc", "dlrm": "auc", "multitask": "auc_mean", "bst": "rmse"}  # folder: metric in the table
 SEEDS = (1, 2, 3)
 OUTPUT = output_root() / "runs" / "accuracy"
 
@@ -41,8 +41,8 @@ def dense_updates() -> Iterator[None]:
         yield
 
 
-# Name: (how it trains, changes for train). Adam scales every gradient to the size of its step, so L2, however small,
-# pulls rows without another gradient to 0: dense updates are tried with several values, and validation chooses.
+# Name: (how it trains, changes for train). Adam normalises every gradient, so any L2, however small, pulls rows without
+# another gradient to 0: dense updates are tried with several values, and validation chooses.
 VARIANTS: dict[str, tuple[Callable[[], AbstractContextManager], dict]] = {
     "touched rows, float32": (nullcontext, {"precision": "32-true"}),
     "touched rows, bf16": (nullcontext, {"precision": "bf16-mixed"}),
@@ -57,9 +57,7 @@ def main(*names: str) -> None:
     models = names or list(MODELS)
     check(set(models) <= set(MODELS), f"there is no model {' '.join(models)}; there are {', '.join(MODELS)}.")
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    os.environ["OUTPUT_ROOT"] = str(
-        OUTPUT
-    )  # apart from the user's runs, from which results.py makes the README's table
+    os.environ["OUTPUT_ROOT"] = str(OUTPUT)  # apart from the user's runs, which results.py reads
     rows = []
     for model in models:
         train, metric = importlib.import_module(f"{model}.train").train, MODELS[model]
@@ -67,7 +65,7 @@ def main(*names: str) -> None:
             for seed in SEEDS:
                 with how():
                     results = train(seed=seed, **changes)
-                check(not results["is_sample"], "there are no real rows; set DATA_ROOT (README, Use).")
+                check(not results["is_sample"], "there is no real data; set DATA_ROOT (see README.md).")
                 rows.append(
                     {
                         "model": model,
@@ -82,7 +80,7 @@ def main(*names: str) -> None:
 
 
 def write_tables(rows: pd.DataFrame) -> None:
-    """accuracy.csv, and accuracy.md with mean and standard deviation over the seeds."""
+    """Write accuracy.csv, and accuracy.md with mean and standard deviation over the seeds."""
     rows.to_csv(OUTPUT / "accuracy.csv", index=False)
     table = []
     for (model, variant), group in rows.groupby(["model", "variant"], sort=False):

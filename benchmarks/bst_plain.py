@@ -1,6 +1,6 @@
 """BST as most public ports write it: nn.TransformerEncoder over all positions, a Dataset of rows, a default DataLoader.
 
-The same sizes and inputs as bst/bst.py, to compare speed; only the errors of those ports are left out.
+It has the sizes and inputs of bst/bst.py, to compare speed, and none of the ports' errors.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ ROWS = 40_000  # training rows of one measurement
 
 
 class PlainRows(Dataset):
-    """One row after the other, its history sliced and padded in Python."""
+    """One row at a time, with its history sliced and padded in Python."""
 
     def __init__(self, data: HistoryDataModule):
         columns = data.examples().arrays
@@ -51,7 +51,7 @@ class PlainRows(Dataset):
 
 
 class PlainBST(nn.Module):
-    """The parts of BST with torch's own layers."""
+    """BST built from torch's layers."""
 
     def __init__(self, num_movies: int, user_cardinalities: list[int]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Generated Criteo rows for the comparisons: read from a raw file through the cache, or with the full vocabulary."""
+"""Generated rows like those of Criteo: read from a raw file through the cache, or with the full vocabularies."""
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,12 @@ from deepfm.train import DATA
 
 OUTPUT = output_root() / "runs" / "speed"
 ROWS = 2_160_000  # generated: 1.36 million embedding rows
-TRAIN_ROWS = 200_000  # of them, trained on in each repeat
+TRAIN_ROWS = 200_000  # of these, trained on in each repeat
 UNPRUNED = DATA | dict(dense_transform="log", min_count=1)  # every value gets an id
 
 
 class RawRows(ClickDataModule):
-    """TRAIN_ROWS of the generated rows, in random order; the vocabulary is that of all ROWS."""
+    """TRAIN_ROWS of the generated rows, in random order, with the vocabulary of all ROWS."""
 
     def __init__(self, batch_size: int, train_rows: int = TRAIN_ROWS):
         folder = OUTPUT / "data"
@@ -32,7 +32,7 @@ class RawRows(ClickDataModule):
         self.rows["val"] = self.rows["val"][:batch_size]
 
     def columns(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Encoded training rows as peers take them: C0, C1, ... int64 and I0, I1, ... float32 by name, and labels."""
+        """Encoded training rows in the form other packages take: C0, C1, ... int64, I0, I1, ... float32, and labels."""
         dense, ids, label = self.read(self.rows["train"])
         columns = {f"C{i}": ids[:, i].astype(np.int64) for i in range(ids.shape[1])}
         return columns | {f"I{i}": dense[:, i].copy() for i in range(dense.shape[1])}, label
@@ -44,7 +44,7 @@ class RawRows(ClickDataModule):
 
 
 class FullVocabulary(RawRows):
-    """Encoded rows with the ids of all 33.8 million values of the full Kaggle set, distributed as in its last rows."""
+    """Encoded rows with the ids of all 33.8 million values of the full dataset, distributed as in its last rows."""
 
     rows_written = 500_000
 
@@ -63,14 +63,14 @@ class FullVocabulary(RawRows):
         self.rows = {"train": rows[:train_rows], "val": rows[:batch_size]}
 
     def setup(self, stage: str | None = None) -> None:
-        """Nothing left to do."""
+        """Nothing to do."""
 
     def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         rng, count = np.random.default_rng(0), self.rows_written
         ids = np.empty((count, len(CARDINALITIES)), np.int32)
         for i, values in enumerate(CARDINALITIES):
-            # as in generate_criteo.py: a new value, or one of those before, of which few are frequent
+            # as in generate_criteo.py: a new value, or an earlier one, of which few are frequent
             is_new = rng.random(count) < values / FULL_ROWS
             value = values * np.where(is_new, rng.random(count), rng.random(count) ** SKEW)
             ids[:, i] = FIRST_ID + rng.permutation(values)[value.astype(np.int64)]

@@ -1,6 +1,6 @@
-"""DeepFM of other packages, and a lower bound: samples per second of training on encoded arrays in memory.
+"""DeepFM in other packages, and an upper bound: samples per second of training on encoded arrays in memory.
 
-Each takes the data of criteo_shaped.py; packages are imported where they are used.
+Each takes the data of criteo_shaped.py; packages are imported when they are used.
 """
 
 import tempfile
@@ -55,7 +55,7 @@ def rechub(data: RawRows) -> float:
 
 
 def fuxictr(data: RawRows) -> float:
-    """Its layers, loader and fit(); assembling a model is left to the user of the package."""
+    """The package's layers, loader and fit(); it leaves assembling the model to its users."""
     from fuxictr.features import FeatureMap
     from fuxictr.pytorch.dataloaders import RankDataLoader
     from fuxictr.pytorch.layers import FactorizationMachine, FeatureEmbedding, MLP_Block
@@ -76,7 +76,7 @@ def fuxictr(data: RawRows) -> float:
             return {"y_pred": self.output_activation(self.fm(inputs, v) + self.deep(v.flatten(1)))}
 
         def eval_step(self) -> None:
-            """No validation, which would be timed, and so no checkpoint of it,"""
+            """Skip validation, which would be timed, and so the checkpoint after it,"""
 
         def load_weights(self, checkpoint: str) -> None:
             """which fit() would load at the end."""
@@ -99,7 +99,7 @@ def fuxictr(data: RawRows) -> float:
 
 
 def fbgemm(data: RawRows, precision: str) -> float:
-    """Fused row-wise Adagrad of fbgemm-gpu on its tables, with the head that ours has."""
+    """fbgemm-gpu's tables with its fused row-wise Adagrad, and the same head as ours."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -107,7 +107,7 @@ def fbgemm(data: RawRows, precision: str) -> float:
         SplitTableBatchedEmbeddingBagsCodegen,
     )
 
-    width = 4 * -(-(EMBEDDING_DIM + 1) // 4)  # its rows are multiples of 4 wide
+    width = 4 * -(-(EMBEDDING_DIM + 1) // 4)  # its row widths must be multiples of 4
     tables = SplitTableBatchedEmbeddingBagsCodegen(
         [(size, width, EmbeddingLocation.HOST, ComputeDevice.CPU) for size in data.cardinalities],
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -143,7 +143,7 @@ def fbgemm(data: RawRows, precision: str) -> float:
 
 
 def floor(data: RawRows, precision: str) -> float:
-    """The matrix products of the deep part and one gather and scatter of the touched rows: no step can be faster."""
+    """Only the deep part's matrix products and one gather and scatter of the touched rows: no step can be faster."""
     fields = data.num_dense + len(data.cardinalities)
     widths = [fields * EMBEDDING_DIM, *HIDDEN_UNITS, 1]
     deep = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))

@@ -1,4 +1,4 @@
-"""The step of the paper's DLRM code, rebuilt from the paper: one EmbeddingBag per field, SGD, batches in memory."""
+"""The training step of the paper's DLRM, rebuilt from the paper: one EmbeddingBag per field, SGD, batches in memory."""
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class ReferenceDLRM(nn.Module):
 
     def forward(self, dense: Tensor, ids: list[Tensor]) -> Tensor:
         bottom = self.bottom_mlp(dense)
-        offsets = torch.arange(len(bottom))  # one id in each bag
+        offsets = torch.arange(len(bottom))  # one id per bag
         looked_up = [table(column, offsets) for table, column in zip(self.tables, ids, strict=True)]
         vectors = torch.cat([bottom, *looked_up], 1).view(len(bottom), -1, EMBEDDING_DIM)
         products = torch.bmm(vectors, vectors.transpose(1, 2))[:, self.rows, self.columns]

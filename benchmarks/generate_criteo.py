@@ -1,7 +1,7 @@
-"""Write Criteo-shaped raw rows of any number, for measurements of speed and memory.
+"""Write any number of raw rows like Criteo's, for measurements of speed and memory.
 
-`python benchmarks/generate_criteo.py FOLDER ROWS` writes FOLDER/criteo/train.txt: the first ROWS rows of a stream whose
-45,840,617 rows hold exactly the number of distinct values that each column of the full Kaggle set has.
+`python benchmarks/generate_criteo.py FOLDER ROWS` writes FOLDER/criteo/train.txt: the first ROWS rows of a stream of
+45,840,617 rows, in which each column has exactly as many distinct values as in the full Kaggle dataset.
 """
 
 import sys
@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 FULL_ROWS = 45_840_617
-# distinct values of C1-C26 in the full set: 33.8 million together
+# distinct values of C1-C26 in the full dataset: 33.8 million in total
 CARDINALITIES = [1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194]
 CARDINALITIES += [27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572]
 MISSING_DENSE, MISSING_CATEGORICAL = 0.15, 0.08  # rates
@@ -36,11 +36,11 @@ def generate(folder: Path, rows: int, seed: int = 0) -> Path:
 
 
 def _chunk(rng: np.random.Generator, start: int, count: int) -> bytes:
-    """Text of the rows start..start + count: all fields in fixed width, then the unused bytes are dropped."""
+    """Text of the rows start to start + count: built with fixed field widths, from which unused bytes are dropped."""
     categorical_text, score = [], np.zeros(count)
     row = start + np.arange(count)
     for column, cardinality in enumerate(CARDINALITIES):
-        seen = row * cardinality // FULL_ROWS  # values of the column before this row
+        seen = row * cardinality // FULL_ROWS  # distinct values of the column before this row
         is_new = (row + 1) * cardinality // FULL_ROWS > seen
         value = np.where(is_new, seen, (seen * rng.random(count) ** SKEW).astype(np.int64))
         score += np.sin(value * (column + 1.0)) * (cardinality < 1000) * 0.3  # some signal for a model to find

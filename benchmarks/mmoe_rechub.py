@@ -1,4 +1,4 @@
-"""MMoE of torch-rechub and ours, in the same sizes on the built-in Census sample."""
+"""torch-rechub's MMoE and ours, in the same sizes on the built-in Census sample."""
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def ours(precision: str) -> float:
 
 
 def rechub() -> float:
-    """Samples per second of training; it takes dense columns as they are, ours encodes them by bins."""
+    """Samples per second of training; it takes raw dense values, while ours encodes them by bins."""
     from torch_rechub.basic.features import DenseFeature, SparseFeature
     from torch_rechub.models.multi_task import MMOE
     from torch_rechub.trainers import MTLTrainer

@@ -1,4 +1,4 @@
-"""The models of this repo in the sizes of the comparisons, trained as their scripts train them."""
+"""The models of this repo in the sizes of the comparisons, trained as in their scripts."""
 
 import tempfile
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def deepfm(data: ClickDataModule) -> DeepFM:
 
 
 def dlrm(data: ClickDataModule, **changes: str | float) -> DLRM:
-    """changes: of ADAM."""
+    """changes: to ADAM."""
     return DLRM(
         data.num_dense,
         data.cardinalities,
@@ -44,7 +44,7 @@ def dlrm(data: ClickDataModule, **changes: str | float) -> DLRM:
 
 
 def keep_rows(data: ClickDataModule, train: int | None, validate: int) -> None:
-    """Keep `train` of the training rows, evenly spread (None: all), and the first `validate` validation rows."""
+    """Keep `train` evenly spaced training rows (None: all), and the first `validate` validation rows."""
     step = max(1, len(data.rows["train"]) // train) if train else 1
     data.rows["train"] = data.rows["train"][::step][:train]
     data.rows["val"] = data.rows["val"][:validate]

@@ -1,6 +1,6 @@
-"""Raw rows to encoded arrays on disk, in rows per second: Criteo's own file, and the same rows as a table of your own.
+"""From raw rows to encoded arrays on disk, in rows per second: Criteo's file, and the same rows as your own table.
 
-Dense columns of Criteo become buckets, as in BARS Criteo_x4.
+Dense columns of Criteo are bucketed as in BARS Criteo_x4.
 """
 
 import os
@@ -44,12 +44,12 @@ def table_file(suffix: str) -> Path:
 
 
 def ours() -> float:
-    """From nothing to an open data module."""
+    """From an empty cache to an open data module."""
     return _prepare("criteo", raw_file().parents[1], dense_transform="bucket")
 
 
 def own_table(suffix: str) -> float:
-    """The same for a table of your own."""
+    """The same for your own table."""
     folder = OUTPUT / "preparation" / suffix
     folder.mkdir(exist_ok=True)
     roles = {"label": {"role": "label", "positive": ["1"]}} | {name: {"role": "dense"} for name in NUMBERS}
@@ -68,7 +68,7 @@ def _prepare(dataset: str, folder: Path, dense_transform: str) -> float:
 
 
 def arrow_raw() -> float:
-    """pyarrow's reader alone: numbers and texts in memory."""
+    """Only pyarrow's reader: numbers and texts in memory."""
     return _read_only(raw_file(), COLUMNS)
 
 
@@ -120,7 +120,7 @@ def fuxictr() -> float:
 
 
 def pandas() -> float:
-    """Its C reader and a factorize of each categorical column: rows are not split, nothing is written."""
+    """Its C reader and factorize() of each categorical column; rows are not split, and nothing is written."""
 
     def read() -> None:
         rows = pd.read_csv(raw_file(), sep="\t", names=COLUMNS, dtype=dict.fromkeys(CATEGORIES, str))

@@ -1,7 +1,9 @@
-"""Write the README's results table from results.json files: `python benchmarks/results.py [RUNS]` (default: runs/).
+"""Write the README's results from results.json files: `python benchmarks/results.py [RUNS]` (default: runs/).
 
-One row per model, dataset, protocol and settings: mean and spread of the test metrics over the seeds, those of their
-averaged predictions, baselines and figures from elsewhere beside them. No number is typed by hand but the latter.
+One table per dataset and protocol: for each model and its settings the mean and spread of the test metrics over the
+seeds, the metrics of the averaged predictions, and the first seed's difference from the strongest baseline; then the
+baselines, and below the table the commands. Tables of datasets without a run in RUNS stay as they are. The only numbers
+typed by hand are those from elsewhere.
 """
 
 import importlib
@@ -18,89 +20,117 @@ import numpy as np
 from common.errors import check, run_script
 from common.files import markdown_table, read_json
 from common.paths import REPO, output_root
+from common.training.fit import LOSSES
 from common.training.results import with_interval
 from common.training.seeds import averaged_metrics, values, with_sd
 
 BEGIN, END = "<!-- results: python benchmarks/results.py -->\n", "<!-- end of results -->"
-# (model, dataset): what others publish, or what their code gives on these rows
+HEADING = "#### "
+# by dataset and first word of the protocol: published figures, or those of others' code on these rows
 ELSEWHERE = {
+    ("ml-1m", "random"): "on another random 8:1:1 split of these rows LightGBM .8890, logistic regression .8737.",
+    ("ml-1m", "leave_last"): "an untuned port of BST has RMSE .9437 to .9484.",
+    ("census-income-kdd", "published"): "the paper's MMoE (mean) has income .9359, never married .9927.",
     (
-        "DeepFM",
         "criteo",
-    ): "FuxiCTR on these rows: .7478 to .7484. On other rows and splits (full set): BARS x4_001 .8143, x1 .8138",
-    ("DLRM", "criteo"): "FuxiCTR on these rows: .7485. On other rows and splits (full set): BARS x1 .8138",
-    **dict.fromkeys(
-        (("DeepFM", "ml-1m"), ("DLRM", "ml-1m")),
-        "another random 8:1:1 split of these rows: LightGBM .8890, logistic regression .8737",
-    ),
-    (
-        "MMoE",
-        "census-income-kdd",
-    ): "paper (mean): income .9359, never married .9927; education .8826, never married .9924",
-    ("BST", "ml-1m"): "untuned port: rmse .9437 to .9484",
+        "time",
+    ): "FuxiCTR on these rows: DeepFM .7478 to .7484, DLRM .7485. On other rows and splits, of the full "
+    "dataset: BARS x4_001 DeepFM .8143; x1 DeepFM .8138, DLRM .8138.",
 }
-NOT_PUBLIC = ("criteo",)  # datasets of which only a sample was at hand: last in the table
+FIRST, LAST = "ml-1m, random", "criteo"  # what any reader can reproduce leads; a sample that is not public comes last
 NOT_OF_THE_COMMAND = ("seed", "data_root", "resume")
-MAIN = ("auc", "rmse")  # metrics shown of the baselines
-SHOWN = (*MAIN, "gauc", "log_loss", "mae")  # metrics of the table; an AUC of a task starts with auc_
+MAIN = ("auc", "rmse")  # metrics that rank the baselines; an AUC of a task starts with auc_
+SHOWN = (*MAIN, "gauc", "log_loss", "mae")  # metrics of the table, besides those of tasks
+
+Results = dict[str, Any]  # the contents of a results.json, with the run's folder
 
 
 def main(folder: str | None = None) -> None:
-    """Replace the table between the two markers of the README."""
-    runs = Path(folder) if folder else output_root() / "runs"
-    table = results_table(runs)
+    """Replace the tables between the two markers of the README."""
+    sections = results_sections(Path(folder) if folder else output_root() / "runs")
     readme = REPO / "README.md"
     before, rest = readme.read_text().split(BEGIN)
-    after = rest.split(END)[1]
+    old, after = rest.split(END)
+    kept = {heading: text for heading, _, text in (part.partition("\n") for part in old.split(HEADING)[1:])}
+    merged = kept | sections
+    order = sorted(merged, key=lambda heading: (not heading.startswith(FIRST), heading.startswith(LAST), heading))
+    table = "".join(f"{HEADING}{heading}\n{merged[heading]}" for heading in order)
     readme.write_text(before + BEGIN + table + END + after)
     print(table)
 
 
-def results_table(runs: Path) -> str:
-    """Markdown table of all finished runs on real data below `runs`.
+def results_sections(runs: Path) -> dict[str, str]:
+    """Table and commands in Markdown of all finished runs on real data below `runs`, by dataset and protocol.
 
-    Raises: UserError where there are none.
+    Raises: UserError if there are none.
     """
-    groups = defaultdict(list)
+    sections: dict[tuple[str, str], dict] = defaultdict(lambda: defaultdict(list))
     paths = [*runs.glob("*/version_*/results.json"), *runs.glob("*_seeds/version_*/*/seed_*/results.json")]
     for path in sorted(paths):
         result = read_json(path) | {"run_folder": str(path.parent)}
         if not result["is_sample"] and "test" in result:
             settings = {k: v for k, v in result["settings"].items() if k not in NOT_OF_THE_COMMAND}
             script = path.relative_to(runs).parts[0].removesuffix("_seeds")
-            key = (script, result["model"], result["dataset"], result["protocol"], json.dumps(settings))
-            groups[key].append(result)
-    check(groups, f"{runs} has no finished runs on real data; run a train.py with DATA_ROOT set first.")
-    header = ["model", "data", "test metrics, mean ± sd over seeds", "baselines (model minus it, first seed, 95 %)"]
-    header += ["elsewhere", "command, seconds"]
-    rows = []
-    for (script, model, dataset, protocol, settings), results in sorted(
-        groups.items(), key=lambda group: (group[0][2] in NOT_PUBLIC, group[0])
-    ):
+            key = (script, result["model"], json.dumps(settings))
+            sections[result["dataset"], result["protocol"]][key].append(result)
+    check(sections, f"{runs} has no finished runs on real data; run a train.py with DATA_ROOT set first.")
+    return {
+        f"{dataset}, {protocol}": _section(dataset, protocol, found) for (dataset, protocol), found in sections.items()
+    }
+
+
+def _section(dataset: str, protocol: str, found: dict[tuple[str, str, str], list[Results]]) -> str:
+    rows: list[tuple[str, dict[str, str]]] = []
+    baselines: dict[str, dict[int, dict[str, str]]] = defaultdict(dict)  # cells by name and number of the run
+    commands = []
+    for number, ((script, model, settings), results) in enumerate(sorted(found.items()), 1):
         results.sort(key=lambda result: result["seed"])
-        seconds = np.median([result["wall_seconds"] for result in results])
         metrics = [name for name in results[0]["test"] if name in SHOWN or name.startswith("auc_")]
-        tested = [f"{name} {with_sd(values(results, name))}" for name in metrics]
+        seeds = f"{len(results)} seeds" if len(results) > 1 else "1 seed"
+        rows.append((f"**{model}** ({number}), {seeds}", {name: with_sd(values(results, name)) for name in metrics}))
         if len(results) > 1:
             averaged = averaged_metrics(results)
-            shown = [f"{name} {averaged[name]:.4f}" for name in metrics]
-            tested.append(f"averaged predictions: {', '.join(shown)}")
-        main = [name for name in metrics if name in MAIN or name.startswith("auc_")]
-        differences = results[0]["differences"]
-        baselines = [
-            f"{baseline}: {'<br>'.join(_beside(results, baseline, name, differences[baseline]) for name in main)}"
-            for baseline in results[0]["baselines"]
-        ]
-        command = f"`{script}/train.py`{_changes(script, json.loads(settings))}, {seconds:.0f}"
-        cells = f"{'<br>'.join(tested)} ({len(results)} seeds)", "<br>".join(baselines)
-        rows.append([model, f"{dataset}, {protocol}", *cells, ELSEWHERE.get((model, dataset), ""), command])
-    return markdown_table(header, rows)
+            cells = {name: f"{averaged[name]:.4f}" for name in metrics if name in averaged}
+            rows.append((f"({number}) averaged predictions", cells))
+        first = results[0]
+        best = _strongest(first["baselines"])
+        for baseline, differences in first["differences"].items():
+            if baseline == best or baseline.startswith(model):  # the strongest one, and BST without its sequence
+                cells = {name: with_interval(difference) for name, difference in differences.items()}
+                rows.append((f"({number}) minus {baseline}, 95 %", cells))
+        for baseline, tested in first["baselines"].items():
+            cells = {name: with_sd(values(results, name, baseline)) for name in metrics if name in tested}
+            baselines[baseline][number] = cells
+        seconds = np.median([result["wall_seconds"] for result in results])
+        commands.append(f"{number}. `{script}/train.py`{_changes(script, json.loads(settings))}: {seconds:.0f} s\n")
+    for baseline, by_number in baselines.items():
+        texts = {json.dumps(cells): cells for cells in by_number.values()}
+        for text, cells in texts.items():
+            numbers = ", ".join(str(number) for number, other in by_number.items() if json.dumps(other) == text)
+            rows.append((baseline if len(texts) == 1 else f"{baseline} ({numbers})", cells))
+    names = list(dict.fromkeys(name for _, cells in rows for name in cells))
+    table = markdown_table(
+        ["", *map(_title, names)], [[label, *(cells.get(name, "") for name in names)] for label, cells in rows]
+    )
+    elsewhere = ELSEWHERE.get((dataset, protocol.split()[0].rstrip(",")))
+    return f"\n{table}\n" + (f"Elsewhere: {elsewhere}\n\n" if elsewhere else "") + "".join(commands) + "\n"
 
 
-def _beside(results: list[dict[str, Any]], baseline: str, name: str, differences: dict[str, dict[str, float]]) -> str:
-    """A baseline's metric, and how far the model is from it."""
-    difference = f" ({with_interval(differences[name])})" if name in differences else ""
-    return f"{name} {with_sd(values(results, name, baseline))}{difference}"
+def _strongest(baselines: dict[str, dict[str, float]]) -> str | None:
+    """The baseline with the best main metric."""
+
+    def quality(name: str) -> float:
+        metric = next(metric for metric in baselines[name] if metric in MAIN or metric.startswith("auc_"))
+        return baselines[name][metric] * (-1 if metric in LOSSES else 1)
+
+    return max(baselines, key=quality, default=None)
+
+
+def _title(metric: str) -> str:
+    """AUC of auc, AUC of income of auc_income."""
+    first, _, rest = metric.replace("log_loss", "log loss").partition("_")
+    name = first if first == "log loss" else first.upper()
+    return f"{name} {rest.replace('_', ' ')}".strip()
 
 
 def _changes(script: str, settings: dict[str, Any]) -> str:
@@ -109,7 +139,7 @@ def _changes(script: str, settings: dict[str, Any]) -> str:
     defaults = module.DATA | module.MODEL | module.OPTIMIZER | module.TRAINING
     settings = {name: tuple(value) if type(value) is list else value for name, value in settings.items()}
     changes = [f"{name}={value!r}" for name, value in settings.items() if value != defaults.get(name, defaults)]
-    return f", `train({', '.join(changes)})`" if changes else ""
+    return f" with `train({', '.join(changes)})`" if changes else ""
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Speed beside peers: `python benchmarks/speed.py [COMPARISON ...]`, with benchmarks/requirements.txt installed.
+"""Speed compared with other packages: `python benchmarks/speed.py [COMPARISON ...]` (see benchmarks/requirements.txt).
 
-Same generated rows, fields, widths, batch and threads for all contenders of a comparison. Peers get encoded arrays in
-memory and their documented loop; ours is the whole run through Lightning with its own loader, validation left out of
-the time. Each repeat is a process of its own, the contenders take turns; shown are medians, spreads and the ratio to
-ours within each turn. Writes speed.csv (every repeat), speed.md and speed.png to OUTPUT, after each comparison.
+All contenders of a comparison have the same generated rows, fields, widths, batch size and threads. Other packages get
+encoded arrays in memory and their documented training loop; ours is the whole run through Lightning with our loader,
+timed without validation. Each repeat runs in its own process, and the contenders take turns. The results are medians,
+spreads, and ratios to ours within each turn. Writes speed.csv (every repeat), speed.md and speed.png to OUTPUT, after
+each comparison.
 """
 
 import sys
@@ -85,7 +86,7 @@ COMPARISONS = {
         },
     ),
     "dlrm": Comparison("DLRM, 1.36 M embedding rows, batch 4096", 3, dlrm_contenders(4096, PRECISIONS, 2)),
-    # bf16 does not pay in steps as small as these: float32 first
+    # bf16 does not pay off in steps this small, so float32 comes first
     "dlrm-128": Comparison("DLRM, 1.36 M embedding rows, batch 128", 3, dlrm_contenders(128, PRECISIONS[::-1], 1.3)),
     "mmoe": Comparison(
         "MMoE, Census sample, batch 1024",
@@ -124,7 +125,7 @@ COMPARISONS = {
 
 
 def main(*names: str) -> None:
-    """The comparisons that are named, or all."""
+    """Run the named comparisons, or all."""
     names = names or tuple(COMPARISONS)
     unknown = [name for name in names if name not in COMPARISONS]
     check(not unknown, f"no comparison {', '.join(unknown)}; there are {', '.join(COMPARISONS)}.")

@@ -1,4 +1,4 @@
-"""Contenders of a comparison take turns, each repeat in a process of its own; table and figure of all comparisons."""
+"""Runs the contenders of a comparison in turn, each repeat in its own process; table and figure of all comparisons."""
 
 import json
 import subprocess
@@ -18,12 +18,12 @@ from common.training.precision import has_bf16
 from common.training.results import peak_memory_mib, versions
 
 GIB = 2**30
-TURN = "--turn"  # first argument of a process that makes one repeat
+TURN = "--turn"  # first argument of a process that runs one repeat
 
 
 @dataclass
 class Contender:
-    """run: -> samples or rows per second. at_least: how many times as fast the comparison's first one should be."""
+    """run(): samples or rows per second. at_least: how many times as fast the first contender should be."""
 
     run: Callable[[], float]
     at_least: float | None = None
@@ -31,7 +31,7 @@ class Contender:
 
 @dataclass
 class Comparison:
-    """What is compared, in whose turns; the first contender is ours."""
+    """What is compared, and the contenders, of which the first is ours."""
 
     title: str
     repeats: int
@@ -39,10 +39,10 @@ class Comparison:
 
 
 class AnonymousMemory(threading.Thread):
-    """Peak of this process's anonymous memory, in bytes, read ten times a second (Linux; elsewhere it stays 0).
+    """Peak of this process's anonymous memory in bytes, sampled ten times a second (on Linux; 0 elsewhere).
 
-    Resident memory (RSS) counts the pages of mapped files too: the cache and, on loading, the checkpoint. The system
-    takes those back whenever another needs room; anonymous memory is what a machine must have.
+    Resident memory (RSS) also counts the pages of mapped files: the cache and, on loading, the checkpoint. The system
+    can reclaim those at any time; anonymous memory is what a machine must have.
     """
 
     def __init__(self):
@@ -62,14 +62,14 @@ class AnonymousMemory(threading.Thread):
 
 
 def timed(work: Callable[[], object], count: int) -> float:
-    """How many of `count` a second `work` does."""
+    """How many of `count` items `work` processes per second."""
     begin = time.perf_counter()
     work()
     return count / (time.perf_counter() - begin)
 
 
 def take_turns(script: str, name: str, comparison: Comparison) -> pd.DataFrame:
-    """One row per repeat; `script TURN NAME CONTENDER` must call run_once in a process of its own."""
+    """One row per repeat; `script TURN NAME CONTENDER`, started as a process, must call run_once."""
     rows = []
     for turn in range(comparison.repeats):
         for contender in comparison.contenders:
@@ -83,7 +83,7 @@ def take_turns(script: str, name: str, comparison: Comparison) -> pd.DataFrame:
 
 
 def run_once(contender: Contender) -> None:
-    """One repeat, in this process; prints its speed and what memory it took as the last line."""
+    """One repeat, in this process; its last line of output has the speed and the memory used."""
     torch.manual_seed(0)
     memory = AnonymousMemory()
     speed = contender.run()
@@ -92,7 +92,7 @@ def run_once(contender: Contender) -> None:
 
 
 def summarise(turns: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
-    """Medians and spread of each contender, and how many times as fast ours is: medians of the ratios within a turn."""
+    """Median and spread of each contender, and how many times as fast ours is (median of the ratios within a turn)."""
     speeds = turns.pivot(index="turn", columns="contender", values="per_second")[list(comparison.contenders)]
     ratios = (1 / speeds).mul(speeds.iloc[:, 0], axis=0)
     memory = turns.groupby("contender")[["peak_anonymous_gib", "peak_rss_gib"]].max()
@@ -113,7 +113,7 @@ def summarise(turns: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
 
 
 def write_tables(turns: pd.DataFrame, comparisons: dict[str, Comparison], output: Path) -> None:
-    """speed.md and speed.png of all comparisons that have been run."""
+    """Write speed.md and speed.png for all comparisons that have been run."""
     run = {name: comparison for name, comparison in comparisons.items() if name in set(turns["comparison"])}
     text = [
         f"{torch.get_num_threads()} threads, {versions()['processor']}, torch {torch.__version__}, "
@@ -127,7 +127,7 @@ def write_tables(turns: pd.DataFrame, comparisons: dict[str, Comparison], output
         axes.barh(table.index, middle, xerr=[middle - table["least"], table["most"] - middle], capsize=3)
         axes.invert_yaxis()
         axes.set_title(comparison.title, fontsize="medium")
-    figure.axes[-1].set_xlabel("samples (of preparation: rows) per second")
+    figure.axes[-1].set_xlabel("samples (for preparation: rows) per second")
     figure.savefig(output / "speed.png", dpi=120)
     (output / "speed.md").write_text("\n".join(text))
 

@@ -1,4 +1,4 @@
-"""What a rating model must beat, on the same split: the mean, biases, and a matrix factorization.
+"""Baselines of a rating model on the same split: the mean, biases, and a matrix factorization.
 
 N: ratings, Z: factors.
 """
@@ -13,24 +13,24 @@ from data.movie_rating_seq import HistoryDataModule
 
 FACTORS = 30
 SWEEPS = 9
-PENALTIES = (0.07, 0.1, 0.15)  # of the vectors, per rating of a user or movie; validation RMSE chooses
+PENALTIES = (0.07, 0.1, 0.15)  # on the vectors, per rating of a user or movie; validation RMSE chooses
 BIAS_PENALTY = 0.02
-EXTRA_RATINGS = 5  # added to the number of ratings in a penalty, for those with few
+EXTRA_RATINGS = 5  # added to the number of ratings in the penalty, for users and movies with few
 
 
 @on_rank_zero
 def rating_baselines(data: HistoryDataModule) -> dict[str, Tensor]:
-    """Predicted test ratings (N,), or clicks, of models of train and of train + validation, which BST may read too."""
+    """Predicted test ratings or clicks (N,), fitted on train and, as BST's histories include it, on train + val."""
     user, movie, rating = data.user_movie_target()
     test, bounds, (offset, unit) = data.rows["test"], data.rating_range, data.rating_units
-    if data.target == "click":  # as linear probabilities
+    if data.target == "click":  # a linear probability model
         bounds, (offset, unit) = (0.01, 0.99), (0.0, 1.0)
 
     def clipped(predicted: np.ndarray) -> Tensor:
         return torch.from_numpy((predicted * unit + offset).clip(*bounds).astype(np.float32))
 
     def fit(rows: np.ndarray, penalty: float) -> tuple[float, np.ndarray, np.ndarray]:
-        """Mean, biases and factorization of all rows (N,)."""
+        """Mean, and the predictions of the biases and of the factorization for all rows (N,), fitted on `rows`."""
         known = user[rows], movie[rows], rating[rows]
         mean, user_bias, movie_bias = fit_biases(*known, user.max() + 1, movie.max() + 1)
         vectors = factorize(*known, user_bias, movie_bias, penalty)
@@ -58,8 +58,8 @@ def factorize(
 ) -> tuple[np.ndarray, np.ndarray]:
     """User rows [vector, bias, 1] and movie rows [vector, 1, bias] whose product is rating - mean.
 
-    Alternating least squares, each penalty in proportion to the number of ratings (Zhou et al. 2008), started from
-    biases alone. user, movie, rating (N,).
+    Alternating least squares with penalties proportional to the number of ratings (Zhou et al. 2008), started from the
+    biases. user, movie, rating (N,).
     """
     residual = (rating - rating.mean(dtype=np.float64)).astype(np.float32)
     random = np.random.default_rng(0).normal(0, 0.1, (len(movie_bias), FACTORS))
@@ -77,12 +77,12 @@ def factorize(
 
 
 def predict(users: np.ndarray, movies: np.ndarray, user: np.ndarray, movie: np.ndarray) -> np.ndarray:
-    """Rating - mean (N,)."""
+    """Predictions of rating - mean (N,)."""
     return (users[user] * movies[movie]).sum(1)
 
 
 def _groups(ids: np.ndarray, count: int) -> list[np.ndarray]:
-    """Row numbers of each id."""
+    """The row numbers of each id."""
     return np.split(np.argsort(ids, kind="stable"), np.bincount(ids, minlength=count).cumsum()[:-1])
 
 
@@ -96,9 +96,9 @@ def _solve(
     penalties: np.ndarray,
     bias_column: int,
 ) -> None:
-    """Set vector and bias of each row of `own` to the ridge regression of its ratings."""
+    """Set the vector and bias of each row of `own` by a ridge regression on its ratings."""
     for row, ratings in enumerate(groups):
-        x = others[other[ratings]]  # (its ratings, Z + 1), ones in the last column
+        x = others[other[ratings]]  # (ratings of the row, Z + 1), with ones in the last column
         gram = x.T @ x
         gram.flat[:: FACTORS + 2] += penalties * (len(ratings) + EXTRA_RATINGS)
         solved = np.linalg.solve(gram, x.T @ (residual[ratings] - other_bias[other[ratings]]))

@@ -21,13 +21,13 @@ from data.movie_history import PADDING, TIME_GAP_BUCKETS
 USER_FEATURE_DIM = 8
 NUM_DENSE = 3  # expected rating, user's bias, log of 1 + the number of past ratings
 INIT_STD = 0.05  # of embeddings
-POSITION_STD = 0.5  # of position embeddings; if they start alike, attention starts uniform and is slow to sharpen
+POSITION_STD = 0.5  # of position embeddings; if they start alike, attention starts uniform and sharpens slowly
 
 
 class Block(nn.Module):
-    """One transformer block, post-norm (section 2.2), for some queries of a sequence.
+    """A post-norm transformer block (section 2.2), for some queries of a sequence.
 
-    With the paper's matrices:
+    In the paper's notation:
     S' = LN(Q + Dropout(MultiHead(Q, S, S))); F = LN(S' + Dropout(LeakyReLU(S' W1 + b1) W2 + b2))
     """
 
@@ -39,16 +39,17 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, sequence: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, Q, D), sequence (B, L + 1, D), padding (B, L + 1), True where it is -> (B, Q, D), weights."""
+        """queries (B, Q, D), sequence (B, L + 1, D), padding (B, L + 1) bool -> output (B, Q, D), attention weights."""
         attended, weights = self.attend(queries, sequence, padding)
         out = self.norm_attention(queries + self.dropout(attended))
         return self.norm_output(out + self.dropout(self.feed_forward(out))), weights
 
     def attend(self, queries: Tensor, sequence: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """What self.attention computes, and its weights (B, H, Q, L + 1).
+        """The output of self.attention, and its weights (B, H, Q, L + 1).
 
         With few queries it is cheaper to fold the key projection into the queries than to project the whole sequence:
-        (Q Wq)(S Wk)^T = (Q Wq Wk^T) S^T and A (S Wv) = (A S) Wv. The bias of the keys adds the same to every score.
+        (Q Wq)(S Wk)^T = (Q Wq Wk^T) S^T and A (S Wv) = (A S) Wv. The keys' bias adds the same to every score, so it is
+        left out.
         """
         dim, heads = queries.shape[2], self.attention.num_heads
         w_query, w_key, w_value = self.attention.in_proj_weight.view(3, heads, dim // heads, dim)
@@ -65,11 +66,11 @@ class Block(nn.Module):
 class BST(Recommender):
     """A user's rating of a movie, or the logit of a click, from the user's past ratings.
 
-    num_movies: M; num_genres: G; user_cardinalities: ids of the user itself and of each feature; history_length: L;
-    num_factors: Z; hidden_units: widths of the MLP; dropout: of blocks and MLP; target: "rating" or "click";
-    rating_range: least and greatest rating; rating_units: an offset and a unit, logits are (rating - offset) / unit;
-    use_sequence: False leaves out the transformer and keeps all else;
-    optimizer: arguments of build_optimizer, where the embedding's are those of the factors.
+    num_movies: M; num_genres: G; user_cardinalities: number of ids of the user itself and of each feature;
+    history_length: L; num_factors: Z; hidden_units: widths of the MLP; dropout: of blocks and MLP; target: "rating" or
+    "click"; rating_range: least and greatest rating; rating_units: offset and unit, with logits = (rating - offset) /
+    unit; use_sequence: False leaves out the transformer and keeps everything else; optimizer: arguments of
+    build_optimizer, in which embedding_* apply to the factors.
     """
 
     genre_shares: Tensor
@@ -131,8 +132,8 @@ class BST(Recommender):
     def forward(
         self, movie_id: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor, user_ids: Tensor, dense: Tensor
     ) -> Tensor:
-        """movie_id (B,), history (B, L) past movies, residual (B, L) of their ratings, time_gap (B, L) to the target in
-        buckets, user_ids (B, 1 + C), dense (B, 3); ids int32 -> ratings or logits (B,)."""
+        """Ratings in units or logits (B,), from movie_id (B,), history (B, L) of past movies, residual (B, L) of their
+        ratings, time_gap (B, L) to the target in buckets, user_ids (B, 1 + C) and dense (B, 3); ids are int32."""
         movies = self.movie_vectors()
         target = functional.embedding(movie_id, movies).chunk(2, 1)[0]  # (B, D)
         features = [table(ids) for table, ids in zip(self.user_features, user_ids.T[1:], strict=True)]
@@ -144,32 +145,32 @@ class BST(Recommender):
             vector = vector + self.history_factors(encoded)
         factorization = (vector * movie_factors[:, :-1]).sum(1) + user_factors[:, -1] + movie_factors[:, -1]
         deep = self.output(self.mlp(torch.cat([target, dense, *features], 1))).squeeze(1)
-        # Differs from the paper: starts from the expected rating, mean + movie bias + user bias
+        # Differs from the paper: predictions start from the expected rating, mean + movie bias + user bias
         return dense[:, 0] + factorization + deep
 
     def movie_vectors(self) -> Tensor:
-        """(M, 2 D): the vector of each movie, and what a residual of 1 adds to it."""
+        """The vector of each movie, followed by what a residual of 1 adds to it (M, 2 D)."""
         factors = self.factors.weight[self.hparams["user_cardinalities"][0] :, :-1]
-        # detached: the factors are learned by the factorization alone
+        # detached, so that only the factorization trains the factors
         return self.movies.weight + self.genres(self.genre_shares) + self.movie_factors(factors.detach())
 
     def encode_sequence(
         self, target: Tensor, movies: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The transformer's output at the target (B, D) and the last block's weights (B, H, 1, L + 1)."""
+        """The transformer's output at the target (B, D), and the last block's attention weights (B, H, 1, L + 1)."""
         vector, strength = functional.embedding(history, movies).chunk(2, 2)  # (B, L, D) each
         behaviors = vector + strength * residual.unsqueeze(2) + self.time_gaps(time_gap)
         sequence = torch.cat([behaviors, target.unsqueeze(1)], 1) + self.positions  # (B, L + 1, D)
         padding = functional.pad(history == PADDING, (0, 1), value=False)
         for block in self.blocks[:-1]:
             sequence, _ = block(sequence, sequence, padding)
-        # of the last block only the output at the target is used
+        # only the last block's output at the target is used
         out, weights = self.blocks[-1](sequence[:, -1:], sequence, padding)
         return out.squeeze(1), weights
 
     @torch.no_grad()
     def attention(self, movie_id: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor) -> Tensor:
-        """Weights of the last block at the target, over history and target, mean of the heads (B, L + 1)."""
+        """The last block's attention from the target to history and target, averaged over heads (B, L + 1)."""
         movies = self.movie_vectors()
         target = functional.embedding(movie_id, movies).chunk(2, 1)[0]
         return self.encode_sequence(target, movies, history, residual, time_gap)[1].mean(1).squeeze(1)

@@ -1,4 +1,4 @@
-"""What a tested BST got wrong by length of history, and what it looked at."""
+"""Figures of a tested BST: its error by length of history, and its attention."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from common.training.plots import caption
 from data.movie_history import PADDING
 from data.movie_rating_seq import HistoryDataModule
 
-LENGTH_BINS = 8  # of about equally many test rows
+LENGTH_BINS = 8  # with about equally many test rows each
 EXAMPLES, SHOWN_RATINGS = 4, 15  # of the attention figure
 
 
 def plot_history_length_and_attention(
     model: BST, data: HistoryDataModule, prediction: Tensor, target: Tensor, folder: Path
 ) -> None:
-    """history_length.png and attention.png of the test rows."""
+    """history_length.png and attention.png for the test rows."""
     title = caption(model, data, folder)
     _plot_history_length(data, prediction, target, title, folder / "history_length.png")
     if model.hparams["use_sequence"]:
@@ -66,8 +66,8 @@ def _plot_attention(model: BST, data: HistoryDataModule, prediction: Tensor, tit
         axes.set_title(f"{data.title(int(movie_id[i]))}: {truth}, {guess}", fontsize=9)
         axes.tick_params(labelsize=7)
     figure.suptitle(
-        f"{title}: attention to the latest ratings, mean of the heads\n"
-        "in brackets: how far the rating is above or below what is expected of the movie",
+        f"{title}: attention to the latest ratings, averaged over heads\n"
+        "in brackets: how far the rating is above or below the movie's expected rating",
         fontsize="medium",
     )
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""Train BST on MovieLens, or on interactions of your own: `python bst/train.py`.
+"""Train BST on MovieLens, or on your own interactions: `python bst/train.py`.
 
 Trains on the real ratings if DATA_ROOT has them (`python data/movie_rating_seq.py` downloads them), otherwise on the
 built-in sample. On ml-1m the test RMSE should reach 0.900 (0.906 without the sequence; mean of 3 seeds).
@@ -28,42 +28,42 @@ from data.movie_rating_seq import HistoryDataModule
 DATA = dict(
     dataset="ml-1m",  # folder in data_root: 1M, 100K, a CSV release, or your own interactions (docs/your_data.md)
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
-    split="leave_last",  # or "time" (a cut through all users), or "random" (leaks; as in published figures)
-    target="auto",  # "rating" (RMSE, MAE) where there are ratings, else "click" (AUC): of MovieLens a rating from 4 on
-    negatives=4,  # sampled for each row of data without ratings, of which every row is a click
+    split="leave_last",  # or "time" (the same cut-off times for all users), or "random" (leaks; common in publications)
+    target="auto",  # "rating" (RMSE, MAE) if there are ratings, else "click" (AUC); on MovieLens, ratings of at least 4
+    negatives=4,  # sampled per row if the data has no ratings, so that every row is a click
     history_length=40,  # past ratings that the model sees; paper: 20
     history_ratings=True,  # whether it sees their values
-    start_from_biases=True,  # whether predictions and histories start from movie biases and the user's past mean
+    start_from_biases=True,  # predictions start from movie and user biases, histories hold residuals from movie biases
     batch_size=1024,  # ratings, over all processes
     num_workers=0,  # loader processes; windows into memory-mapped arrays need none
 )
 MODEL = dict(
     embedding_dim=32,
     num_heads=4,  # paper: 8
-    num_blocks=1,  # best in the paper
+    num_blocks=1,  # the best number in the paper
     num_factors=32,  # of the factorization beside the MLP
     hidden_units=(128, 64),  # of the MLP; paper: (1024, 512, 256)
     dropout=0.1,  # of blocks and MLP
-    use_sequence=True,  # False: without the transformer
+    use_sequence=True,  # False: leave out the transformer
 )
 OPTIMIZER = dict(
     optimizer="adam",
     learning_rate=3e-3,
-    embedding_learning_rate=6e-3,  # of the factors, each row of which is in few batches
+    embedding_learning_rate=6e-3,  # of the factors, of which each row is in few batches
     embedding_l2=1.6e-4,  # on the factors in a batch
-    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 where nothing improves
-    warmup_steps=0,  # in which the rate grows linearly, before the schedule
+    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
+    warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
 TRAINING = dict(
     max_epochs=4,
     validations_per_epoch=1,
     patience=2,  # validations without a better result before the run stops
     seed=1,  # of initial weights, dropout and the order of rows
-    precision="auto",  # bf16 where that is faster; or "32-true", "bf16-mixed"
+    precision="auto",  # bf16 if that is faster, otherwise float32; or "32-true", "bf16-mixed"
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
-    strategy="auto",  # DDP for several processes; or "ray": processes of a Ray cluster
-    logger="csv",  # metrics.csv; or "tensorboard" too, in the run's folder; or any logger of Lightning
+    strategy="auto",  # DDP if there are several processes; or "ray": processes of a Ray cluster
+    logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
     resume=False,  # True: continue the newest unfinished run
 )
 
@@ -74,8 +74,8 @@ def train(
 ) -> dict[str, Any]:
     """Train BST, test its best checkpoint and return the contents of results.json.
 
-    changes: other values for the settings above, by name: train(seed=2, dropout=0.2). One of the baselines is the same
-    model without its sequence, trained in the same way in without_sequence/ of the run's folder.
+    changes: settings above to change, by name: train(seed=2, dropout=0.2). One of the baselines is the same model
+    without its sequence, trained in the same way in without_sequence/ of the run's folder.
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("bst", settings.flat(), run_folder) as folder:
@@ -87,7 +87,7 @@ def train(
 def fit(
     settings: Settings, data: HistoryDataModule, folder: Path, callbacks: Sequence[pl.Callback] = ()
 ) -> dict[str, Any]:
-    """Fit and test one model; with its sequence, also the model without it, as a baseline."""
+    """Fit and test one model; if it has the sequence, also the model without it, as a baseline."""
     pl.seed_everything(settings.training["seed"], verbose=False)
     model = BST(
         data.num_movies,
@@ -105,11 +105,11 @@ def fit(
     def baselines(data: HistoryDataModule) -> dict[str, Tensor]:
         if not settings.model["use_sequence"]:
             return rating_baselines(data)
-        print("\nOne of the baselines: the same model without its sequence", flush=True)
+        print("\nTraining one of the baselines, the same model without its sequence", flush=True)
         without = settings.changed({"use_sequence": False})
         with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:
             ablation = fit(without, data, inner)
-        predictions = saved_predictions(inner)  # also of the baselines
+        predictions = saved_predictions(inner)  # including those of the baselines
         return {ablation["model"]: predictions.pop("prediction")} | predictions if predictions else {}
 
     return fit_and_test(

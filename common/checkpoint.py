@@ -1,4 +1,4 @@
-"""Checkpoints of large tables without a second copy in memory, complete or not there at all."""
+"""Checkpoints of large tables: written atomically, without a second copy in memory."""
 
 import zipfile
 from pathlib import Path
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from common.errors import UserError, check, one_line
 from common.files import write_tensors
 
-# a checkpoint may hold a list in several places, but few of them: at most so many times its entries are walked
+# one list may appear in several places of a checkpoint: the walk stops after this many times the distinct entries
 SHARING, NESTED_ENTRIES = 10, 10_000
 
 
 class MappedCheckpointIO(CheckpointIO):
-    """Writes straight to a file beside the final name and renames it; reads by mapping the file.
+    """Writes straight to a temporary file and renames it; reads by memory-mapping.
 
-    (Lightning's own serialises into a buffer first and reads the whole file: twice the memory of the table.)
+    (Lightning's default serialises into a buffer first and reads the whole file: twice the memory of the table.)
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -34,18 +34,18 @@ class MappedCheckpointIO(CheckpointIO):
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, tensors mapped from the file; no code in it is run.
+    """The content of a checkpoint, with memory-mapped tensors; no code in the file is run.
 
-    Raises: UserError if it is not there, cut, damaged, or no checkpoint of a LightningModule.
+    Raises: UserError if it is missing, truncated, damaged, or not the checkpoint of a LightningModule.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, path)
-            damaged = archive.testzip()  # torch checks no sums: a weight with a flipped bit would go unnoticed
+            damaged = archive.testzip()  # torch does not verify checksums: a flipped bit would go unnoticed
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         if (tensors := _tensors(content)) is None:
-            raise UserError(f"{path} is damaged: a list in it holds itself. Take another, or train again.")
-        # one number repeated to any size: a file of a few KB would fill the memory where the tensor is copied
+            raise UserError(f"{path} is damaged: a list in it contains itself. Use another one, or train again.")
+        # strides of 0 repeat one number to any size: copying such a tensor from a tiny file could exhaust memory
         repeated = any(tensor.untyped_storage().nbytes() < tensor.nbytes for tensor in tensors)
     except UserError:
         raise
@@ -57,42 +57,42 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise UserError(
-            f"{path} is no readable checkpoint: it is cut, or holds other things than tensors and plain values. "
-            "Take another, or train again."
+            f"{path} is not a readable checkpoint: it is truncated, or contains more than tensors and plain values. "
+            "Use another one, or train again."
         ) from error
-    check(damaged is None, f"{path} is damaged: {damaged} in it has a wrong checksum. Take another, or train again.")
-    check(not repeated, f"{path} is damaged: a tensor in it is larger than its data. Take another, or train again.")
+    check(damaged is None, f"{path} is damaged: {damaged} in it has a wrong checksum. Use another one, or train again.")
+    check(not repeated, f"{path} is damaged: a tensor in it is larger than its data. Use another one, or train again.")
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise UserError(f"{path} is no checkpoint of this repo: it holds no state_dict.")
+        raise UserError(f"{path} is not a checkpoint of this repo: it has no state_dict.")
     return content
 
 
 def _inside(folder: Path) -> str:
-    """What to give in the place of a folder: the newest best checkpoint of the runs in it."""
+    """Suggests what to pass instead of a folder: the newest best checkpoint of the runs in it."""
     found = [
         path
         for pattern in ("", "checkpoints/", "*/checkpoints/", "*/*/checkpoints/")
         for path in folder.glob(f"{pattern}best.ckpt")
     ]
     if not found:
-        return "give a checkpoint, which is a file (runs/<model>/version_N/checkpoints/best.ckpt)."
-    return f"give a checkpoint in it, such as {max(found, key=lambda path: path.stat().st_mtime)}."
+        return "pass a checkpoint file (runs/<model>/version_N/checkpoints/best.ckpt)."
+    return f"pass a checkpoint in it, such as {max(found, key=lambda path: path.stat().st_mtime)}."
 
 
 def _check_members(archive: zipfile.ZipFile, path: str | Path) -> None:
-    """UserError unless all members are stored, not compressed, and none overlap: reading them takes bounded time."""
+    """UserError unless all members are stored uncompressed and none overlap, so that reading takes bounded time."""
     members = archive.infolist()
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
     room = sum(max(member.file_size, member.compress_size) for member in members) <= Path(path).stat().st_size
     check(
         stored and room,
-        f"{path} is no readable checkpoint: its parts are larger than the file. Take another, or train again.",
+        f"{path} is not a readable checkpoint: its parts are larger than the file. Use another one, or train again.",
     )
 
 
 def _tensors(content: object) -> list[Tensor] | None:
-    """All tensors in nested containers; None where a container is in so many places that printing or copying it would
-    not end (a forged file may hold a list in itself)."""
+    """All tensors in nested containers; None if a container is shared so often that printing or copying it would not
+    end (in a forged file a list may contain itself)."""
     tensors, left, seen, walked, entries = [], [content], set(), 0, NESTED_ENTRIES
     while left:
         value = left.pop()
@@ -110,10 +110,10 @@ def _tensors(content: object) -> list[Tensor] | None:
 
 
 def check_can_resume(content: dict[str, Any], module: LightningModule, path: str | Path | None) -> None:
-    """UserError unless `content`, read from `path`, is a state of the same model with the same sizes."""
-    name, anew = type(module).__name__, "Start anew with resume=False."
+    """UserError unless `content`, read from `path`, is the training state of the same model with the same sizes."""
+    name, anew = type(module).__name__, "Start a new run with resume=False."
     check(content.get("model") == name, f"{path} is of {one_line(content.get('model'))}, not of {name}. {anew}")
-    check("optimizer_states" in content, f"{path} holds weights only, not the state of a training run. {anew}")
+    check("optimizer_states" in content, f"{path} has only weights, not the state of a training run. {anew}")
     try:
         check_same_sizes(content["state_dict"], module)
     except UserError as error:
@@ -121,12 +121,12 @@ def check_can_resume(content: dict[str, Any], module: LightningModule, path: str
 
 
 def check_same_sizes(weights: dict[str, Tensor], module: nn.Module) -> None:
-    """UserError unless `weights` has the names and sizes of the module's."""
+    """UserError unless `weights` has the same names and sizes as the module's state."""
     found, expected = (
         {key: tuple(weight.shape) for key, weight in state.items()} for state in (weights, module.state_dict())
     )
     for key in sorted(found.keys() | expected.keys()):
         check(
             found.get(key) == expected.get(key),
-            f"{one_line(key)} has the size {found.get(key)}, expected {expected.get(key)}",
+            f"{one_line(key)} has size {found.get(key)}, expected {expected.get(key)}",
         )

@@ -1,4 +1,4 @@
-"""The one error that users are meant to see, and how a script shows it."""
+"""The one error class that users are meant to see, and how a script reports it."""
 
 import os
 import reprlib
@@ -15,15 +15,15 @@ class Terminated(KeyboardInterrupt):
 
 
 class UserError(Exception):
-    """Bad input or a bad setting; the message alone says where, what was found and what to do."""
+    """Bad input or a bad setting. The message is complete: where, what was found, and what to do."""
 
 
 def run_script(main: Callable[..., object], usage: str = "") -> None:
-    """Call `main` as a script, with the arguments of the command line: what ends it is one line on stderr.
+    """Run `main` as a script with the command line's arguments; a failure is reported as one line on stderr.
 
-    usage: names of the arguments, "FILE [NAME]" or "[NAME...]"; "": none, settings are edited in the file. --help
-    prints the script's docstring. The exit code is 1 after a UserError or without memory, 130 after Ctrl-C, 143 after
-    SIGTERM; the last two may say how to go on.
+    usage: names of the arguments, "FILE [NAME]" or "[NAME...]"; "" for none (settings are edited in the file). --help
+    prints the script's docstring. Exit codes: 1 after a UserError or out of memory, 130 after Ctrl-C, 143 after
+    SIGTERM; for the last two the line may say how to continue.
     """
     _open_standard_streams()
     answer_help(sys.modules[main.__module__].__doc__)
@@ -50,7 +50,7 @@ def answer_help(docstring: str | None) -> None:
 
 
 def check_arguments(arguments: list[str], usage: str) -> None:
-    """Raise UserError unless there are as many arguments as `usage` names: [NAME] may be missing, [NAME...] be many."""
+    """Raise UserError unless the arguments match `usage`: [NAME] is optional, [NAME...] is any number."""
     script, names = sys.argv[0], usage.split()
     least = sum(not name.startswith("[") for name in names)
     enough = least <= len(arguments) and (len(arguments) <= len(names) or "...]" in usage)
@@ -63,10 +63,10 @@ def check_arguments(arguments: list[str], usage: str) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Replace closed streams (`2>&-`) by ones that lead nowhere.
+    """Open /dev/null in place of closed standard streams (`2>&-`).
 
-    Otherwise libraries write to None, or into a file of ours that was given the number of the closed stream. sys.stdin
-    and sys.stdout stay None, so that a script can tell.
+    Otherwise libraries would write to None, or into one of our files that got the closed stream's number. sys.stdin and
+    sys.stdout stay None, so that a script can tell.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
@@ -82,17 +82,17 @@ def check(condition: bool, message: str) -> None:
 
 
 def shown(value: object) -> str:
-    """`repr` of a value that comes from a file: short, whatever the value."""
+    """A short `repr` of a value that comes from a file, however large the value."""
     return SHOWN.repr(value)
 
 
 def one_line(value: object) -> str:
-    """A text that comes from a file, to be shown without quotes: short, no line ends, no codes for the terminal."""
+    """Text from a file, to be shown without quotes: shortened, on one line, without terminal control codes."""
     text = str(value)
     text = text if len(text) <= LINE_CHARACTERS else f"{text[:LINE_CHARACTERS]}..."
     return printable(text).replace("\n", "\\n")
 
 
 def printable(text: str) -> str:
-    """The text with its control characters, except line ends, as escapes: a terminal must not obey them."""
+    """The text with control characters (except line ends) escaped, so that a terminal does not obey them."""
     return "".join(char if char == "\n" or char.isprintable() else ascii(char)[1:-1] for char in text)

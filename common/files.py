@@ -19,14 +19,15 @@ from torch.utils._pytree import tree_leaves
 from common.errors import UserError, check, one_line
 
 MIB = 2**20
-TEMPORARY, LEFTOVER_SECONDS = ".tmp", 24 * 3600  # nobody writes to a temporary file as old as this
+TEMPORARY, LEFTOVER_SECONDS = ".tmp", 24 * 3600  # a temporary file this old has no living writer
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """A new file beside `path` that takes its name when the block ends, and is removed if it fails.
+    """A new file beside `path` that is renamed to it when the block ends, and removed if the block fails.
 
-    Several processes may write the same path at once: the last one to end wins, whole. Raises: OSError with the path.
+    Several processes may write the same path at the same time: the file of the last one to finish stays, complete.
+    Raises: OSError with the path.
     """
     path = Path(path)
     remove_leftovers(path.parent, glob.escape(path.name), LEFTOVER_SECONDS)
@@ -35,7 +36,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         with open(beside, mode.replace("w", "x")) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # a machine that dies after the rename must not find an empty file
+            os.fsync(file.fileno())  # otherwise a crash after the rename could leave an empty file
         os.replace(beside, path)
     except BaseException as error:
         beside.unlink(missing_ok=True)
@@ -45,7 +46,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
 
 
 def remove_leftovers(folder: Path, pattern: str = "*", seconds: float = 0.0) -> None:
-    """Remove what killed writers left of files in a folder, unless it was written to within so many seconds."""
+    """Remove temporary files of killed writers in a folder, if last written at least so many seconds ago."""
     for leftover in folder.glob(f"{pattern}.{'[0-9a-f]' * 8}{TEMPORARY}"):
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime >= seconds:
@@ -58,7 +59,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
-    """Numbers that are not finite, which JSON does not have, become null."""
+    """Non-finite numbers, which JSON lacks, become null."""
     with atomic_write(path, "w") as file:
         json.dump(_finite(content), file, indent=2, allow_nan=False)
 
@@ -72,23 +73,23 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """The content of a file of ours. Raises: UserError if it is damaged: no JSON, or none of this kind."""
+    """The content of a file of ours. Raises: UserError if it is damaged: not JSON, or not of this kind."""
     anew = f"Restore it, or remove {path.parent} to start again."
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}). {anew}") from error
-    check(isinstance(content, kind), f"{path} is damaged (no {kind.__name__}). {anew}")
+    check(isinstance(content, kind), f"{path} is damaged (not a {kind.__name__}). {anew}")
     return content
 
 
 def write_tensors(path: str | Path, content: dict[str, Any]) -> None:
-    """Write what torch.load reads. Raises: UserError that says how much room is missing."""
+    """Write a file for torch.load. Raises: UserError that says how much disk space is missing."""
     try:
         with atomic_write(path) as file:
             try:
                 torch.save(content, file)
-            except RuntimeError as error:  # torch's own, raised while it closes a file that could not be written
+            except RuntimeError as error:  # torch raises it while closing a file that could not be written
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     except OSError as error:
         tensors = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
@@ -96,24 +97,24 @@ def write_tensors(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def as_user_error(error: OSError, folder: Path, needed: float = 0, variable: str = "OUTPUT_ROOT") -> UserError:
-    """What to tell a user after an error in work that writes to `folder`.
+    """What to tell the user after an error in code that writes to `folder`.
 
-    needed: bytes, about; variable: of the environment, which moves the folder.
+    needed: roughly how many bytes; variable: the environment variable that moves the folder.
     """
     if isinstance(error, TimeoutError | BrokenPipeError):  # a lock that another process holds; `| head`
         return UserError(f"{error}.")
     if error.filename and not _on_one_path(Path(error.filename), folder):
         return UserError(f"cannot read {error.filename}: {error.strerror}.")
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return UserError(f"cannot open {error.filename}: {error.strerror}. Raise the limit, as by `ulimit -n 4096`.")
-    reason = error.strerror or next(iter(error.args), "")  # NumPy's has no number, and says what was written
+        return UserError(f"cannot open {error.filename}: {error.strerror}. Raise the limit, e.g. `ulimit -n 4096`.")
+    reason = error.strerror or next(iter(error.args), "")  # NumPy's errors have no number, only a text
     there = next(path for path in [folder, *folder.parents] if path.exists())
     name = error.filename or max(filter(Path.is_file, folder.glob("*")), key=_modified, default=folder)
     free = shutil.disk_usage(there).free
     missing = f", about {math.ceil((needed - free) / MIB):,} MiB more are needed" if needed > free else ""
     return UserError(
         f"cannot write {name}: {reason} ({free / MIB:,.1f} MiB are free{missing}). "
-        f"Make room, or set the environment variable {variable} to a folder that can be written."
+        f"Free some space, or set the environment variable {variable} to a writable folder."
     )
 
 

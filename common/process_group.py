@@ -19,7 +19,7 @@ from common.errors import UserError
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# environment variables: the file where the processes of one machine meet, and the process that starts the others
+# environment variables: the file through which the processes of one machine meet, and the pid that starts the others
 RENDEZVOUS, STARTER = "RENDEZVOUS_FILE", "RENDEZVOUS_STARTER"
 LOOK_SECONDS = 1  # between two checks that the starter is alive
 
@@ -33,7 +33,7 @@ def is_rank_zero() -> bool:
     """Whether this process is the one that writes and prints."""
     if is_distributed():
         return distributed.get_rank() == 0
-    # before it is initialized: environment variables of Lightning, torchrun and Slurm
+    # before the group exists: by the environment variables of Lightning, torchrun and Slurm
     rank = rank_zero_only.rank  # type: ignore[attr-defined]  # Lightning sets it on the function
     return not (rank or int(os.environ.get("NODE_RANK", 0)))
 
@@ -57,7 +57,7 @@ def started_by_launcher() -> bool:
 
 
 class LocalDDPStrategy(DDPStrategy):
-    """DDP whose processes meet through a file: torch's own store listens on all network interfaces."""
+    """DDP with a rendezvous through a file, because torch's TCP store listens on all network interfaces."""
 
     def setup_distributed(self) -> None:
         if not is_distributed():
@@ -72,14 +72,14 @@ class LocalDDPStrategy(DDPStrategy):
 
 @contextmanager
 def _watching_starter() -> Iterator[None]:
-    """End this process if the one that started it is gone: torch would wait half an hour for it."""
+    """End this process if the one that started it dies: torch would wait half an hour for it."""
     starter, met = int(os.environ[STARTER]), threading.Event()
 
     def watch() -> None:
         while not met.wait(LOOK_SECONDS):
             if os.getppid() != starter:
                 sys.stderr.write("error: the first process of this run died.\n")
-                os._exit(1)  # not by an exception: the main thread is within torch
+                os._exit(1)  # not an exception: the main thread is inside torch
 
     if os.getpid() != starter:
         threading.Thread(target=watch, daemon=True).start()
@@ -90,7 +90,7 @@ def _watching_starter() -> Iterator[None]:
 
 
 def _leave_group() -> None:
-    """Otherwise gloo's threads can outlive what they use and abort the process at exit (pytorch#190489)."""
+    """Otherwise gloo's threads can outlive the objects they use and abort the process at exit (pytorch#190489)."""
     if is_distributed():
         distributed.destroy_process_group()
 
@@ -114,11 +114,11 @@ def distributed_trainer_kwargs(training: Mapping[str, Any], *plugins: object) ->
         if RENDEZVOUS not in os.environ and not started_by_launcher():
             folder = tempfile.mkdtemp()
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            # for the processes that Lightning starts, too
+            # the processes that Lightning starts inherit them
             os.environ |= {RENDEZVOUS: f"{folder}/store", STARTER: str(os.getpid())}
         if RENDEZVOUS in os.environ:
             keywords["strategy"] = LocalDDPStrategy()
-    if training["strategy"] == "ray":  # this is a worker of Ray Train, which has made the processes
+    if training["strategy"] == "ray":  # this is a worker of Ray Train, which has started the processes
         from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
 
         plugins = *plugins, RayLightningEnvironment()

@@ -1,4 +1,4 @@
-"""The settings of a run: which values each may have, and how a script groups them."""
+"""The settings of a run: the values each may have, and how a script groups them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 def _integer(least: int, greatest: int) -> Rule:
-    # the type itself: True is an int, and a number of NumPy cannot be read back from a checkpoint
+    # not isinstance: True is an int, and a NumPy number could not be read back from a checkpoint
     return lambda value: type(value) is int and least <= value <= greatest, f"an integer from {least} to {greatest}"
 
 
 def _tuple_of(rule: Rule, example: str, least: int = 0) -> Rule:
     return (
         lambda value: type(value) in (tuple, list) and len(value) >= least and all(map(rule[0], value)),
-        f"a tuple such as {example}, of {f'at least {least}' if least else 'any'} length; each element {rule[1]}",
+        f"a tuple such as {example}, of length {f'at least {least}' if least else '0 or more'}; each element {rule[1]}",
     )
 
 
@@ -37,8 +37,8 @@ def _is_number(value: object) -> bool:
 
 
 LOG_TRANSFORMS = ("log", "log+missing", "signed_log", "signed_log+missing")
-DENSE_TRANSFORMS = (*LOG_TRANSFORMS, "bucket", "quantile")  # the others make categories
-POOLINGS = ("mean", "sum")  # of the vectors of several values in a cell; the first where none is named
+DENSE_TRANSFORMS = (*LOG_TRANSFORMS, "bucket", "quantile")  # the last two make categories
+POOLINGS = ("mean", "sum")  # of the vectors of several values in a cell; the first is the default
 
 # upper bounds far above any real use, so that a typo or a forged checkpoint cannot exhaust memory
 COUNT, SIZE = _integer(1, 2**31 - 1), _integer(1, 2**16)
@@ -46,7 +46,7 @@ RATE: Rule = (lambda value: _is_number(value) and 0 < value <= 1000, "a number a
 WEIGHT: Rule = (lambda value: _is_number(value) and 0 <= value <= 1000, "a number from 0 to 1000")
 SHARE: Rule = (lambda value: _is_number(value) and 0 <= value < 1, "a number of at least 0 and below 1")
 FLAG: Rule = (lambda value: type(value) is bool, "True or False")
-TEXT: Rule = (lambda value: type(value) is str, "a text")
+TEXT: Rule = (lambda value: type(value) is str, "a string")
 
 RULES: dict[str, Rule] = {
     # DATA
@@ -92,7 +92,7 @@ RULES: dict[str, Rule] = {
     "start_from": _or_none(TEXT),
     "logger": (
         lambda value: value in ("csv", "tensorboard") or isinstance(value, Logger),
-        "'csv', 'tensorboard' or a logger of Lightning",
+        "'csv', 'tensorboard' or a Lightning logger",
     ),
     # SEARCH of tune_dlrm.py
     "space": (lambda value: type(value) is dict and len(value) > 0, "a dict of settings"),
@@ -115,7 +115,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def check_names(changes: Iterable[str], known: Sequence[str]) -> None:
-    """Raise UserError for a name that is none of `known`, with the nearest of those."""
+    """Raise UserError for a name that is not in `known`, with the closest one that is."""
     for name in changes:
         close = get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}."
@@ -124,7 +124,7 @@ def check_names(changes: Iterable[str], known: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run, grouped as at the top of a train.py by what takes them."""
+    """The settings of a run, in the four groups at the top of a train.py."""
 
     data: dict[str, Any]
     model: dict[str, Any]
@@ -132,7 +132,7 @@ class Settings:
     training: dict[str, Any]
 
     def changed(self, changes: Mapping[str, Any]) -> "Settings":
-        """A copy with other values for some settings. Raises: UserError for an unknown name or a value out of range."""
+        """A copy with some settings changed. Raises: UserError for an unknown name or a value out of range."""
         groups = (self.data, self.model, self.optimizer, self.training)
         known = {name: value for group in groups for name, value in group.items()}
         check_names(changes, list(known))
@@ -140,6 +140,6 @@ class Settings:
         return Settings(*({name: changes.get(name, value) for name, value in group.items()} for group in groups))
 
     def flat(self) -> dict[str, Any]:
-        """All settings by name; a logger of Lightning by the name of its class."""
+        """All settings by name; a Lightning logger is given by its class name."""
         flat = self.data | self.model | self.optimizer | self.training
         return {name: type(value).__name__ if isinstance(value, Logger) else value for name, value in flat.items()}

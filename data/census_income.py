@@ -1,6 +1,6 @@
-"""Census-Income (KDD), or Adult, or a table of your own with one or more labels (data/table_data.py).
+"""Census-Income (KDD), Adult, or your own table with one or more labels (see data/table_data.py).
 
-`python data/census_income.py` downloads the raw files, parses them and prints what it found.
+`python data/census_income.py` downloads the raw files, parses them and prints a summary.
 """
 
 import sys
@@ -22,7 +22,7 @@ from data.table_data import TableDataModule, summarize
 from data.table_description import Description
 from data.table_encoder import PIECEWISE
 
-DATASET = "census-income-kdd"  # what this script downloads; or "adult"
+DATASET = "census-income-kdd"  # what this script downloads: this or "adult"
 ARCHIVES = {  # by folder below DATA_ROOT
     "census-income-kdd": Archive(
         urls=("https://archive.ics.uci.edu/static/public/117/census+income+kdd.zip",),
@@ -42,16 +42,16 @@ ARCHIVES = {  # by folder below DATA_ROOT
     ),
 }
 SOURCE = Source("python data/census_income.py", ARCHIVES)
-PAPER_CORRELATION = {("income", "never_married"): 0.1768, ("education", "never_married"): 0.2373}  # absolute
+PAPER_CORRELATION = {("income", "never_married"): 0.1768, ("education", "never_married"): 0.2373}  # absolute values
 
 
 class MultiTaskDataModule(TableDataModule):
     """A table with one or more labels: batches (dense (B, I) float32, ids (B, F) int32, label (B, K) float32).
 
-    Of Census-Income (KDD) and Adult the training file trains, half of the test file validates, half tests. Dense values
-    are as in the file, nan where missing, with `bin_edges`; each is a category too, as some amounts (of capital gains,
-    say) mean something of their own. tasks: their names. min_count: training rows for an own id. num_bins: of each
-    dense column.
+    The training file of Census-Income (KDD) or Adult is the training split; the test file is halved into validation and
+    test. Dense values are as in the file, nan if missing, with `bin_edges`; each is encoded as a category too, because
+    some amounts (of capital gains, say) carry a meaning of their own. tasks: names of the labels. min_count: training
+    rows that a value needs to get an id. num_bins: bins per dense column.
     """
 
     source, one_label = SOURCE, False
@@ -87,13 +87,13 @@ class MultiTaskDataModule(TableDataModule):
         known = self.schema.tasks.keys()
         check(
             len(self.tasks) > 0 and set(self.tasks) <= known and len(set(self.tasks)) == len(self.tasks),
-            f"tasks is {self.tasks}; it must hold one or more of {', '.join(known)}, each once.",
+            f"tasks is {self.tasks}; it must list one or more of {', '.join(known)}, each once.",
         )
         return self.tasks
 
 
 def official(folder: Path) -> Description:
-    """Census-Income (KDD) or Adult, whichever is in a folder; UserError where neither is."""
+    """Census-Income (KDD) or Adult, whichever is in the folder. Raises: UserError if neither is."""
     for release in RELEASES:
         if list(folder.glob(f"{release.train_file}*")):
             files = {
@@ -102,7 +102,7 @@ def official(folder: Path) -> Description:
             }
             return Description(release.name, release.schema, files)
     names = " nor ".join(release.train_file for release in RELEASES)
-    raise missing_file(folder, f"neither {names} (nor one of them as .gz), nor columns.json", SOURCE)
+    raise missing_file(folder, f"neither {names} (plain or .gz) nor columns.json", SOURCE)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -111,7 +111,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Download the raw files where there is no folder, parse them and print what was found."""
+    """Download the raw files if there is no folder, parse them and print a summary."""
     ensure_dataset(DATASET, ARCHIVES)
     table = official(data_root() / DATASET)
     summary, labels = summarize(table)

@@ -1,7 +1,7 @@
-"""The built-in Census-shaped sample: raw files of Census-Income (KDD) from planted, related tasks.
+"""The built-in sample in the format of Census-Income (KDD), generated from planted, related tasks.
 
-Two hidden factors, career and household, are shared by the tasks in different parts. Both hold effects of pairs of
-columns and of numbers that are not monotonous, so a linear model loses.
+The tasks share two hidden factors, career and household, with different weights. Both include effects of pairs of
+columns and non-monotonic effects of numbers, which a linear model misses.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ SCHEMA = RELEASE.schema
 DENSE = [column.name for column in SCHEMA.of_role("dense")]
 TRAIN_ROWS, TEST_ROWS = 80_000, 20_000
 SEED = 1994
-# columns with an effect, and their texts from frequent to rare; all other columns are noise
+# columns with an effect, and their values from frequent to rare; all other columns are noise
 TEXTS = {
     "occupation": [
         "Not in universe", "Adm support including clerical", "Professional specialty", "Executive admin and managerial",
@@ -79,7 +79,7 @@ def _generate(rows: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray
 
 def _probabilities(rank: dict[str, np.ndarray], dense: dict[str, np.ndarray], rng: np.random.Generator) -> dict:
     def effect(*names: str) -> np.ndarray:
-        """A planted effect for each text of a column, or for each combination of texts of several."""
+        """A planted effect for each value of a column, or for each combination of values of several columns."""
         return rng.normal(size=[len(TEXTS[name]) for name in names])[tuple(rank[name] for name in names)]
 
     prime = 1 - ((dense["age"] - 45) / 25) ** 2  # an inverted U

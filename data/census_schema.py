@@ -1,7 +1,7 @@
 """Columns and tasks of Census-Income (KDD) and Adult.
 
-Format of both: ", " separated, no header, missing is "?". Adult's test file begins with a comment line ("|"), its
-labels end in a dot as those of Census-Income do, and both of Adult's files end with a blank line.
+Both: separated by ", ", no header, "?" for missing. Adult's test file begins with a comment line ("|"), its labels end
+with a dot like those of Census-Income, and both of Adult's files end with a blank line.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from data.table_schema import Column, Schema, Task
 
 @dataclass(frozen=True)
 class Release:
-    """One of the two sets: its files and their columns."""
+    """One of the two datasets: its files and their columns."""
 
     name: str
     train_file: str
@@ -28,7 +28,7 @@ def _task(column: str, positive: str, negative: str) -> Task:
 
 
 def _schema(columns: str, dense: str, coded: str, excluded: str, tasks: dict[str, Task]) -> Schema:
-    """coded: categories that are written as numbers. excluded: what tells a task's label in other words."""
+    """coded: categories written as numbers. excluded: columns that give away a task's label."""
     labels = {task.column for task in tasks.values()}
 
     def column(name: str) -> Column:
@@ -70,7 +70,7 @@ CENSUS_INCOME_KDD = Release(
                 "Married-civilian spouse present; Divorced; Widowed; Separated; Married-spouse absent; "
                 "Married-A F spouse present",
             ),
-            # The paper does not define "at least college"; from associate degree up it has the paper's correlation
+            # the paper does not define "at least college"; from associate degree up, its correlation is reproduced
             "education": _task(
                 "education",
                 "Associates degree-academic program; Associates degree-occup /vocational; Bachelors degree(BA AB BS); "

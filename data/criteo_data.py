@@ -1,6 +1,6 @@
-"""Criteo display advertising (Kaggle 2014), MovieLens-1M as clicks, or a click table of your own (data/table_data.py).
+"""Criteo display advertising (Kaggle 2014), MovieLens-1M as clicks, or your own click table (see data/table_data.py).
 
-`python data/criteo_data.py` downloads the raw files (4.6 GB), parses them and prints what it found.
+`python data/criteo_data.py` downloads Criteo's raw files (4.6 GB), parses them and prints a summary.
 """
 
 import math
@@ -42,10 +42,11 @@ RAW_FILE = "train.txt"
 class ClickDataModule(TableDataModule):
     """A table with one label: batches (dense (B, I) float32, ids (B, F) int32, label (B,) float32).
 
-    dense_transform: of dense columns that name none: "log" (over its standard deviation; "+missing": beside a 0/1 input
-    for "missing"), "signed_log", "bucket" (categories, BARS x4), "quantile" (categories). min_count: training rows that
-    a value needs for an id of its own. split: "time" (first 6/7 of the rows train, then half validation, half test) or
-    "random" (stratified tenths, as BARS x4), for tables that have no split of their own.
+    dense_transform, of dense columns that specify none: "log" (divided by its standard deviation) or "signed_log", each
+    with "+missing" for an additional 0/1 input; "bucket" (categories, as in BARS x4) or "quantile" (categories).
+    min_count: training rows that a value needs to get an id. split, of tables without a predefined one: "time" (the
+    first 6/7 of the rows for training, the rest halved into validation and test) or "random" (stratified tenths, as in
+    BARS x4).
     """
 
     source, one_label = SOURCE, True
@@ -80,40 +81,40 @@ class ClickDataModule(TableDataModule):
         return official(folder)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the cache; of the training rows without a click keep a share, the same for equal seeds."""
+        """Open the cache; keep only a share of the training rows without a click, chosen by the seed."""
         is_open = hasattr(self, "encoder")
         super().setup(stage)
         if self.negative_rate < 1 and not is_open:
             clicks = self.targets("train").numpy() == 1
             kept = clicks | (np.random.default_rng(self.seed).random(len(clicks)) < self.negative_rate)
             self.rows["train"] = self.rows["train"][kept]
-            # odds of a click among the kept rows are 1 / negative_rate times those among all (He et al. 2014, section
-            # 6.3): trained with this, logits are those of all rows
+            # the odds of a click in the kept rows are 1 / negative_rate times those in all rows (He et al. 2014,
+            # section 6.3): with this offset in training, the logits without it are right for all rows
             self.training_offset = -math.log(self.negative_rate)
 
     def choose_tasks(self) -> list[str]:
         tasks = list(self.schema.tasks)
         check(
             len(tasks) == 1,
-            f"{self.table_folder}: found {len(tasks)} labels ({', '.join(tasks)}); DeepFM and DLRM learn one. Give the "
-            'others the role "excluded" in columns.json, or use multitask/train.py.',
+            f"{self.table_folder}: found {len(tasks)} labels ({', '.join(tasks)}), but DeepFM and DLRM take one. Give "
+            'the others the role "excluded" in columns.json, or use multitask/train.py.',
         )
         return tasks
 
 
 def official(folder: Path) -> Description:
-    """The Kaggle set, or MovieLens-1M, in a folder; UserError where neither is there."""
+    """The Kaggle dataset or MovieLens-1M, whichever is in the folder. Raises: UserError if neither is."""
     for name in (RAW_FILE, f"{RAW_FILE}.gz"):
         if (folder / name).exists():
             return Description("criteo", CRITEO, {"all": folder / name})
     if list(folder.glob(f"{ML_1M.ratings_file}*")):
         return Description("movie-clicks-rows", MOVIE_CLICKS, {"all": click_table(folder, SOURCE)})
-    lack = f"no {RAW_FILE} (nor {RAW_FILE}.gz, nor {ML_1M.ratings_file}, nor columns.json)"
+    lack = f"no {RAW_FILE} (nor {RAW_FILE}.gz, {ML_1M.ratings_file} or columns.json)"
     raise missing_file(folder, lack, SOURCE)
 
 
 def main() -> None:
-    """Download the raw files where there is no folder, and parse them."""
+    """Download the raw files if there is no folder, parse them and print a summary."""
     ensure_dataset("criteo", ARCHIVES)
     print(summarize(official(data_root() / "criteo"))[0])
 

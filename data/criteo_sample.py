@@ -1,8 +1,8 @@
-"""The built-in Criteo-shaped sample: raw files from a planted model, so the best possible score is known.
+"""The built-in sample in Criteo's format, generated from a planted model, so that the best possible score is known.
 
 logit = bias + effects of numbers and categories + sum over field pairs of <v_i, v_j>: a factorization machine, in which
-a number's vector is scaled by its value. Interactions lie between the fields of PAIRED only; long-tailed fields have
-first-order effects on their frequent values.
+a number's vector is scaled by its value. Only the fields in PAIRED interact; in long-tailed fields only the frequent
+values have first-order effects.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from data.criteo_schema import CATEGORICAL, DENSE
 
 ROWS, UNLABELLED_ROWS = 220_000, 10_000
 SEED = 2014
-# distinct values of C1-C26: the full set's, where they are not far too many for so few rows
+# distinct values of C1-C26: as in the full dataset, except where that is far too many for so few rows
 CARDINALITIES = [300, 500, 60000, 600, 305, 24, 600, 300, 3, 500, 400, 70000, 300]
 CARDINALITIES += [27, 500, 600, 10, 400, 300, 4, 65000, 18, 15, 500, 105, 400]
 MISSING_RATE = {"I1": 0.45, "I4": 0.22, "I6": 0.22, "I10": 0.45, "I12": 0.77} | {
@@ -24,12 +24,12 @@ PAIRED = ["C9", "C17", "C20", "C23"]
 PAIR_SCALE, FIRST_ORDER_SCALE, NUMBER_SCALE = 0.53, 0.1, 0.05  # standard deviations, in logits per pair or effect
 TAIL = 1.3  # the frequency of the r-th most frequent value of a field is proportional to 1 / (r + 3)^TAIL
 GOLDEN_ANGLE = 2.399963
-HEAD = 20  # the most frequent values of a field, which have a first-order effect
+HEAD = 20  # this many most frequent values of a field have a first-order effect
 BIAS = -1.2  # for a click rate of about 0.25
 
 
 def criteo_sample(rows: int = ROWS) -> Path:
-    """Folder with train.txt, test.txt (no label) and true_probability.npy (rows of train.txt, 1)."""
+    """Folder with train.txt, test.txt (without labels) and true_probability.npy (rows of train.txt, 1)."""
     expected_bytes = 260 * (rows + UNLABELLED_ROWS)
     return build_once(
         "sample-criteo",
@@ -56,7 +56,7 @@ def _write(target: Path, rows: int) -> None:
             pair_squares += vector**2
 
     def vectors(number: int) -> np.ndarray:
-        """Planted vectors in the plane, in directions spread evenly, so that <v_i, v_j> has the spread PAIR_SCALE."""
+        """Planted vectors in the plane, in evenly spread directions; <v_i, v_j> has standard deviation PAIR_SCALE."""
         angle = rng.uniform(0, 2 * np.pi) + GOLDEN_ANGLE * np.arange(number)
         return np.sqrt(PAIR_SCALE * np.sqrt(2)) * np.stack([np.cos(angle), np.sin(angle)], 1)
 
@@ -71,7 +71,7 @@ def _write(target: Path, rows: int) -> None:
     for name, distinct in zip(CATEGORICAL, CARDINALITIES, strict=True):
         frequency = 1 / (np.arange(distinct) + 3.0) ** TAIL
         rank = rng.choice(distinct, count, p=frequency / frequency.sum())
-        rank = np.where(rng.random(count) < MISSING_RATE.get(name, 0), distinct, rank)  # missing: one more value
+        rank = np.where(rng.random(count) < MISSING_RATE.get(name, 0), distinct, rank)  # the last rank is "missing"
         effect = np.append(rng.normal(0, FIRST_ORDER_SCALE, distinct) * (np.arange(distinct) < HEAD), 0)
         add(name, effect[rank], vectors(distinct + 1)[rank])
         names = [f"{value:08x}" for value in rng.choice(2**32, distinct, replace=False)]
@@ -80,7 +80,7 @@ def _write(target: Path, rows: int) -> None:
     probability = 1 / (1 + np.exp(-logit))
     label = (rng.random(count) < probability).astype(int)
 
-    import pandas as pd  # here, as it is slow to import and the sample is written once
+    import pandas as pd  # imported here because it is slow and the sample is written only once
 
     frame = pd.DataFrame(table)
     frame[rows:].to_csv(target / "test.txt", sep="\t", header=False, index=False)

@@ -1,11 +1,11 @@
-"""Criteo's columns (Kaggle 2014): TAB-separated, no header; train.txt: label, I1-I13, C1-C26; test.txt without label.
+"""Criteo's columns (Kaggle 2014): label, I1-I13, C1-C26 in train.txt; no label in test.txt. TAB-separated, no header.
 
-Empty means missing, also at the end of a line.
+An empty field is a missing value, also at the end of a line.
 """
 
 from data.table_schema import Column, Schema, Task
 
-DENSE = [f"I{i}" for i in range(1, 14)]  # integers, also negative
+DENSE = [f"I{i}" for i in range(1, 14)]  # integers, some negative
 CATEGORICAL = [f"C{i}" for i in range(1, 27)]  # hashes of 8 hexadecimal digits
 
 CRITEO = Schema(

@@ -1,9 +1,9 @@
-"""Inputs of rows to score: a user's history comes from the checkpoint, or from the rows that precede in the file.
+"""Inputs of rows to score; a user's history comes from the checkpoint or from the preceding rows of the file.
 
-A rating that the checkpoint knows is predicted from what came before it; any other from all that its user rated up to
-its timestamp; without one from all, at the time of the last. Of several ratings of one movie by one user the timestamp
-tells which it is; where it does not, it is the earliest.
-N: ratings in the checkpoint, B: rows of a batch, L: length of the history, C: features of a user.
+A rating that is in the checkpoint is predicted from what its user rated before it. Any other is predicted from all that
+the user rated up to its timestamp; without a timestamp, from everything, as of the user's last rating. If a user has
+rated a movie several times, the timestamp tells which rating is meant; without one it is the earliest.
+B: rows of a batch, L: length of the history.
 """
 
 from collections import deque
@@ -20,12 +20,12 @@ from data.movie_encoder import MovieEncoder, encode_ids, past_user_bias
 from data.movie_history import OOV, PADDING, dense_features, history_window, time_gap_bucket
 
 NO_TIME = -1
-TIME_BITS, ID_BITS = 40, 32  # a timestamp has up to 12 digits, an id up to 9
+TIME_BITS, ID_BITS = 40, 32  # enough for timestamps of 12 digits and ids of 9
 
 
 @dataclass
 class Past:
-    """What a file tells of a user: the last L of its rows, their number, the sum of their residuals, all its movies."""
+    """What a file says about a user: the last L rows, the count of all, the sum of their residuals, all movies."""
 
     last: deque[tuple[int, float, int]]  # movie, residual, time
     count: int = 0
@@ -34,15 +34,15 @@ class Past:
 
 
 class HistoryPreprocessor:
-    """state: what a checkpoint holds of HistoryDataModule. unseen: rows with a user or movie new to the model.
+    """state: HistoryDataModule.state_dict() in a checkpoint. unseen: rows with a user or movie new to the model.
 
-    history_from_file: whether a user whom the checkpoint does not know has the rows that precede in the file as its
-    history; of data with ratings, the rated ones.
+    history_from_file: whether the history of a user who is not in the checkpoint consists of the preceding rows of the
+    file (the rated ones, if the data has ratings).
     """
 
     history_from_file = False
     names: tuple[str, str]  # of the columns of users and movies
-    unseen: dict[str, int]  # by these names
+    unseen: dict[str, int]  # by the same names
 
     def __init__(self, state: dict[str, Any]):
         self.encoder = MovieEncoder.from_state(state["encoder"])
@@ -59,7 +59,7 @@ class HistoryPreprocessor:
         self.users, self.user_ids, self.time = ratings["user"], ratings["user_ids"], ratings["time"]
         self.start = np.append(ratings["start"], len(self.time))  # (users + 1,)
         self.raw_movie = ratings["movie"]
-        self.movie_ids = np.array(self.encoder.movie_ids)  # raw ids of the vocabulary
+        self.movie_ids = np.array(self.encoder.movie_ids)  # the vocabulary's raw ids
         self.movie = encode_ids(ratings["movie"], self.movie_ids)
         self.residual = self.encoder.residuals(ratings["rating"], self.movie)
         residual = self.residual.astype(np.float32)
@@ -69,28 +69,28 @@ class HistoryPreprocessor:
         row = np.repeat(np.arange(len(self.users)), np.diff(self.start))
         self.time_key = (row << TIME_BITS) + self.time  # ascending
         movie_key = (row << ID_BITS) + ratings["movie"]
-        self.by_movie = np.argsort(movie_key, kind="stable")  # of one movie in the order of time
+        self.by_movie = np.argsort(movie_key, kind="stable")  # ratings of one movie stay in the order of time
         self.movie_key = movie_key[self.by_movie]
         first = np.searchsorted(self.movie_key, self.movie_key)
         self.position_key = (first << ID_BITS) + self.by_movie  # ascending
 
     def batches(self, stream: Stream, name: str) -> Iterator[tuple[Any, ...]]:
-        """The model's inputs and the target (B, 1), nan where there is no rating; in the order of the stream.
+        """The model's inputs and the target (B, 1), nan if there is no rating; in the order of the stream.
 
-        Raises: UserError naming the first line that is not as in the training set.
+        Raises: UserError naming the first line that does not have the format of the training data.
         """
         raise NotImplementedError
 
     def users_of(self, stream: Stream, name: str) -> Iterator[list[int]]:
-        """The users of a file, in blocks; where history_from_file, of rows that `batches` takes."""
+        """The users of a file, in blocks; with history_from_file, of rows in the format of `batches`."""
         raise NotImplementedError
 
     def text(self, key: int, number: int) -> str:
-        """The id in the file of a user (key 0) or movie (key 1)."""
+        """How the file writes the id of a user (key 0) or movie (key 1)."""
         raise NotImplementedError
 
     def encode(self, user: np.ndarray, movie: np.ndarray, rating: np.ndarray, time: np.ndarray) -> tuple[Any, ...]:
-        """Rows of a file in order, rating nan and time NO_TIME where not known -> the model's inputs, target (B, 1)."""
+        """Rows in file order, with unknown ratings nan and times NO_TIME -> the model's inputs, target (B, 1)."""
         inputs = self.inputs(user, movie, time)
         if self.history_from_file:
             self._add_histories(inputs, user, movie, rating, time)
@@ -103,7 +103,7 @@ class HistoryPreprocessor:
         return inputs, target.unsqueeze(1)
 
     def candidates(self, user: int) -> np.ndarray:
-        """Raw ids of the movies of the training rows that the user has not rated, as far as is known."""
+        """Raw ids of the movies in the training rows that the user is not known to have rated."""
         row = int(np.searchsorted(self.users, user))
         rated: list[int] = []
         if row < len(self.users) and self.users[row] == user:
@@ -113,22 +113,22 @@ class HistoryPreprocessor:
         return np.setdiff1d(self.movie_ids, rated)
 
     def user_inputs(self, user: int, movie: np.ndarray) -> list[Tensor]:
-        """Inputs of movies (B,) that the user has not rated, after all that it has."""
+        """Inputs for movies (B,) that the user has not rated, with all its ratings as the history."""
         inputs = self.inputs(np.full(len(movie), user), movie, np.full(len(movie), NO_TIME))
         if user in self.from_file and user not in self.users:
             self._fill(inputs, slice(None), self.from_file[user], NO_TIME)
         return inputs
 
     def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
-        """Inputs of made-up rows."""
+        """Inputs of random rows."""
         return self.inputs(rng.choice(self.users, rows), rng.choice(self.movie_ids, rows), np.full(rows, NO_TIME))
 
     def metadata(self) -> dict:
-        """What another program needs to make inputs of a raw row; the users' ratings stay in the checkpoint."""
+        """What another program needs to encode a raw row; the users' ratings stay in the checkpoint."""
         return self.encoder.state_dict() | {"history_length": self.history_length, "target": self.columns[0]}
 
     def inputs(self, user: np.ndarray, movie: np.ndarray, time: np.ndarray) -> list[Tensor]:
-        """Raw ids (B,) and timestamps or NO_TIME (B,) -> the inputs that HistoryDataset gives."""
+        """Raw ids (B,) and timestamps or NO_TIME (B,) -> the same inputs as HistoryDataset's."""
         row = np.searchsorted(self.users, user).clip(max=len(self.users) - 1)
         known = self.users[row] == user
         start = np.where(known, self.start[row], 0)
@@ -151,7 +151,7 @@ class HistoryPreprocessor:
     def _positions(
         self, row: np.ndarray, known: np.ndarray, movie: np.ndarray, time: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where each row stands in the time order, and when."""
+        """Position of each row among the ratings in time order, and its time."""
         key = (row << ID_BITS) + movie
         first = np.searchsorted(self.movie_key, key)
         since = np.where(time == NO_TIME, 0, np.searchsorted(self.time_key, (row << TIME_BITS) + time))
@@ -167,7 +167,7 @@ class HistoryPreprocessor:
     def _add_histories(
         self, inputs: list[Tensor], user: np.ndarray, movie: np.ndarray, rating: np.ndarray, time: np.ndarray
     ) -> None:
-        """Give users whom the checkpoint does not know their rows so far, and remember these rows."""
+        """Give users who are not in the checkpoint their preceding rows as history, and remember these rows."""
         is_new = ~np.isin(user, self.users)
         if self.scale.has_ratings:
             counts, residual = ~np.isnan(rating), self.encoder.residuals(rating, inputs[0].numpy())
@@ -185,7 +185,7 @@ class HistoryPreprocessor:
                 past.count, past.total = past.count + 1, past.total + float(residual[row])
 
     def _fill(self, inputs: list[Tensor], rows: slice, past: Past, time: int) -> None:
-        """Write the history of a user to some rows of the inputs."""
+        """Write a user's history into some rows of the inputs."""
         ids, history, residual, time_gap, _, dense = inputs
         history[rows], residual[rows], time_gap[rows] = PADDING, 0.0, 0
         if past.last:

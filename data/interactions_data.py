@@ -1,9 +1,9 @@
-"""Interactions of your own: `python data/interactions_data.py FILE [NAME] [ITEMS] [USERS]` says what the columns are.
+"""Your own interactions: `python data/interactions_data.py FILE [NAME] [ITEMS] [USERS]` guesses the columns' roles.
 
-A row of FILE says which user had to do with which item, when, and, if it is known, how it rated it. ITEMS and USERS
-are files with attributes, a row for each item or user; - for none. With NAME it writes DATA_ROOT/NAME/columns.json,
+Each row of FILE says which user interacted with which item, when, and optionally with what rating. ITEMS and USERS are
+files of attributes with a row per item or user; write - for none. With NAME it writes DATA_ROOT/NAME/columns.json,
 which holds the paths of the files: correct it by hand, then set `dataset="NAME"` in bst/train.py. The files are CSV,
-TSV or Parquet, plain or .gz, or folders of such parts.
+TSV or Parquet, plain or .gz, or folders of such files.
 """
 
 import sys
@@ -17,7 +17,7 @@ from data.table_description import show_guess
 
 
 def main(file: str, name: str | None = None, items: str = "-", users: str = "-") -> None:
-    """Show what the columns of the files seem to be; with a name, write its columns.json."""
+    """Print a guess of the columns' roles; with a name, write columns.json."""
     paths = [None if path == "-" else Path(path) for path in (items, users)]
     show_guess(*guess_interactions(Path(file), *paths), f"python data/interactions_data.py {file}", name)
 

@@ -1,4 +1,4 @@
-"""A guess of what the columns of an interactions file are, and of files of items and users."""
+"""Guesses the roles of the columns of an interactions file, and of its files of items and users."""
 
 import re
 from pathlib import Path
@@ -10,18 +10,18 @@ from data.interactions_schema import ATTRIBUTE_RULES, ATTRIBUTES
 from data.table_guess import MANY_VALUES, Inspection, Look, are_dates, inspect
 from data.table_values import LAST_SECOND, UNITS, parse_number
 
-NAMES = {  # of columns, in whatever they are written with
+NAMES = {  # patterns of column names
     "user": re.compile(r"user|customer|member|client|visitor|reader|viewer|buyer|subscriber|session|uid", re.I),
     "item": re.compile(r"item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|iid", re.I),
     "time": re.compile(r"time|date|when|day|hour|\bat\b|_at$|ts$", re.I),
     "rating": re.compile(r"rating|rate|stars?|score|grade|vote|points", re.I),
 }
-FIRST_SECOND, END_SECOND = 631_152_000, 2_524_608_000  # 1990 to 2050, of numbers that are taken for times
-Entries = dict[str, tuple[dict, str, int, float, str, str]]  # by column, as Look.entry gives them
+FIRST_SECOND, END_SECOND = 631_152_000, 2_524_608_000  # 1990 to 2050: numbers in this range are taken for times
+Entries = dict[str, tuple[dict, str, int, float, str, str]]  # by column, as Look.entry returns them
 
 
 def guess_interactions(path: Path, items: Path | None = None, users: Path | None = None) -> tuple[dict[str, Any], str]:
-    """Content of a columns.json for a file of interactions and those of its items and users, and the guesses as text.
+    """Content of a columns.json for a file of interactions and its files of items and users, and a report as text.
 
     Raises: UserError for a file that cannot be read as a table.
     """
@@ -48,7 +48,7 @@ def guess_interactions(path: Path, items: Path | None = None, users: Path | None
 
 
 def _find(role: str, inspected: Inspection, entries: Entries) -> str | None:
-    """The column that fits a role best, among those without one."""
+    """The column that fits a role best, among those without a role."""
     free = [name for name, (entry, *_) in entries.items() if entry["role"] == "excluded"]
     looks = inspected.looks
     if role == "time":
@@ -57,7 +57,7 @@ def _find(role: str, inspected: Inspection, entries: Entries) -> str | None:
     named = [name for name in free if NAMES[role].search(name)]
     if role == "rating":
         return next((name for name in named if _is_number(looks[name])), None)
-    # of "user_id" and "user_name" the one that says so, else the first
+    # prefer "user_id" to "user_name"; otherwise the first
     return next((n for n in named if re.search(r"id\b|id$|_id|key|code|№|no$", n, re.I)), next(iter(named), None))
 
 
@@ -66,7 +66,7 @@ def _is_number(look: Look) -> bool:
 
 
 def _is_time(look: Look) -> bool:
-    """Dates, numbers of a column whose name says so, or numbers that are moments of our time in some unit."""
+    """Whether the values are dates, numbers under a name of a time, or numbers that are recent times in some unit."""
     values = list(look.counts)
     if not _is_number(look):
         return bool(values) and are_dates(values)
@@ -79,7 +79,7 @@ def _is_time(look: Look) -> bool:
 
 
 def _entry(role: str, look: Look) -> tuple[dict[str, Any], str]:
-    """Entry in columns.json, and what to say of it."""
+    """The entry in columns.json, and a remark for the report."""
     if role == "time":
         unit = _unit(look)
         return {"role": role, "unit": unit}, "dates" if unit == "date" else f"numbers, taken for {unit} since 1970"

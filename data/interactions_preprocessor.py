@@ -1,4 +1,4 @@
-"""Rows of interactions for a trained model, in the formats of training, in any order of columns if line 1 names them.
+"""Encodes rows of interactions for a trained model. If line 1 names the columns, their order may differ from training.
 
 N: rows of a block.
 """
@@ -19,14 +19,14 @@ from data.table_values import as_texts, read_numbers, read_seconds
 
 
 def preprocessor_of_histories(state: dict[str, Any]) -> HistoryPreprocessor:
-    """What reads raw rows for a checkpoint of HistoryDataModule: of a MovieLens release, or of interactions."""
+    """The preprocessor for a checkpoint's HistoryDataModule state: of a MovieLens release, or of interactions."""
     return MoviePreprocessor(state) if "release" in state else InteractionsPreprocessor(state)
 
 
 class InteractionsPreprocessor(HistoryPreprocessor):
     """state: what a checkpoint holds of HistoryDataModule on interactions. kept: columns copied to the output.
 
-    A user or item is the number of its text.
+    Users and items are numbered; the checkpoint has the text of each number.
     """
 
     def __init__(self, state: dict[str, Any]):
@@ -34,7 +34,7 @@ class InteractionsPreprocessor(HistoryPreprocessor):
         self.schema = InteractionSchema.from_dict(state["columns"])
         texts = [state["ids"][key] for key in KEYS]
         if not all(type(text) is str for part in texts for text in part):
-            raise ValueError("ids that are no texts")
+            raise ValueError("ids that are not strings")
         if len(texts[0]) <= self.users.max() or len(texts[1]) <= self.raw_movie.max():
             raise ValueError("fewer ids than users or items")
         self.texts = texts
@@ -86,7 +86,7 @@ class InteractionsPreprocessor(HistoryPreprocessor):
         return ids, rating, time, [[text or "" for text in column] for column in kept]
 
     def _numbers(self, texts: Any, key: int, keep_new: bool = False) -> np.ndarray:
-        """(N,) int64; keep_new: texts that are new get numbers of their own, else one for all."""
+        """Numbers of the texts (N,) int64. keep_new: each new text gets its own number; otherwise all share one."""
         numbers, known = self.numbers[key], self.texts[key]
         found = []
         for text in texts.dictionary.to_pylist():

@@ -1,6 +1,6 @@
-"""What the columns of an interactions file are: a row says that a user had to do with an item, when, and how it rated.
+"""The columns of an interactions file, in which a row is a user, an item, a time and perhaps a rating.
 
-DATA_ROOT/<name>/columns.json describes it: `python data/interactions_data.py FILE NAME` writes it, a human edits it.
+DATA_ROOT/<name>/columns.json describes them: `python data/interactions_data.py FILE NAME` writes it, and you edit it.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ INTERACTION_RULES: dict[str, dict[str, Rule]] = {
     "kept": {},
     "excluded": {},
 }
-# of a user or item; its number is cut into bins, of a user one cell holds one value
+# attributes of users or items; numbers are binned; a user's cell holds a single value
 ATTRIBUTE_RULES: dict[str, dict[str, dict[str, Rule]]] = {
     key: {key: {"type": one_of(TYPES[:2])}, "categorical": rules, "dense": {}, "excluded": {}}
     for key, rules in (
@@ -45,7 +45,7 @@ ATTRIBUTE_RULES: dict[str, dict[str, dict[str, Rule]]] = {
 
 @dataclass(frozen=True)
 class AttributeTable:
-    """A file with a row for each user or item. key: the column with its id; the inputs of the schema are attributes."""
+    """A file with a row per user or item. key: the column with its id; the schema's other inputs are attributes."""
 
     path: Path
     schema: Schema
@@ -54,9 +54,9 @@ class AttributeTable:
 
 @dataclass(frozen=True)
 class InteractionSchema:
-    """The columns of a file of interactions, by role. unit: of the times; click_from: ratings from it on are clicks."""
+    """The columns of an interactions file, by role. unit: of the times; click_from: the least rating of a click."""
 
-    schema: Schema  # rating and time are "labels": read in training, and where they are there when rows are scored
+    schema: Schema  # rating and time are "labels": required in training, optional when rows are scored
     user: str
     item: str
     time: str
@@ -70,24 +70,24 @@ class InteractionSchema:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "InteractionSchema":
-        """What to_dict gave. Raises: ValueError, or an error of Python's own, for values of other types."""
+        """The inverse of to_dict. Raises: ValueError, or a built-in error, for values of other types."""
         found = cls(**state | {"schema": Schema.from_dict(state["schema"])})
         names = [found.user, found.item, found.time, *([found.rating] if found.rating is not None else [])]
         if len(set(names)) < len(names) or not set(names) <= set(found.schema.names) or found.unit not in UNIT_NAMES:
-            raise ValueError("interactions whose columns are not described")
+            raise ValueError("columns of interactions that are not described")
         return found
 
 
 def read_interactions_file(path: Path) -> tuple[Path, InteractionSchema, dict[str, AttributeTable]]:
-    """Data file, its columns, and the second files by key of a columns.json.
+    """Data file, its columns, and the attribute files by key, as a columns.json describes them.
 
-    Raises: UserError naming file and column of the first entry that is wrong.
+    Raises: UserError naming the file and column of the first wrong entry.
     """
     content = load_description(path)
     check(
         describes_interactions(content),
-        f'{path}: no column has the role "user" or "item"; bst/train.py trains on interactions, which '
-        "`python data/interactions_data.py FILE NAME` describes.",
+        f'{path}: no column has the role "user" or "item"; bst/train.py trains on interactions: describe yours with '
+        "`python data/interactions_data.py FILE NAME`.",
     )
     rules = TABLE_RULES | dict.fromkeys(ATTRIBUTES.values(), IS_TABLE)
     check_entries(content, rules, str(path))
@@ -130,7 +130,7 @@ def _of_role(entries: dict[str, dict[str, Any]], role: str) -> list[str]:
 
 
 def _columns(entries: dict[str, dict[str, Any]], roles: dict[str, str]) -> tuple[Column, ...]:
-    """roles: others than in the file, by those."""
+    """roles: replacements for the roles in the file."""
     return tuple(
         Column(
             name,

@@ -1,4 +1,4 @@
-"""A file of interactions as numbered users and items, and the attributes of both; the texts of ids are kept beside.
+"""An interactions file as numbered users and items, with the attributes of both; the texts of the ids are kept.
 
 N: interactions.
 """
@@ -21,12 +21,12 @@ from data.table_reader import Rows, data_files, read_files
 from data.table_schema import Column, Schema
 from data.table_values import CANONICAL_INTEGER, read_numbers, read_seconds, read_texts
 
-ATTRIBUTE_BINS = 16  # of a number, with about equally many users or items of the training rows in each
-USUAL_SPREAD = 4.0  # from the least to the greatest rating, for which the settings of BST were chosen
+ATTRIBUTE_BINS = 16  # per numeric attribute, each with about equally many users or items of the training rows
+USUAL_SPREAD = 4.0  # between the least and the greatest rating of MovieLens, for which BST's settings were chosen
 
 
 class Interactions:
-    """What HistoryDataModule needs of a dataset that a columns.json describes."""
+    """What HistoryDataModule needs to know about interactions that a columns.json describes."""
 
     def __init__(self, path: Path):
         self.path, self.name = path, path.parent.name
@@ -41,9 +41,9 @@ class Interactions:
         return self.columns.rating is not None
 
     def read(self, target: Path) -> dict[str, np.ndarray]:
-        """user, item (N,) int32 numbers, rating (N,) float32, time (N,) int64; those of one time in the file's order.
+        """user, movie (N,) int32, rating (N,) float32, time (N,) int64, by time; rows of equal time in file order.
 
-        Writes what `open` reads. Raises: UserError naming file, line and column of a wrong row.
+        Writes what `open` reads. Raises: UserError naming the file, line and column of a wrong row.
         """
         numbers: dict[str, dict[str, int]] = {key: {} for key in KEYS}
         blocks: list[list[np.ndarray]] = []
@@ -60,7 +60,7 @@ class Interactions:
             column[:] = rank[column]
             content = {"ids": texts[key], "attributes": self._attributes(key, texts[key])}
             (target / f"{key}s.json").write_text(json.dumps(content))
-        order = np.argsort(seconds, kind="stable")  # fractions of a second count here alone
+        order = np.argsort(seconds, kind="stable")  # fractions of a second matter only here
         columns = {"user": user, "movie": item, "rating": rating, "time": seconds.astype(np.int64)}
         return {name: column[order] for name, column in columns.items()}
 
@@ -71,32 +71,32 @@ class Interactions:
         attributes, lacking = read_attributes(table, {text: number for number, text in enumerate(ids)})
         check(
             lacking < len(ids),
-            f"{table.path}: column {table.key!r} has none of the {len(ids):,} ids of {key}s in {self.path.parent}; "
-            f'is another column the key? Give that one the role "{key}" in {self.path}.',
+            f"{table.path}: column {table.key!r} has none of the {len(ids):,} ids of {key}s in {self.path.parent}. "
+            f'If another column holds the ids, give that one the role "{key}" in {self.path}.',
         )
         if lacking:
             print(f"{lacking:,} of {len(ids):,} {key}s have no attributes in {table.path}.", flush=True)
         return attributes
 
     def open(self, ordered: Path) -> None:
-        """Take over the ids and attributes that `read` has written to this folder."""
+        """Load the ids and attributes that `read` has written to this folder."""
         content = {key: json.loads((ordered / f"{key}s.json").read_text()) for key in KEYS}
         self.ids = {key: content[key]["ids"] for key in KEYS}
         self.attributes = {key: content[key]["attributes"] for key in KEYS}
 
     def movies(self, train: np.ndarray) -> Attributes:
-        """Values of each attribute of the items; numbers are cut into bins of the training items `train`."""
+        """Values of each attribute of the items; numbers are binned by quantiles of the training items `train`."""
         columns = {name: _in_bins(values, train) for name, values in self.attributes["item"].items()}
         named = [[[f"{name}: {text}" for text in cell] for cell in cells] for name, cells in columns.items()]
         return dict(enumerate(map(list, zip(*named, strict=True)))) if named else {}
 
     def users(self, train: np.ndarray) -> Users:
-        """The attributes of each user, "" where it has none."""
+        """The attributes of each user, "" if unknown."""
         columns = [_in_bins(values, train) for values in self.attributes["user"].values()]
         return dict(enumerate([cell[0] if cell else "" for cell in cells] for cells in zip(*columns, strict=True)))
 
     def scale(self, ratings: np.ndarray) -> Scale:
-        """What the training ratings (N,) say of the scale, whichever it is."""
+        """The scale of the ratings, from the training ratings (N,)."""
         if not self.has_ratings:
             return Scale(0.0, 1.0, 1.0, 0.0, has_ratings=False)
         least, greatest = float(ratings.min()), float(ratings.max())
@@ -117,12 +117,13 @@ class Interactions:
         return self.ids["item"][number]
 
     def state_dict(self) -> dict[str, Any]:
-        """What new rows are read with."""
+        """What is needed to read new rows."""
         return {"columns": self.columns.to_dict(), "ids": self.ids}
 
 
 def read_block(columns: InteractionSchema, rows: Rows) -> tuple[list[pa.DictionaryArray], np.ndarray, np.ndarray]:
-    """Ids of users and items, ratings (N,) float32 (1 without ratings), seconds (N,); UserError for a missing one."""
+    """Ids of users and items, ratings (N,) float32 (1 if there are none), seconds (N,). Raises: UserError for a missing
+    value."""
     ids = [read_ids(rows, columns.schema, name) for name in (columns.user, columns.item)]
     seconds = read_seconds(rows, columns.schema[columns.time], columns.unit)
     if columns.rating is None:
@@ -134,7 +135,7 @@ def read_block(columns: InteractionSchema, rows: Rows) -> tuple[list[pa.Dictiona
 
 
 def read_ids(rows: Rows, schema: Schema, name: str) -> pa.DictionaryArray:
-    """The texts of a column of ids (N,); UserError for a missing one."""
+    """The texts of a column of ids (N,). Raises: UserError for a missing id."""
     codes, entries, counts = read_texts(rows, schema[name], schema)
     is_missing = np.append(entries.is_null().to_numpy(zero_copy_only=False), True)
     if counts is not None or is_missing[codes].any():
@@ -144,13 +145,13 @@ def read_ids(rows: Rows, schema: Schema, name: str) -> pa.DictionaryArray:
 
 
 def _numbered(texts: pa.DictionaryArray, numbers: dict[str, int]) -> np.ndarray:
-    """(N,) int32; new texts get the next numbers."""
+    """Numbers of the texts (N,) int32; new texts get the next numbers."""
     known = [numbers.setdefault(text, len(numbers)) for text in texts.dictionary.to_pylist()]
     return np.array(known, np.int32)[texts.indices.to_numpy()]
 
 
 def in_order(texts: list[str]) -> tuple[list[str], np.ndarray]:
-    """The texts sorted, by number where all are integers, and the place of each (texts,)."""
+    """The texts sorted (numerically if all are integers), and the position of each (texts,)."""
     integers = all(re.match(CANONICAL_INTEGER, text) for text in texts)
     values = list(map(int, texts)) if integers else texts
     order = sorted(range(len(texts)), key=values.__getitem__)
@@ -160,7 +161,7 @@ def in_order(texts: list[str]) -> tuple[list[str], np.ndarray]:
 
 
 def read_attributes(table: AttributeTable, numbers: dict[str, int]) -> tuple[dict[str, list], int]:
-    """Cells by column, in the order of `numbers`: lists of texts, or a number, None where not known; ids without."""
+    """Cells by column, in the order of `numbers` (texts, a number, None if unknown), and how many ids have no row."""
     cells: dict[str, list] = {name: [None] * len(numbers) for name in _attribute_names(table)}
     found: set[str] = set()
     convert = partial(_attribute_cells, table)
@@ -199,12 +200,12 @@ def _text_cells(rows: Rows, column: Column, schema: Schema) -> list[list[str]]:
         [text for text in values[start:end] if text is not None]
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
-    entries.append([])  # that of a missing value
+    entries.append([])  # for code -1, a missing value
     return [entries[code] for code in codes.tolist()]
 
 
 def _in_bins(cells: list, train: np.ndarray) -> list[list[str]]:
-    """Lists of texts; of numbers, the bin of each."""
+    """Lists of texts; numbers are replaced by their bin."""
     if not any(isinstance(cell, float) for cell in cells):
         return [cell or [] for cell in cells]
     values = np.array([np.nan if cell is None else cell for cell in cells])

@@ -1,7 +1,7 @@
-"""MovieLens-1M as a click table: a rating above 3 against one below 3; ratings of 3 are left out.
+"""MovieLens-1M as a click table: ratings above 3 are clicks, ratings below 3 are not, ratings of 3 are left out.
 
-One CSV with a header line, written to the cache: a row per rating in the order of ratings.dat, with what users.dat and
-movies.dat say of its user and movie. predict.py scores such rows, with the rating or without it.
+Written to the cache as a CSV with a header: a row per rating in the order of ratings.dat, joined with the user's and
+the movie's columns of users.dat and movies.dat. predict.py scores such rows, with or without the rating.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ MOVIE_CLICKS = Schema(
     columns=(
         Column("rating", "label"),
         *(Column(name, "categorical") for name in ("user", "movie", "gender", "age", "occupation", "zip")),
-        Column("genres", "categorical"),  # all of a movie as one text
+        Column("genres", "categorical"),  # all genres of a movie as one value
         Column("year", "categorical"),
         Column("time", "time"),
     ),
@@ -27,14 +27,14 @@ MOVIE_CLICKS = Schema(
 
 
 def click_table(folder: Path, source: Source) -> Path:
-    """The CSV of the release in `folder`; UserError where a file is missing or a line is not of its form."""
+    """The CSV of the release in `folder`. Raises: UserError if a file is missing or a line is malformed."""
     files = [raw_file(folder, name, source) for name in ML_1M.files]
     cached = build_once("movie-clicks", files, {}, lambda target: _write(files, target), code=(movie_raw, __name__))
     return cached / "clicks.csv"
 
 
 def _write(files: list[Path], target: Path) -> None:
-    import pandas as pd  # here, as it is slow to import and not needed once the table is there
+    import pandas as pd  # imported here because it is slow and not needed once the table is in the cache
 
     ratings_file, movies_file, users_file = files
     ratings = pd.DataFrame(read_ratings(ratings_file, ML_1M))
@@ -46,5 +46,5 @@ def _write(files: list[Path], target: Path) -> None:
     movies = pd.DataFrame.from_dict(read_movies(movies_file, ML_1M), "index", columns=["title", "genres"])
     movies["genres"] = movies.genres.str.join("|")
     movies["year"] = movies.title.str.extract(r"\(([0-9]{4})\)$")
-    table = ratings.join(users, "user", "inner").join(movies, "movie", "inner").sort_index()  # the order of the file
+    table = ratings.join(users, "user", "inner").join(movies, "movie", "inner").sort_index()  # in file order again
     table.to_csv(target / "clicks.csv", columns=MOVIE_CLICKS.names, index=False)

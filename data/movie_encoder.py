@@ -1,4 +1,4 @@
-"""MovieLens ratings in time order, their splits, and what the training rows tell: vocabularies and biases.
+"""Ratings in time order, their splits, and what is fitted on the training rows: vocabularies and biases.
 
 N: ratings, M: movie ids, C: feature columns of a user.
 """
@@ -15,20 +15,20 @@ from common.errors import check
 from data.movie_history import FIRST_ID, OOV, Attributes, Scale, Users
 
 SPLIT_METHODS = ("leave_last", "time", "random")
-SHARES = (0.8, 0.1)  # training and validation rows of "time" and "random"
+SHARES = (0.8, 0.1)  # of training and validation rows, for "time" and "random"
 LEAST_TIMESTAMP = 100_000_000  # seconds since 1970; smaller times are ranks
-# ratings with residual 0 added when a bias is fitted (Surprise's defaults)
+# pseudo-ratings with residual 0 added to each bias (Surprise's defaults), and to the bias over a user's past
 USER_SHRINKAGE, MOVIE_SHRINKAGE = 15.0, 10.0
-USER_BIAS_SHRINKAGE = 5.0  # the same for a user's past
+USER_BIAS_SHRINKAGE = 5.0
 
 
 def time_order(ratings: dict[str, np.ndarray]) -> np.ndarray:
-    """Row numbers sorted by user and time, ties in the order of the file."""
+    """Row numbers sorted by user and time; ties stay in file order."""
     return np.lexsort((ratings["time"], ratings["user"]))  # stable
 
 
 def in_time_order(ratings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns in time order, with `start` (N,), the first row of the user, and `user_row` (N,), its number."""
+    """Columns in time order, plus `start` (N,), the user's first row, and `user_row` (N,), the user's number."""
     order = time_order(ratings)
     ordered = {name: column[order] for name, column in ratings.items()}
     starts_user = np.diff(ordered["user"], prepend=-1) != 0
@@ -40,8 +40,9 @@ def in_time_order(ratings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def split_rows(ordered: dict[str, np.ndarray], split: str) -> dict[str, np.ndarray]:
     """Row numbers of train, val and test.
 
-    "leave_last": each user's last rating tests, the one before validates; users with fewer than 3 only train.
-    "time": a cut through all users. "random" leaks: a training row may come after a test row of the same user.
+    "leave_last": each user's last rating is a test row, the one before it a validation row; users with fewer than 3
+    ratings have training rows only. "time": the same cut-off times for all users. "random" leaks: a training row may be
+    later than a test row of the same user.
     """
     rows = np.arange(len(ordered["user"]))
     if split == "leave_last":
@@ -57,7 +58,7 @@ def split_rows(ordered: dict[str, np.ndarray], split: str) -> dict[str, np.ndarr
             'Set split="leave_last", or use a dataset with timestamps.',
         )
         cuts = np.quantile(ordered["time"], np.cumsum(SHARES), method="lower")
-        part = np.searchsorted(cuts, ordered["time"], "left")  # one moment is never cut in two
+        part = np.searchsorted(cuts, ordered["time"], "left")  # equal times are in the same split
     else:
         drawn = np.random.default_rng(SPLIT_SEED).random(len(rows))
         part = np.searchsorted(np.cumsum(SHARES), drawn, "right")
@@ -80,22 +81,22 @@ def fit_biases(
 
 
 def fit_popularity(movie: np.ndarray, negatives: int) -> tuple[float, np.ndarray]:
-    """Logit of a click among so many uniform negatives of each, and what each movie (N,) adds to it by its count."""
+    """Logit of a click among uniformly sampled negatives, and what each movie (M,) adds to it by its count."""
     counts = np.bincount(movie)
     return -float(np.log(negatives)), np.log(counts + 1) - np.log(counts.mean() + 1)
 
 
 def in_units(rating: np.ndarray, scale: Scale) -> np.ndarray:
-    """Ratings (N,) as the model sees them."""
+    """Ratings (N,) in the units of the model."""
     return (rating - scale.offset) / scale.unit
 
 
 @dataclass
 class MovieEncoder:
-    """What the training rows tell: vocabularies, and the biases that the model starts from.
+    """What is fitted on the training rows: vocabularies, and the biases that the model starts from.
 
-    Ids of movies and users: 0 unseen in training, 1 padding of a history, then the raw ids in ascending order; of a
-    user's features and of genres: 0 unseen, then the values in order.
+    Ids of movies and users: 0 unseen in training, 1 padding of a history, then the raw ids in ascending order. Ids of a
+    user's features: 0 unseen, then the values in order.
     """
 
     movie_ids: list[int]
@@ -118,9 +119,9 @@ class MovieEncoder:
         start_from_biases: bool,
         negatives: int,
     ) -> "MovieEncoder":
-        """start_from_biases: False leaves every bias at 0; negatives: sampled for each row where there are no ratings.
+        """start_from_biases: False leaves every bias at 0; negatives: sampled per row if there are no ratings.
 
-        `attributes` are of every movie, or of none; `users` likewise.
+        `attributes` has every movie or is empty; `users` likewise.
         """
         movie_ids, movie = np.unique(ordered["movie"][train], return_inverse=True)
         user_ids, user = np.unique(ordered["user"][train], return_inverse=True)
@@ -147,7 +148,7 @@ class MovieEncoder:
 
     @property
     def num_genres(self) -> int:
-        """Number of the values of all attributes; 1 without any, for torch's layers take no width of 0."""
+        """Number of values of all attributes together; at least 1, because torch's layers need a width."""
         return max(1, len(self.genres))
 
     @property
@@ -156,7 +157,7 @@ class MovieEncoder:
         return [FIRST_ID + len(self.user_ids), *(1 + len(values) for values in self.feature_values)]
 
     def genre_shares(self, attributes: Attributes) -> Tensor:
-        """(movie ids, genres): 1 / number of its genres for each genre of a movie; of further attributes the same."""
+        """(M, G): 1 / number of its genres for each genre of a movie; the same for other attributes."""
         shares = torch.zeros(self.num_movies, self.num_genres)
         columns = {genre: column for column, genre in enumerate(self.genres)}
         for row, number in enumerate(self.movie_ids, FIRST_ID):
@@ -167,17 +168,17 @@ class MovieEncoder:
 
     @property
     def expected(self) -> np.ndarray:
-        """(M,): the rating, or the logit of a click, that is expected of a movie."""
+        """Expected rating, or logit of a click, of each movie (M,)."""
         return self.mean + np.array(self.movie_bias)
 
     def residuals(self, rating: np.ndarray, movie: np.ndarray) -> np.ndarray:
-        """Ratings (N,) above or below what is expected of the movies (N,); 0 where there are no ratings."""
+        """Ratings (N,) minus the expected ratings of the movies (N,); 0 if the data has no ratings."""
         return (in_units(rating, self.scale) - self.expected[movie]) * self.scale.has_ratings
 
     def encode(
         self, ordered: dict[str, np.ndarray], users: Users, start_from_biases: bool
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """The arrays ENCODED of ratings in time order, one after the other (they may be large)."""
+        """Name and array of each of ENCODED, for ratings in time order; one at a time, because they may be large."""
         rows = np.arange(len(ordered["start"]))
         yield "user_ids", self._encode_users(ordered["user"][ordered["start"] == rows], users)
         movie = encode_ids(ordered["movie"], self.movie_ids)
@@ -185,7 +186,7 @@ class MovieEncoder:
         yield "expected", self.expected.astype(np.float32)
         residual = self.residuals(ordered["rating"], movie)
         yield "residual", residual.astype(np.float32)
-        # over the past alone
+        # over earlier ratings only
         total = np.concatenate([[0.0], residual.cumsum()[:-1]])
         total -= total[ordered["start"]]
         user_bias = past_user_bias(total, rows - ordered["start"]) * start_from_biases
@@ -202,7 +203,7 @@ class MovieEncoder:
         return np.stack(columns, 1)
 
     def state_dict(self) -> dict:
-        """What a checkpoint carries: plain values."""
+        """Plain values for a checkpoint."""
         return vars(self) | {"scale": asdict(self.scale)}
 
     @classmethod

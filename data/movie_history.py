@@ -1,4 +1,4 @@
-"""A user's past ratings before each target, as windows into time-ordered arrays: nothing is copied.
+"""A user's ratings before each target, as windows into time-ordered arrays: nothing is copied in advance.
 
 B: rows of a batch, L: length of the history, C: feature columns of a user.
 """
@@ -12,9 +12,9 @@ from torch import Tensor
 from common.data.loader import MemmapDataset
 
 OOV, PADDING, FIRST_ID = 0, 1, 2  # ids: unseen in training, no rating (fills up a history), the first of a vocabulary
-TIME_GAP_BUCKETS = 64  # half powers of two: 0, 1 .. 2^31 seconds, or ratings where times are ranks
-ORDERED = ["user", "movie", "rating", "time", "user_row", "start"]  # raw columns in time order; no split changes them
-# movie: also of the sampled negatives, behind the rows in time order; expected: by movie id; user_ids: a row per user
+TIME_GAP_BUCKETS = 64  # half powers of two: 0, 1 .. 2^31 seconds (or ratings, if times are ranks)
+ORDERED = ["user", "movie", "rating", "time", "user_row", "start"]  # raw columns in time order, the same for any split
+# movie: followed by the movies of the sampled negatives; expected: by movie id; user_ids: a row per user
 ENCODED = ["movie", "residual", "expected", "user_bias", "user_ids"]
 
 Attributes = dict[int, list[list[str]]]  # the values of each attribute of a movie (genres, say), by raw id
@@ -23,11 +23,11 @@ Users = dict[int, list[str]]  # gender, age group and the like, by raw id
 
 @dataclass(frozen=True)
 class Scale:
-    """What ratings mean. click_from: a "click" is a rating of at least this; None: nothing is.
+    """What ratings mean. click_from: a "click" is a rating of at least this; None: clicks are not defined.
 
-    The model sees (rating - offset) / unit, in which ratings are spread as MovieLens' are. even_chance: the expected
-    rating, as the model sees it, at which a click has an even chance. has_ratings: False where every row is a click,
-    and negatives are sampled; what is expected of a movie is then the logit of a click.
+    The model sees (rating - offset) / unit, which has the spread of MovieLens' ratings. even_chance: the expected
+    rating, in these units, at which a click has probability one half. has_ratings: False if every row is a click and
+    negatives are sampled; what is expected of a movie is then the logit of a click.
     """
 
     least: float
@@ -39,22 +39,22 @@ class Scale:
     has_ratings: bool = True
 
     def clicks(self, rating: Tensor) -> Tensor:
-        """1 for a rating of at least click_from, else 0; nan stays."""
+        """1 for a rating of at least click_from, otherwise 0; nan stays nan."""
         assert self.click_from is not None
         return torch.where(rating.isnan(), rating, (rating >= self.click_from).float())
 
 
 class HistoryDataset(MemmapDataset):
-    """Examples whose histories are windows into the arrays ORDERED and ENCODED: N rows, then their sampled negatives.
+    """Examples whose histories are windows into the arrays ORDERED and ENCODED: all rows, then their sampled negatives.
 
-    history_length: L; click: the target is a click instead of the rating; use_ratings: False takes the rating values
-    out of the histories.
+    history_length: L; click: whether the target is a click instead of the rating; use_ratings: False removes the rating
+    values from the histories.
     """
 
     def __init__(
         self, ordered: Path, encoded: Path, scale: Scale, *, history_length: int, click: bool, use_ratings: bool
     ):
-        # an absolute name is a path of its own, not one below `encoded`
+        # the absolute names are not looked for below `encoded`
         super().__init__(encoded, [*ENCODED, *(str(ordered / name) for name in ORDERED[2:])])
         self.scale, self.history_length, self.click, self.use_ratings = scale, history_length, click, use_ratings
 
@@ -62,7 +62,7 @@ class HistoryDataset(MemmapDataset):
         """Row numbers (B,) -> movie_id (B,), history (B, L), residual (B, L), time_gap (B, L), user_ids (B, 1 + C),
         dense (B, 3), target (B,)."""
         movie, residual, expected, user_bias, user_ids, _, time, user_row, start = self.arrays
-        position = rows % len(time)  # a negative has the history of its row
+        position = rows % len(time)  # a negative has the history of the row it was sampled for
         start, user_bias = start[position], user_bias[position] * self.use_ratings
         history, residual, time_gap = history_window(
             movie, residual, time, position, start, time[position], self.history_length
@@ -80,7 +80,7 @@ class HistoryDataset(MemmapDataset):
         )
 
     def targets(self, rows: Tensor) -> Tensor:
-        """Row numbers (B,) -> ratings or clicks (B,); a negative's is 0."""
+        """Row numbers (B,) -> ratings or clicks (B,); 0 for negatives."""
         rating = self.arrays[len(ENCODED)]
         rating = rating[rows % len(rating)] * (rows < len(rating))
         return self.scale.clicks(rating) if self.click else rating
@@ -92,7 +92,7 @@ class HistoryDataset(MemmapDataset):
 def history_window(
     movie: Tensor, residual: Tensor, time: Tensor, position: Tensor, start: Tensor, now: Tensor, length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Movie, residual and time gap to `now` (B, L) of the last ratings before `position` (B,), from `start` (B,) on."""
+    """Movie, residual and time gap to `now` (B, L) of the last ratings before `position` (B,), none before `start`."""
     window = position.unsqueeze(1) + torch.arange(-length, 0)  # (B, L)
     is_past = window >= start.unsqueeze(1)
     window.clamp_(min=0)
@@ -101,10 +101,10 @@ def history_window(
 
 
 def dense_features(expected: Tensor, user_bias: Tensor, past: Tensor, even_chance: float) -> Tensor:
-    """Mean + movie bias + user bias (for clicks: above an even chance), user bias, log of 1 + past ratings: (B, 3)."""
+    """Mean + movie bias + user bias (minus even_chance), user bias, log of 1 + number of past ratings: (B, 3)."""
     return torch.stack([expected + user_bias - even_chance, user_bias, (1.0 + past).log()], 1)
 
 
 def time_gap_bucket(time_gap: Tensor) -> Tensor:
-    """Time gaps, in seconds or ratings, to half powers of two: 0 -> 0, 1 -> 2, 3 -> 4, 7 -> 6 ... as int32."""
+    """Buckets of time gaps (seconds or ratings) by half powers of two: 0 -> 0, 1 -> 2, 3 -> 4, 7 -> 6 ...; int32."""
     return (2 * (time_gap.clamp(min=0) + 1.0).log2()).to(torch.int32).clamp(max=TIME_GAP_BUCKETS - 1)

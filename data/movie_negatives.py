@@ -1,6 +1,6 @@
-"""Sampled negatives for data without ratings: movies that a user has nothing to do with, now or later.
+"""Sampled negatives for data without ratings: movies that the user interacts with in no row, earlier or later.
 
-N: rows, M: movie ids.
+N: rows.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from common.data.data_module import SPLIT_SEED, SPLITS
 from common.errors import UserError, shown
 from data.movie_history import FIRST_ID
 
-ROUNDS = 20  # of drawing again what a user knows; what is left then is drawn among what it does not know
+ROUNDS = 20  # of redrawing movies that the user knows; the remaining ones are drawn from those it does not know
 
 
 def sample_negatives(
@@ -24,10 +24,10 @@ def sample_negatives(
     seed: int,
     names: Sequence[str],
 ) -> np.ndarray:
-    """(count, N) int32: uniform among the training rows' movies that the row's user has in no row.
+    """Negatives of each row (count, N) int32: uniform over the training rows' movies, except those of the row's user.
 
     user, movie (N,): number and id of all rows. seed: of the training rows' negatives. names: of the users.
-    Raises: UserError naming a user who has every movie.
+    Raises: UserError naming a user who has interacted with every movie.
     """
     known = np.unique(user.astype(np.int64) * num_movies + movie)
     negatives = np.empty((count, len(user)), np.int32)
@@ -52,8 +52,8 @@ def _draw(
         unknown = everything[~_is_known(np.full(len(everything), user[row]), everything, known, num_movies)]
         if not len(unknown):
             raise UserError(
-                f"user {shown(names[user[row]])} has every item of the training rows, so none can be sampled as a "
-                "negative. Leave out its rows, or give the file a column of ratings."
+                f"user {shown(names[user[row]])} has interacted with every item of the training rows, so there is no "
+                "negative to sample. Remove this user's rows, or add a column of ratings to the file."
             )
         drawn[row] = rng.choice(unknown)
     return drawn

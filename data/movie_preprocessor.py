@@ -1,7 +1,4 @@
-"""MovieLens rows for a trained model: user, movie[, rating[, timestamp]], with the separator of the training set.
-
-B: rows of a batch.
-"""
+"""Encodes MovieLens rows for a trained model: user, movie[, rating[, timestamp]], with the separator of training."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +19,7 @@ USER_LINE = re.compile(rb"(\d{1,9})(?:\D.*)?\r?\n?")
 
 
 class MoviePreprocessor(HistoryPreprocessor):
-    """state: what a checkpoint holds of HistoryDataModule on a MovieLens release."""
+    """state: HistoryDataModule.state_dict() for a MovieLens release."""
 
     names = ("user", "movie")
 
@@ -60,7 +57,7 @@ class MoviePreprocessor(HistoryPreprocessor):
             if None in matches:
                 line, text = part[matches.index(None)]
                 found = text[:60].rstrip().decode("utf-8", "backslashreplace")
-                raise UserError(f"{name}, line {line}: found {found!r}, expected the id of a user.")
+                raise UserError(f"{name}, line {line}: found {found!r}, expected a user id.")
             yield [int(match[1]) for match in matches if match]
 
     def text(self, key: int, number: int) -> str:

@@ -1,6 +1,6 @@
-"""MovieLens, or interactions of your own: time-ordered arrays -> a user's past before each target -> batches.
+"""MovieLens, or your own interactions: time-ordered arrays -> each target with its user's past -> batches.
 
-`python data/movie_rating_seq.py` downloads the raw files of MovieLens and prints what is in them.
+`python data/movie_rating_seq.py` downloads the raw files of MovieLens and prints a summary.
 M: movie ids, G: genres.
 """
 
@@ -47,7 +47,7 @@ ARCHIVES = {  # by folder below DATA_ROOT
         checksum="md5:0e33842e24a9c977be4e0107933c0723",
     ),
 }
-# what computes the arrays; of interactions, the reading too
+# the modules that compute the arrays; for interactions also those that read tables
 CODE = [*(f"data.movie_{name}" for name in ("raw", "release", "encoder", "history", "negatives")), __name__]
 OWN_CODE = [*CODE, *TABLE_CODE, "data.interactions_schema", "data.interactions_table"]
 SOURCE = Source("python data/movie_rating_seq.py", ARCHIVES)
@@ -56,13 +56,14 @@ SOURCE = Source("python data/movie_rating_seq.py", ARCHIVES)
 class HistoryDataModule(RecommendationDataModule):
     """Batches of HistoryDataset for the three splits: movie_id, history, residual, time_gap, user_ids, dense, target.
 
-    The arguments are the DATA settings of bst/train.py. An example sees what its user rated before it in the order of
-    time (ties: order of the file), also ratings of an earlier split: a test rating sees the validation rating. Only
-    "time" hides from training what other users rate later than a test rating.
+    The arguments are the DATA settings of bst/train.py. The history of an example is what its user rated before it in
+    the order of time (ties: in file order), including ratings of an earlier split: a test rating's history includes
+    the validation rating. Only split "time" keeps ratings of other users that are later than a test rating out of
+    training.
     """
 
     rows: dict[str, np.ndarray]
-    encoder: MovieEncoder  # set when the cache is open
+    encoder: MovieEncoder  # set by setup()
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class HistoryDataModule(RecommendationDataModule):
         self.settings = {"split": split, "start_from_biases": start_from_biases}
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the cache; build it first where there is none."""
+        """Open the cache; build it first if there is none."""
         if hasattr(self, "encoder"):
             return
         self.raw_folder, self.is_sample = find_dataset(self.dataset, self.data_root, SOURCE, movie_sample)
@@ -123,8 +124,8 @@ class HistoryDataModule(RecommendationDataModule):
         )
         check(
             scale.click_from is not None or self.target == "rating",
-            'target is "click", but columns.json does not say which ratings are clicks: give the column of ratings '
-            '"click_from", the least such rating.',
+            'target is "click", but columns.json does not say which ratings are clicks: add "click_from", the least '
+            "rating that is a click, to the column of ratings.",
         )
         return self.target
 
@@ -155,20 +156,20 @@ class HistoryDataModule(RecommendationDataModule):
         return self.encoder.scale.offset, self.encoder.scale.unit
 
     def user_movie_target(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Number of the user, id of the movie, and the rating as the model sees it, or the click, of all examples."""
+        """User number, movie id, and rating in the units of the model (or click) of all examples."""
         user, movie = np.load(self.ordered / "user_row.npy"), np.load(self.folder / "movie.npy", mmap_mode="r")
         target = self.examples().targets(torch.arange(len(movie))).numpy()
         user = np.tile(user, len(movie) // len(user))
         return user, movie, target if self.target == "click" else in_units(target, self.encoder.scale)
 
     def past_ratings(self, split: str) -> np.ndarray:
-        """How many ratings the user of each row has given before it (rows,)."""
+        """How many ratings the user of each row gave before it (N,)."""
         start = np.load(self.ordered / "start.npy", mmap_mode="r")
         position = self.rows[split] % len(start)
         return position - start[position]
 
     def title(self, movie: int) -> str:
-        """Title of a movie id."""
+        """Title of the movie with this id."""
         return self.table.title(self.encoder.movie_ids[movie - FIRST_ID]) if movie >= FIRST_ID else "(new movie)"
 
     def best_prediction(self) -> torch.Tensor:
@@ -188,7 +189,7 @@ class HistoryDataModule(RecommendationDataModule):
         )
 
     def state_dict(self) -> dict:
-        """Travels in every checkpoint, so that new rows can be scored with it alone."""
+        """Saved in every checkpoint, so that it suffices to score new rows."""
         return {
             "encoder": self.encoder.state_dict(),
             "history_length": self.history_length,
@@ -199,7 +200,7 @@ class HistoryDataModule(RecommendationDataModule):
         } | self.table.state_dict()
 
     def _ratings(self) -> dict[str, torch.Tensor]:
-        """What every user rated, in time order (raw ids), with each user's first row and features."""
+        """All ratings in time order (raw ids), with each user's first row and features."""
         raw = {name: np.load(self.ordered / f"{name}.npy", mmap_mode="c") for name in ORDERED}
         first = np.flatnonzero(raw["start"] == np.arange(len(raw["start"])))
         columns = {name: raw[name] for name in ("movie", "rating", "time")}
@@ -208,13 +209,13 @@ class HistoryDataModule(RecommendationDataModule):
 
 
 def write_ordered(table: MovieLens | Interactions, target: Path) -> None:
-    """All ratings in time order, as .npy columns."""
+    """Write all ratings in time order as .npy columns."""
     for name, column in in_time_order(table.read(target)).items():
         np.save(target / f"{name}.npy", column)
 
 
 def write_encoded(table: MovieLens | Interactions, ordered_folder: Path, settings: dict, target: Path) -> None:
-    """Rows of the splits, the encoder fitted on the training rows, and what it makes of all rows."""
+    """Write the rows of the splits, the encoder fitted on the training rows, and all rows encoded by it."""
     ordered = {name: np.load(ordered_folder / f"{name}.npy", mmap_mode="r") for name in ORDERED}
     rows = split_rows(ordered, settings["split"])
     check(
@@ -248,7 +249,7 @@ def write_encoded(table: MovieLens | Interactions, ordered_folder: Path, setting
 
 
 def main() -> None:
-    """Download the raw files where there is no folder, and print what is in them."""
+    """Download the raw files if there is no folder, and print a summary."""
     ensure_dataset(DATASET, ARCHIVES)
     folder, _ = find_dataset(DATASET, None, SOURCE, movie_sample)
     table = MovieLens(folder, SOURCE)

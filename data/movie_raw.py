@@ -1,7 +1,7 @@
-"""The raw files of the MovieLens releases as arrays, every line checked.
+"""Reads the raw files of the MovieLens releases into arrays, checking every line.
 
 1M: users.dat, movies.dat, ratings.dat ("::", latin-1). 100K: u.user, u.item ("|", latin-1), u.data (TAB). latest, 20M,
-25M, 32M: movies.csv, ratings.csv (with header, UTF-8, half stars, no features of users). N: ratings.
+25M, 32M: movies.csv, ratings.csv (with header, UTF-8, half stars, no user features). N: ratings.
 """
 
 import csv
@@ -28,7 +28,7 @@ from common.data.raw_files import (
 from common.errors import UserError, check
 from data.movie_history import Users
 
-BLOCK_BYTES = 16 << 20  # read at a time: some 700,000 lines
+BLOCK_BYTES = 16 << 20  # read at a time, about 700,000 lines
 AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M
 GENRES_100K = [
     "unknown",
@@ -53,12 +53,12 @@ GENRES_100K = [
 ]
 NO_GENRES = "(no genres listed)"
 
-Movies = dict[int, tuple[str, list[str]]]  # title and genres by raw id
+Movies = dict[int, tuple[str, list[str]]]  # title and genres, by raw id
 
 
 @dataclass(frozen=True)
 class Release:
-    """One raw format. rating_line: a regular expression with nothing but digits, dots and separators."""
+    """One raw format. rating_line: a regular expression for lines of digits, dots and separators only."""
 
     ratings_file: str
     movies_file: str
@@ -107,7 +107,7 @@ def _movie_csv(line: str) -> tuple[int, tuple[str, list[str]]]:
 
 def _genres(text: str) -> list[str]:
     genres = text.split("|")
-    if "" in genres:  # a line that was cut
+    if "" in genres:  # a truncated line
         raise ValueError
     return genres
 
@@ -132,20 +132,20 @@ SEPARATORS_TO_BLANKS = bytes.maketrans(b":,", b"  ")
 
 
 def detect_release(folder: Path, source: Source) -> Release:
-    """The release whose ratings file is in the folder; UserError if there is none, or another of its files is not."""
+    """The release whose ratings file is in the folder. Raises: UserError if there is none, or a file is missing."""
     for release in RELEASES:
         if any((folder / f"{release.ratings_file}{end}").exists() for end in ("", ".gz")):
             for name in release.files:
                 raw_file(folder, name, source)
             return release
     names = ", ".join(release.ratings_file for release in RELEASES)
-    raise missing_file(folder, f"none of {names} (nor one of them as .gz)", source)
+    raise missing_file(folder, f"none of {names} (plain or .gz)", source)
 
 
 def read_ratings(path: Path, release: Release) -> dict[str, np.ndarray]:
-    """user, movie (N,) int32, rating (N,) float32, time (N,) int64, in the order of the file.
+    """user, movie (N,) int32, rating (N,) float32, time (N,) int64, in file order.
 
-    Raises: UserError naming file and line of the first line that is not of the release's form.
+    Raises: UserError naming the file and the first malformed line.
     """
     form = re.compile(rb"(?:%b\r?\n)*+" % release.rating_line)
     columns: dict[str, list[np.ndarray]] = {"user": [], "movie": [], "rating": [], "time": []}
@@ -158,7 +158,7 @@ def read_ratings(path: Path, release: Release) -> dict[str, np.ndarray]:
                 _check_header(path, header, release.header)
             if form.fullmatch(block) is None:
                 raise _bad_rating(path, release, block, line)
-            # checked above: every line holds four numbers, exact in float64
+            # checked above: every line has four numbers, all exact in float64
             values = np.fromstring(block.translate(SEPARATORS_TO_BLANKS), sep=" ").reshape(-1, 4)
             for name, dtype, column in zip(columns, types, values.T, strict=True):
                 columns[name].append(column.astype(dtype))
@@ -176,17 +176,17 @@ def _bad_rating(path: Path, release: Release, block: bytes, first_line: int) -> 
             return UserError(
                 f"{path}, line {line}: found {found!r}, expected {release.expected_line}. Correct or remove the line."
             )
-    raise AssertionError("a block of good lines is good")
+    raise AssertionError("called for a block without a bad line")
 
 
 def read_movies(path: Path, release: Release) -> Movies:
-    """Title and genres of each movie; errors as in read_ratings, and for an id that is there twice."""
+    """Title and genres of each movie. Raises: UserError as read_ratings does, and for a repeated id."""
     return _parse_lines(path, release, release.movies_header, release.parse_movie, "movie id, title and genres")
 
 
 def read_users(path: Path, release: Release) -> Users:
-    """Gender, age group and occupation of each user; errors as in read_movies."""
-    assert release.parse_user is not None  # as there is a file of users
+    """Gender, age group and occupation of each user. Raises: UserError as read_movies does."""
+    assert release.parse_user is not None  # the release has a users file
     return _parse_lines(path, release, b"", release.parse_user, "user id, gender, age, occupation and zip code")
 
 
@@ -206,7 +206,10 @@ def _parse_lines(path: Path, release: Release, header: bytes, parse: Callable[[s
                     f"{path}, line {line}: found {found!r}, expected {expected} as in this release. "
                     "Correct or remove the line."
                 ) from None
-            check(number not in rows, f"{path}, line {line}: found the id {number} twice. Correct or remove the line.")
+            check(
+                number not in rows,
+                f"{path}, line {line}: found the id {number} again. Correct or remove the line.",
+            )
             rows[number] = row
     check(bool(rows), f"{path} is empty; expected lines of {expected}.")
     return rows
@@ -222,6 +225,6 @@ def _check_header(path: Path, found: bytes, expected: bytes) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Stream]:
-    """A plain or .gz file; UserError for a .gz that is cut or damaged."""
+    """Open a plain or .gz file. Raises: UserError for a .gz that is truncated or damaged."""
     with gzip_errors(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
         yield stream

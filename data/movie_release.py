@@ -1,4 +1,4 @@
-"""A folder with the raw files of a MovieLens release, as HistoryDataModule takes them."""
+"""A MovieLens release in the form that HistoryDataModule takes."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ CLICK_FROM, EVEN_CHANCE = 4.0, 3.5
 
 
 class MovieLens:
-    """What HistoryDataModule needs of a dataset."""
+    """What HistoryDataModule needs to know about a MovieLens release."""
 
     name, has_ratings = "movies", True
 
@@ -24,7 +24,7 @@ class MovieLens:
         self.key: dict[str, Any] = {}
 
     def read(self, target: Path) -> dict[str, np.ndarray]:
-        """All ratings in the order of the file, without those of movies or users that the other files do not know."""
+        """All ratings in file order, without those of movies or users that are missing from the other files."""
         print(f"Preparing {self.files[0].parent} ...", flush=True)
         ratings = read_ratings(self.files[0], self.release)
         known = np.isin(ratings["movie"], list(read_movies(self.files[1], self.release)))
@@ -39,7 +39,7 @@ class MovieLens:
             ratings = {name: column[known] for name, column in ratings.items()}
         check(
             bool(known.any()),
-            f"{self.files[0]} has no rating of a movie of {self.files[1].name} by a known user; the files do not "
+            f"{self.files[0]} has no rating by a known user of a movie in {self.files[1].name}; the files do not "
             "match.",
         )
         return ratings
@@ -64,5 +64,5 @@ class MovieLens:
         return self.titles[number][0]
 
     def state_dict(self) -> dict[str, Any]:
-        """What new rows are read with."""
+        """What is needed to read new rows."""
         return {"release": self.release.ratings_file}

@@ -1,7 +1,7 @@
-"""The built-in MovieLens-shaped sample: files of the 1M release from planted effects; the best score is known.
+"""The built-in sample in the format of MovieLens-1M, generated from planted effects; its best possible score is known.
 
-expectation before rounding = mean + user + movie + what the movie rated just before does: genres follow each other well
-or badly, and a rating above or below expectation carries over. Only the order of a history shows that.
+expectation before rounding = mean + user + movie + effect of the movie rated just before: genres follow each other well
+or badly, and part of its residual carries over. Only the order of a history reveals that effect.
 """
 
 from pathlib import Path
@@ -17,12 +17,12 @@ SEED = 1997
 GENRES = ("Action", "Comedy", "Drama", "Horror", "Romance", "Sci-Fi")
 MEAN, NOISE = 3.5, 0.6
 USER_SCALE, MOVIE_SCALE, GENRE_SCALE = 0.4, 0.5, 0.8  # standard deviations
-CARRY_OVER = 0.3  # share of the last rating's surplus over mean + user + movie
+CARRY_OVER = 0.3  # share of the last rating's difference from mean + user + movie
 TITLE_WORDS = ("Café", "Last", "Night", "River", "Stone", "Winter", "Garden", "Señor", "Road", "Moon")
 
 
 def movie_sample(users: int = USERS) -> Path:
-    """Folder with users.dat, movies.dat, ratings.dat and truth.npy (of the lines of ratings.dat; see `_write`)."""
+    """Folder with users.dat, movies.dat, ratings.dat and truth.npy (for the lines of ratings.dat; see `_write`)."""
     expected_bytes = 3400 * users
     return build_once(
         "sample-movies",
@@ -35,7 +35,7 @@ def movie_sample(users: int = USERS) -> Path:
 
 
 def _write(target: Path, users: int) -> None:
-    """truth.npy (ratings, 2): the expected rating, and the probability of a rating of 4 or 5."""
+    """Write the files. truth.npy (N, 2): the expected rating, and the probability of a rating of 4 or 5."""
     rng = np.random.default_rng(SEED)
     has_genre = rng.random((MOVIES, len(GENRES))) < 0.1
     has_genre[np.arange(MOVIES), rng.integers(len(GENRES), size=MOVIES)] = True
@@ -58,7 +58,7 @@ def _write(target: Path, users: int) -> None:
         rating[:, i] = (expectation + rng.normal(0, NOISE, users)).round().clip(1, 5)
         at_least = norm.sf([[1.5], [2.5], [3.5], [4.5]], expectation, NOISE)  # (4, users): of 2, 3, 4, 5
         truth[:, i] = np.stack([1 + at_least.sum(0), at_least[2]], 1)
-    # most ratings come a minute after the last, as in 1M many share a second, and some come days later
+    # most ratings come within a minute of the last one; as in 1M, many share a second, and some come days later
     gap = rng.choice([0, 20, 60, 86_400, 1_000_000], (users, length), p=[0.3, 0.3, 0.35, 0.04, 0.01])
     time = 956_700_000 + gap.cumsum(1)
 

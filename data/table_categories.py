@@ -1,9 +1,10 @@
-"""Categories as 64-bit keys, and keys as ids: a few array operations for a column of texts, whatever their lengths.
+"""Categories as 64-bit keys, and keys as ids: a few array operations per column of texts, whatever their lengths.
 
-A text of up to 8 bytes is its own key (its bytes, the first one highest, so that keys sort as texts do); a longer one
-is a hash of 56 bits, marked by a first byte that no UTF-8 text starts with. Two of a million long texts share a key,
-and then an id, with a chance of 1 in 100,000. Ids of a field: 0 unseen or rare, 1 missing, then its vocabulary in order
-of text. Fields of several values in a cell take several columns of the ids, filled up with EMPTY_SLOT. N: rows.
+The key of a text of up to 8 bytes is the text itself (big-endian, so that keys sort as texts do). The key of a longer
+one is a hash of 56 bits after a first byte with which no UTF-8 text starts. The chance that any two of a million long
+texts share a key, and thus an id, is 1 in 100,000. Ids of a field: 0 unseen or rare, 1 missing, then its vocabulary in
+order of the texts. A field whose cells may hold several values has several columns of ids, filled up with EMPTY_SLOT.
+N: rows.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ EMPTY_SLOT = -1
 
 
 def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of a string or large binary array (N,), and where each text starts in them, with the end: (N + 1,)."""
+    """The bytes of a string or large binary array (N,), and where each text starts in them, plus the end: (N + 1,)."""
     _, offsets, content = texts.buffers()
     if len(texts) == 0:
         return np.empty(0, np.uint8), np.zeros(1, np.int32)
@@ -31,10 +32,10 @@ def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def texts_of(content: np.ndarray, lengths: np.ndarray) -> pa.Array:
-    """Large binary array of texts that follow each other. Raises: ValueError where they do not fill the content."""
+    """Large binary array of consecutive texts. Raises: ValueError if they do not fill the content exactly."""
     starts = np.concatenate([[0], lengths.cumsum(dtype=np.int64)])
     if content.dtype != np.uint8 or starts[-1] != len(content) or (lengths < 0).any():
-        raise ValueError("lengths of texts that are not those of the texts")
+        raise ValueError("lengths of texts that do not match the texts")
     buffers = [None, pa.py_buffer(starts), pa.py_buffer(np.ascontiguousarray(content))]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lengths), buffers)
 
@@ -42,7 +43,7 @@ def texts_of(content: np.ndarray, lengths: np.ndarray) -> pa.Array:
 def text_keys(texts: pa.Array) -> np.ndarray:
     """string (N,) -> keys (N,) uint64, MISSING_KEY for null."""
     content, starts = text_bytes(texts)
-    padded = np.append(content, np.zeros(8, np.uint8))  # a word may be read at the start of every text
+    padded = np.append(content, np.zeros(8, np.uint8))  # so that 8 bytes can be read from the start of every text
     words = np.ndarray(len(content) + 1, "<u8", padded, strides=(1,))
     lengths = np.diff(starts)
     keys = _words(words, starts[:-1], lengths)
@@ -54,7 +55,7 @@ def text_keys(texts: pa.Array) -> np.ndarray:
 
 
 def _words(words: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The first 8 bytes of each text, zeros after its end."""
+    """The first 8 bytes of each text, with zeros after its end."""
     rest = (8 * (8 - np.clip(lengths, 1, 8))).astype(np.uint64)
     return np.where(lengths > 0, words[starts].byteswap() >> rest << rest, np.uint64(0))
 
@@ -68,7 +69,7 @@ def _long_keys(words: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """A step of SplitMix64: each bit of a value changes each bit of the result with a chance of a half."""
+    """A step of SplitMix64: flipping a bit of a value flips each bit of the result with probability one half."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -95,12 +96,12 @@ def key_bytes(keys: np.ndarray) -> pa.Array:
 
 
 def number_text(value: float) -> str:
-    """The one text of a number: 39.0 -> "39", 0.50 -> "0.5"."""
+    """The canonical text of a number: 39.0 -> "39", 0.50 -> "0.5"."""
     return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(value)
 
 
 def number_texts(numbers: np.ndarray) -> pa.Array:
-    """The text of each number (N,), null for nan."""
+    """The canonical text of each number (N,), null for nan."""
     return pa.array([None if number != number else number_text(number) for number in numbers.tolist()], pa.string())
 
 
@@ -108,8 +109,8 @@ def number_texts(numbers: np.ndarray) -> pa.Array:
 class Categories:
     """A categorical column of some rows. codes: (N,) int32, the entry of each row; an entry is one key of `keys`.
 
-    counts: where a cell may hold several values, how many keys each entry has; they follow each other in `keys`. The
-    last entry is the missing one; two entries may have the same key.
+    counts: if a cell may hold several values, the number of keys of each entry, which are consecutive in `keys`. The
+    last entry stands for a missing value; two entries may have the same key.
     """
 
     codes: np.ndarray
@@ -122,9 +123,9 @@ class Categories:
 
 @dataclass(frozen=True)
 class Field:
-    """One categorical input. source: "text", or how its number becomes a category: "number", "bucket", "quantile".
+    """One categorical input. source: "text", or how a number becomes a category: "number", "bucket" or "quantile".
 
-    keys: of the vocabulary, in order of id; long: the texts of those keys that do not hold them, in the same order.
+    keys: the vocabulary in order of id; long: the texts of those keys that are hashes, in the same order.
     """
 
     name: str
@@ -135,7 +136,7 @@ class Field:
     hash_size: int | None = None
     slots: int = 1
     pooling: str | None = None
-    _order: np.ndarray | None = dataclasses.field(init=False)  # sorts the keys; None: they are sorted
+    _order: np.ndarray | None = dataclasses.field(init=False)  # sorts the keys; None if they are sorted
     _sorted: np.ndarray = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -145,7 +146,7 @@ class Field:
 
     @property
     def cardinality(self) -> int:
-        """Number of ids, those for unseen and missing included."""
+        """Number of ids, including those for unseen and missing values."""
         return FIRST_ID + (self.hash_size or len(self.keys))
 
     def texts(self) -> list[str]:
@@ -154,7 +155,7 @@ class Field:
         return [next(long) if key >= int(LONG) else key_text(key) for key in self.keys.tolist()]
 
     def encode(self, categories: Categories, ids: np.ndarray) -> np.ndarray:
-        """(N, slots) int32. ids: of the keys."""
+        """The ids of each row (N, slots) int32. ids: of `categories.keys`."""
         if categories.counts is None:
             return ids[categories.codes][:, None]
         entry = np.repeat(np.arange(len(categories.counts)), categories.counts)
@@ -166,12 +167,12 @@ class Field:
         return cells[categories.codes]
 
     def ids(self, keys: np.ndarray) -> np.ndarray:
-        """The ids of keys, int32."""
+        """The id of each key, int32."""
         if self.hash_size:
             return np.where(keys == MISSING_KEY, MISSING, bucket_ids(keys, self.hash_size) + FIRST_ID).astype(np.int32)
         if len(self.keys) == 0:
             return np.where(keys == MISSING_KEY, MISSING, OOV).astype(np.int32)
-        order = np.argsort(keys)  # sorted values walk through a large vocabulary instead of jumping: 3 times faster
+        order = np.argsort(keys)  # searching sorted keys is 3 times faster in a large vocabulary
         position = np.empty(len(keys), np.int64)
         position[order] = np.searchsorted(self._sorted, keys[order])
         position = np.minimum(position, len(self.keys) - 1)
@@ -181,9 +182,9 @@ class Field:
 
 
 def in_order_of_text(keys: np.ndarray, long: pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """The keys, and the texts of the long ones, sorted; both are given in the order of the keys."""
+    """Keys, and the texts of the long ones, sorted by text; both are passed in the order of the keys."""
     long = long.cast(pa.large_binary())
-    if len(long) == 0:  # short keys sort as their texts do
+    if len(long) == 0:  # short keys are already in the order of their texts
         return keys, long
     texts = pa.concat_arrays([key_bytes(keys[: len(keys) - len(long)]), long])
     order = pc.array_sort_indices(texts)

@@ -1,12 +1,12 @@
-"""A table's columns on disk, as they are in the file: what is read again for other vocabularies, scales and splits.
+"""A table's parsed columns on disk, independent of vocabularies, scales and splits, for which they are read again.
 
-Rows are in the blocks in which they were read. Memory holds a few blocks, or a few arrays of one column. N: rows, K:
+Rows stay in the blocks in which they were read. Memory holds a few blocks, or a few arrays of one column. N: rows, K:
 tasks.
 
-One file holds, block after block: `numbers` (N,) float64 of a dense column; `codes` (N,) int32 of a categorical one,
-which entry of its block a row has, and `counts` int32, keys of each entry, where a cell may hold several values; labels
-and the like. Each categorical column has a file of its own with its distinct keys, ascending, one with the entries of
-all blocks as positions in them, and two with the texts of those that are long.
+One file holds, block after block: for a dense column `numbers` (N,) float64; for a categorical one `codes` (N,) int32,
+which entry of its block each row has, and, if a cell may hold several values, `counts` int32, the number of keys per
+entry; also labels, times, weights and splits. For each categorical column there are further files: one with its
+distinct keys, ascending, one with the entries of all blocks as positions in them, and two with the texts of long keys.
 """
 
 import json
@@ -26,8 +26,8 @@ from data.table_reader import Rows, read_files
 from data.table_schema import Schema
 from data.table_values import Values, input_values, read_labels, read_texts, read_times, read_weights
 
-BLOCKS = "blocks"  # the file
-MANY_ROWS = 1 << 23  # from here on columns are looked at one after the other: each takes several arrays of N
+BLOCKS = "blocks"  # name of the one file
+MANY_ROWS = 1 << 23  # from here on columns are processed one at a time: each takes several arrays of N elements
 
 
 class Pieces:
@@ -39,16 +39,15 @@ class Pieces:
 
     def add(self, arrays: dict[str, np.ndarray]) -> None:
         with open(self.path, "ab") as file:
-            file.write(
-                b"".join(array.data for array in arrays.values())
-            )  # at once: each call has to wait for the threads that read
+            # a single call, because each one has to wait for the reading threads
+            file.write(b"".join(array.data for array in arrays.values()))
         for name, array in arrays.items():
             self.index.setdefault(name, []).append((self._size, array.size))
             self._size += array.nbytes
 
     def read(self, name: str, block: int, dtype: type) -> np.ndarray:
         offset, count = self.index[name][block]
-        return np.fromfile(self.path, dtype, count, offset=offset)  # not mapped: mapped pages count as memory
+        return np.fromfile(self.path, dtype, count, offset=offset)  # not mapped, because mapped pages count as memory
 
     def whole(self, name: str, dtype: type) -> np.ndarray:
         """The pieces of all blocks as one array."""
@@ -60,7 +59,7 @@ class Pieces:
 
 
 def write_columns(files: dict[str, list[Path]], schema: Schema, target: Path) -> None:
-    """Write the columns of the files. files: {"all": ...}, or those of each split."""
+    """Parse the files and write their columns. files: {"all": ...}, or one list per split."""
     parts, rows = dict.fromkeys(files, 0), []
     pieces, keys = Pieces(target / BLOCKS), Pieces(target / "keys")
     sizes = sum(path.stat().st_size for paths in files.values() for path in paths)
@@ -83,7 +82,7 @@ def write_columns(files: dict[str, list[Path]], schema: Schema, target: Path) ->
 
 
 def _prepared(schema: Schema, rows: Rows) -> tuple[int, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Number of rows, arrays of rows, and keys with the texts of the long ones; arrays by column number and kind."""
+    """Row count, arrays over rows, and arrays over keys (with the texts of long ones), by column number and kind."""
     values, texts = input_values(rows, schema)
     of_rows, of_keys = {}, {}
     for name, numbers in values.numbers.items():
@@ -106,7 +105,7 @@ def _prepared(schema: Schema, rows: Rows) -> tuple[int, dict[str, np.ndarray], d
 
 
 def _number_keys(pieces: Pieces, target: Path, column: int) -> None:
-    """Write the distinct keys of a column with their texts, and the keys of all entries as positions in them."""
+    """Write a column's distinct keys, the texts of the long ones, and the keys of all entries as positions."""
     keys = pieces.whole(f"{column}.keys", np.uint64)
     order = np.argsort(keys)
     ordered = keys[order]
@@ -126,19 +125,19 @@ def _number_keys(pieces: Pieces, target: Path, column: int) -> None:
 
 
 def _read_splits(rows: Rows, schema: Schema, split: dict[str, Any]) -> np.ndarray:
-    """(N,) uint8: which of SPLITS each row belongs to."""
+    """The split of each row as an index into SPLITS (N,) uint8."""
     name = split["column"]
     codes, texts, _ = read_texts(rows, schema[name], schema)
     numbers = {text: i for i, part in enumerate(SPLITS) for text in split[part]}
     found = np.array([numbers.get(text, len(SPLITS)) for text in texts.to_pylist()] + [len(SPLITS)], np.uint8)[codes]
     if (found == len(SPLITS)).any():
         row = int((found == len(SPLITS)).argmax())
-        raise rows.error(row, name, f'one of the texts in "split": {", ".join(map(repr, numbers))}')
+        raise rows.error(row, name, f'one of the values in "split": {", ".join(map(repr, numbers))}')
     return found
 
 
 class Columns:
-    """What write_columns wrote; arrays are read where they are needed, one column or one block at a time."""
+    """Reads what write_columns wrote, one column or one block at a time."""
 
     def __init__(self, folder: Path, schema: Schema):
         self.folder, self.schema = folder, schema
@@ -163,7 +162,7 @@ class Columns:
         return self._pieces.whole("labels", np.float32).reshape(len(self), -1)
 
     def of_rows(self, name: str, dtype: type) -> np.ndarray | None:
-        """times, weights or splits (N,); None where the table has none."""
+        """times, weights or splits (N,); None if the table has none."""
         return self._pieces.whole(name, dtype) if name in self._pieces.index else None
 
     def numbers(self, name: str) -> np.ndarray:
@@ -186,12 +185,12 @@ class Columns:
         return self._file(name, "keys", np.uint64)
 
     def key_numbers(self, name: str) -> np.ndarray:
-        """(N,) int32: equal where a categorical column of one value in a cell is."""
+        """Numbers (N,) int32 of the values of a categorical column with one value per cell; equal for equal values."""
         blocks = (self.categories(name, block) for block in self.blocks)
         return np.concatenate([values.keys[values.codes] for values in blocks])
 
     def long_texts(self, name: str) -> pa.Array:
-        """The texts of its long keys, as binary."""
+        """The texts of a column's long keys, as binary."""
         return texts_of(self._file(name, "texts", np.uint8), self._file(name, "lengths", np.int32))
 
     def _file(self, name: str, kind: str, dtype: type) -> np.ndarray:
@@ -208,9 +207,7 @@ class Columns:
         )
 
     def key_counts(self, name: str, rows: np.ndarray) -> tuple[np.ndarray, int]:
-        """How often each of `keys` occurs in the `rows` (N,) bool, and the most values of a cell: 0 where no cell may
-        hold several.
-        """
+        """How often each key occurs in `rows` (N,) bool, and the most values in a cell (0 if cells hold one value)."""
         total, most = np.zeros(len(self.keys(name)), np.int64), 0
         for block in self.blocks:
             values, chosen = self.categories(name, block), rows[self.rows(block)]

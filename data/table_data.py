@@ -1,8 +1,8 @@
-"""A table of your own: `python data/table_data.py FILE [NAME]` looks at a file and says what its columns seem to be.
+"""Your own table: `python data/table_data.py FILE [NAME]` guesses the roles of its columns.
 
 With NAME it writes DATA_ROOT/NAME/columns.json, which holds the path of FILE: correct it by hand, then set
 `dataset="NAME"` in deepfm/train.py, dlrm/train.py or multitask/train.py. FILE is CSV, TSV or Parquet, plain or .gz,
-or a folder of such parts.
+or a folder of such files.
 """
 
 import json
@@ -36,7 +36,7 @@ CODE = [
 
 
 class TableDataset(MemmapDataset):
-    """Batches with the labels of some tasks: (B, K), or (B,) for `one_label`; `weighted`: with the weights (B,)."""
+    """Batches with the labels of some tasks: (B, K), or (B,) if `one_label`; if `weighted`, with row weights (B,)."""
 
     def __init__(self, folder: Path, tasks: list[int], one_label: bool, weighted: bool):
         super().__init__(folder, [*ARRAYS, "weight"] if weighted else ARRAYS)
@@ -55,7 +55,7 @@ class TableDataset(MemmapDataset):
 
 
 class TableDataModule(RecommendationDataModule):
-    """Batches (dense (B, I) float32, ids (B, F) int32, label float32) of a table, described by columns.json or in code.
+    """Batches (dense (B, I) float32, ids (B, F) int32, label float32) of a table described by columns.json or in code.
 
     A subclass sets `source`, `one_label`, `weighted` and `settings` (split, dense_transform, min_count, num_bins), and
     gives make_sample(), official() and choose_tasks(). A column of several values in a cell takes several columns of
@@ -63,27 +63,27 @@ class TableDataModule(RecommendationDataModule):
     """
 
     source: Source
-    one_label: bool  # whether a batch's label is (B,)
+    one_label: bool  # whether the labels of a batch have the shape (B,), not (B, K)
     weighted: bool
     settings: dict[str, Any]
     tasks: list[str]
     rows: dict[str, np.ndarray]
-    encoder: TableEncoder  # set when the cache is open
+    encoder: TableEncoder  # set by setup()
 
     def make_sample(self) -> Path:
-        """The folder of the built-in sample's raw files."""
+        """The folder with the built-in sample's raw files."""
         raise NotImplementedError
 
     def official(self, folder: Path) -> Description:
-        """The published set whose raw files are in `folder`; UserError where there are none."""
+        """The published dataset whose raw files are in `folder`. Raises: UserError if there are none."""
         raise NotImplementedError
 
     def choose_tasks(self) -> list[str]:
-        """The tasks that are trained; UserError for one that the table has not."""
+        """The tasks to train. Raises: UserError for one that the table does not have."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the cache; build it first where there is none."""
+        """Open the cache; build it first if there is none."""
         if hasattr(self, "encoder"):
             return
         self.table_folder, self.is_sample = find_dataset(self.dataset, self.data_root, self.source, self.make_sample)
@@ -100,7 +100,7 @@ class TableDataModule(RecommendationDataModule):
         self.tasks = self.choose_tasks()
         parts = {part: len(paths) for part, paths in files.items()}
         settings = {"split": "time" if self.schema.of_role("time") else "random"} | self.settings
-        # a later start checks what is read, the rows, and not the columns of which they were made
+        # later starts verify only this entry, the encoded rows, and not the columns they were made from
         self.folder = build_once(
             table.name,
             sources,
@@ -115,11 +115,11 @@ class TableDataModule(RecommendationDataModule):
         self._warn(where)
 
     def _warn(self, where: str) -> None:
-        """Warn of columns whose held-out values are nearly all unseen in training."""
+        """Warn about columns whose held-out values are nearly all unseen in training."""
         if names := nearly_unseen(self.summary["held_out"]):
             print(
                 f"{where}: more than nine in ten validation and test values of {', '.join(map(repr, names))} are "
-                'unseen or rare in training. Leave such a column out ("excluded"), or lower min_count.',
+                'unseen or rare in training. Give such a column the role "excluded", or lower min_count.',
                 flush=True,
             )
 
@@ -133,12 +133,12 @@ class TableDataModule(RecommendationDataModule):
 
     @property
     def slots(self) -> list[int]:
-        """Columns of the ids that each field takes: 1, or more where a cell may hold several values (-1: none)."""
+        """Number of columns of ids of each field: 1, or more if a cell may hold several values (-1 for no value)."""
         return self.encoder.slots
 
     @property
     def pooling(self) -> list[str | None]:
-        """How the vectors of a field's values are joined: "sum" or "mean"; None where a cell holds one."""
+        """How the vectors of a field's values are combined: "sum" or "mean"; None if a cell holds one value."""
         return [field.pooling for field in self.encoder.fields]
 
     @property
@@ -147,8 +147,8 @@ class TableDataModule(RecommendationDataModule):
 
     @property
     def base_logits(self) -> list[float]:
-        """Logit of each task's share of positive labels in the training rows: where a model's output should start."""
-        least = 1 / (len(self.rows["train"]) + 2)  # rows of one class have no finite logit
+        """Logit of each task's positive rate in the training rows, from which a model's output should start."""
+        least = 1 / (len(self.rows["train"]) + 2)  # the logit would be infinite if all rows were of one class
         rates = np.array([self.summary["positive"][task] for task in self.tasks]).clip(least, 1 - least)
         return (np.log(rates) - np.log1p(-rates)).tolist()
 
@@ -169,7 +169,7 @@ class TableDataModule(RecommendationDataModule):
         return self.examples().chosen(torch.from_numpy(probability[self.rows["test"]]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Travels in every checkpoint, so that new rows can be scored with it alone."""
+        """Saved in every checkpoint, so that it suffices to score new rows."""
         outputs = ["probability"] if self.one_label else self.tasks
         return self.encoder.state_dict() | {"tasks": self.tasks, "outputs": outputs}
 
@@ -183,11 +183,11 @@ def without_weights(schema: Schema) -> Schema:
 
 
 def parse(name: str, schema: Schema, files: dict[str, list[Path]]) -> Columns:
-    """The columns of the files, read now where they are not on disk yet."""
+    """The columns of the files; parsed now unless they are in the cache."""
     columns = [
         replace(column, transform=None, pooling=None, hash_size=None, min_count=None) for column in schema.columns
     ]
-    # without what makes no difference to them
+    # the key leaves out what does not affect parsing
     read = replace(schema, columns=tuple(columns), split=schema.split if schema.split_column else None, group=None)
     folder = build_once(
         f"{name}-columns",
@@ -200,8 +200,8 @@ def parse(name: str, schema: Schema, files: dict[str, list[Path]]) -> Columns:
 
 
 def summarize(table: Description) -> tuple[str, np.ndarray]:
-    """Rows and shares of positive labels of each file, for a terminal, and all labels (N, K)."""
-    schema = without_weights(table.schema)  # as training has it by default
+    """Row counts and positive rates of each file as text, and all labels (N, K)."""
+    schema = without_weights(table.schema)  # the default in training, whose cache is shared
     columns = parse(table.name, schema, {part: data_files(path) for part, path in table.files.items()})
     labels, lines = columns.labels(), []
     ends = np.cumsum(list(columns.parts.values()))
@@ -223,7 +223,7 @@ def _protocol(schema: Schema, files: dict[str, list[Path]], split: str) -> str:
 
 
 def main(file: str, name: str | None = None) -> None:
-    """Show what the columns of a file seem to be; with a name, write its columns.json."""
+    """Print a guess of the columns' roles; with a name, write columns.json."""
     from data.table_guess import guess_table
 
     show_guess(*guess_table(Path(file)), f"python data/table_data.py {file}", name)

@@ -1,4 +1,4 @@
-"""From values of a table to what a model takes, and to what a checkpoint carries; fitted by data/table_fit.py.
+"""Encodes the values of a table for a model, and itself for a checkpoint; fitted by data/table_fit.py.
 
 N: rows, I: dense inputs, F: categorical fields.
 """
@@ -16,36 +16,36 @@ from data.table_schema import Schema
 from data.table_values import Values
 
 CHUNK_ROWS = 1 << 18
-NEARLY_ALL = 0.9  # share of a column's values outside of the vocabulary that is worth a warning
-PIECEWISE = "piecewise"  # raw numbers with the edges of bins, and each number a category too: for MMoE
-OF_FIELD = ("name", "source", "edges", "hash_size", "slots", "pooling")  # that a checkpoint has of a field
+NEARLY_ALL = 0.9  # a share of values outside the vocabulary above this is worth a warning
+PIECEWISE = "piecewise"  # for MMoE: raw numbers with bin edges, and each number as a category too
+OF_FIELD = ("name", "source", "edges", "hash_size", "slots", "pooling")  # what a checkpoint has for each field
 
 
 def log_dense(raw: np.ndarray) -> np.ndarray:
-    """log(1 + max(x, 0)), missing 0: (N,) -> (N,) float32."""
+    """log(1 + max(x, 0)), 0 if missing: (N,) -> (N,) float32."""
     return np.log1p(np.maximum(np.nan_to_num(raw), 0).astype(np.float32))
 
 
 def signed_log_dense(raw: np.ndarray) -> np.ndarray:
-    """sign(x) log(1 + |x|), missing 0: (N,) -> (N,) float32."""
+    """sign(x) log(1 + |x|), 0 if missing: (N,) -> (N,) float32."""
     raw = np.nan_to_num(raw)
     return (np.sign(raw) * np.log1p(np.abs(raw))).astype(np.float32)
 
 
 def bucket_dense(raw: np.ndarray) -> np.ndarray:
-    """floor(ln(x)^2) for x > 2, else int(x) (BARS Criteo x4); nan stays."""
+    """floor(ln(x)^2) for x > 2, otherwise int(x) (BARS Criteo x4); nan stays nan."""
     logarithm = np.log(np.maximum(np.nan_to_num(raw), 1))
     return np.where(raw > 2, np.floor(logarithm**2), np.trunc(raw))
 
 
 def in_chunks(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
-    """function(values), in memory for intermediate arrays that does not grow with N."""
+    """function(values) by chunks, so that the memory for intermediate arrays does not grow with N."""
     parts = [function(values[start : start + CHUNK_ROWS]) for start in range(0, len(values), CHUNK_ROWS)]
     return np.concatenate(parts) if parts else function(values)
 
 
 def as_category(source: str, edges: list[float] | None, raw: np.ndarray) -> np.ndarray:
-    """The number (N,) that is the category of each raw one; nan stays."""
+    """The category of each raw number (N,), as a number; nan stays nan."""
     if source == "bucket":
         return in_chunks(bucket_dense, raw)
     if source == "quantile":
@@ -56,7 +56,7 @@ def as_category(source: str, edges: list[float] | None, raw: np.ndarray) -> np.n
 
 @dataclass(frozen=True)
 class Dense:
-    """One dense column as input. std: of the transformed training rows (1 for raw numbers, of which edges are kept)."""
+    """One dense input. std: of the transformed training rows (1 for raw numbers); edges: of the bins of raw numbers."""
 
     name: str
     transform: str
@@ -65,15 +65,15 @@ class Dense:
 
     @property
     def has_flag(self) -> bool:
-        """Whether "missing" is an input of its own."""
+        """Whether there is an additional 0/1 input for "missing"."""
         return self.transform.endswith("+missing")
 
     def encode(self, values: Values) -> np.ndarray:
-        """(N,) float32, of PIECEWISE nan where missing."""
+        """The input (N,) float32; with PIECEWISE nan if missing."""
         raw = values.numbers[self.name]
         if self.transform == PIECEWISE:
             return raw.astype(np.float32)
-        # not centred: a missing number, 0, then adds nothing to a product with its value
+        # not centred, so that a missing number, which is 0, contributes nothing to products
         return (log_transformed(self.transform, raw) / np.float64(self.std)).astype(np.float32)
 
 
@@ -82,7 +82,7 @@ def log_transformed(transform: str, raw: np.ndarray) -> np.ndarray:
 
 
 class TableEncoder:
-    """Vocabularies, scales and bin edges of the training rows."""
+    """Vocabularies, scales and bin edges, fitted on the training rows."""
 
     def __init__(self, schema: Schema, fields: list[Field], dense: list[Dense]):
         self.schema, self.fields, self.dense = schema, fields, dense
@@ -98,23 +98,23 @@ class TableEncoder:
 
     @property
     def slots(self) -> list[int]:
-        """Columns of the ids that each field takes."""
+        """Number of columns of ids of each field."""
         return [field.slots for field in self.fields]
 
     @property
     def starts(self) -> np.ndarray:
-        """The first column of the ids of each field."""
+        """The first column of ids of each field."""
         return np.cumsum([0, *self.slots])[:-1]
 
     @property
     def bin_edges(self) -> list[list[float]]:
-        """Of the dense columns that are cut into bins."""
+        """The edges of each dense column that is binned."""
         return [column.edges for column in self.dense if column.edges is not None]
 
     def encode(
         self, values: Values, ids_of: Callable[[Field, np.ndarray], np.ndarray] = Field.ids
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(dense (N, I) float32, ids (N, F) int32). ids_of(field, keys): their ids."""
+        """dense (N, I) float32 and ids (N, F) int32. ids_of(field, keys): the ids of keys."""
         dense = np.empty((len(values), self.num_dense), np.float32)
         for i, column in enumerate(self.dense):
             dense[:, i] = column.encode(values)
@@ -136,9 +136,9 @@ class TableEncoder:
         return dense, ids
 
     def known_rows(self, other: "TableEncoder") -> tuple[np.ndarray, np.ndarray]:
-        """Rows of a packed table whose values another encoder knows too, and their rows in a table of its.
+        """Rows of the packed table whose values another encoder knows too, and their rows in that encoder's table.
 
-        Raises: ValueError if that one has other fields.
+        Raises: ValueError if that encoder has other fields.
         """
         ours, theirs = ([(f.name, f.source, f.hash_size) for f in each.fields] for each in (self, other))
         if ours != theirs:
@@ -158,14 +158,14 @@ class TableEncoder:
         return np.concatenate(rows), np.concatenate(others)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint carries: plain values and tensors."""
+        """Plain values and tensors for a checkpoint."""
         keys = np.concatenate([np.empty(0, np.uint64), *(field.keys for field in self.fields)])
         long = pa.concat_arrays([pa.array([], pa.large_binary()), *(field.long for field in self.fields)])
         content, starts = text_bytes(long)
         return {
             "schema": self.schema.to_dict(),
             "keys": torch.from_numpy(keys.view(np.int64)),
-            "texts": torch.from_numpy(content.copy()),  # of the keys that do not hold theirs, one after the other
+            "texts": torch.from_numpy(content.copy()),  # of the long keys, concatenated
             "lengths": torch.from_numpy(np.diff(starts)),
             "fields": [
                 {"size": len(field.keys)} | {name: getattr(field, name) for name in OF_FIELD} for field in self.fields
@@ -178,7 +178,7 @@ class TableEncoder:
         joined = state["keys"].numpy().view(np.uint64)
         sizes = [field["size"] for field in state["fields"]]
         if joined.shape != (sum(sizes),):
-            raise ValueError(f"vocabularies of the shape {joined.shape} for fields of {sum(sizes)} categories")
+            raise ValueError(f"vocabularies of shape {joined.shape} for fields with {sum(sizes)} categories")
         texts, end = texts_of(state["texts"].numpy(), state["lengths"].numpy()), 0
         if len(texts) != is_long(joined).sum():
             raise ValueError(f"{len(texts)} texts for {is_long(joined).sum()} categories")
@@ -189,13 +189,13 @@ class TableEncoder:
             fields.append(Field(keys=keys, long=texts[start:end], **field))
         schema, dense = Schema.from_dict(state["schema"]), [Dense(**column) for column in state["dense"]]
         if any(not task.positive or task.negative == () for task in schema.tasks.values()):
-            raise ValueError("a label without texts")
+            raise ValueError("a label without values")
         encoded = {field.name for field in fields} | {column.name for column in dense}
         if not encoded or {column.name for column in schema.inputs} != encoded:
-            raise ValueError("columns that do not fit their vocabularies and scales")
+            raise ValueError("columns that do not match their vocabularies and scales")
         return cls(schema, fields, dense)
 
 
 def nearly_unseen(fields: Mapping[str, Sequence[int]]) -> list[str]:
-    """Columns with nearly all values out of vocabulary. fields: out-of-vocabulary count and value count by column."""
+    """Columns with nearly all values out of vocabulary. fields: out-of-vocabulary count and value count, by column."""
     return [name for name, (unseen, values) in fields.items() if values and unseen / values > NEARLY_ALL]

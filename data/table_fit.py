@@ -1,4 +1,4 @@
-"""Vocabularies, scales and bin edges of a table, from its training rows alone.
+"""Fits the vocabularies, scales and bin edges of a table on its training rows.
 
 N: rows.
 """
@@ -16,27 +16,27 @@ from data.table_columns import Columns
 from data.table_encoder import PIECEWISE, Dense, TableEncoder, as_category, in_chunks, log_transformed
 from data.table_schema import Column
 
-MAX_SLOTS = 64  # values of a cell that count: its first ones
+MAX_SLOTS = 64  # only the first values of a cell are used
 QUANTILE_BINS = 32
 
 
 def fit_encoder(
     settings: dict[str, Any], columns: Columns, train: np.ndarray, each: Callable[[Callable, list], Iterator] = map
 ) -> TableEncoder:
-    """settings: dense_transform, min_count, num_bins. train: (N,) bool, the training rows. each: as map, in order or in
-    threads.
+    """settings: dense_transform, min_count, num_bins. train: (N,) bool, the training rows. each: map, which takes one
+    column at a time, or ordered_map, which uses threads.
     """
     default = settings["dense_transform"]
 
     def fit_column(column: Column) -> tuple[Field | None, Dense | None]:
         if column.role == "categorical":
             return _fit_texts(column, settings, columns, train), None
-        # MMoE bins each number itself, whatever the other models take
+        # MMoE bins each number itself, whatever transform the column asks for
         transform = PIECEWISE if default == PIECEWISE else column.transform or default
         raw = columns.numbers(column.name)[train]
         if transform in LOG_TRANSFORMS:
             std = float(in_chunks(partial(log_transformed, transform), raw).std(dtype=np.float64))
-            return None, Dense(column.name, transform, std if std > 0 else 1.0)  # a constant stays as it is
+            return None, Dense(column.name, transform, std if std > 0 else 1.0)  # a constant column is not scaled
         if transform == PIECEWISE:
             edges = quantile_edges(raw, settings["num_bins"])
             return _fit_numbers(column, "number", settings, raw), Dense(column.name, transform, edges=edges)
@@ -53,7 +53,7 @@ def _fit_texts(column: Column, settings: dict[str, Any], columns: Columns, train
     long = is_long(keys)
     texts = columns.long_texts(column.name).filter(pa.array(chosen[long]))
     field = partial(Field, column.name, "text", *in_order_of_text(keys[chosen], texts), hash_size=column.hash_size)
-    # most: 0 where no cell may hold several values
+    # most is 0 if no cell may hold several values
     return field(slots=min(most, MAX_SLOTS), pooling=column.pooling or POOLINGS[0]) if most else field()
 
 
@@ -70,7 +70,7 @@ def _fit_numbers(column: Column, source: str, settings: dict[str, Any], raw: np.
 
 
 def _frequent(keys: np.ndarray, counts: np.ndarray, column: Column, settings: dict[str, Any]) -> np.ndarray:
-    """Which of the distinct keys are in the vocabulary: those with enough rows; none with hash_size."""
+    """Which of the distinct keys enter the vocabulary: those with enough rows, or none if there is a hash_size."""
     if column.hash_size:
         return np.zeros(len(keys), bool)
     return (counts >= (column.min_count or settings["min_count"])) & (keys != MISSING_KEY)
@@ -79,7 +79,7 @@ def _frequent(keys: np.ndarray, counts: np.ndarray, column: Column, settings: di
 def quantile_edges(values: np.ndarray, num_bins: int) -> list[float]:
     """Ascending edges, from the least to the greatest number, with about equally many rows in each bin.
 
-    The least number stands apart (many columns are mostly 0): the bins share the rows above it.
+    Rows with the least number are not counted (many columns are mostly 0): the bins divide the rows above it.
     """
     distinct, weights = np.unique(values[~np.isnan(values)], return_counts=True)
     if len(distinct) < 2:

@@ -1,4 +1,4 @@
-"""A guess of what the columns of a file are, from its first rows: what columns.json says until a human corrects it."""
+"""Guesses the roles of a file's columns from its first rows, as the draft of a columns.json that you correct."""
 
 import re
 from collections import Counter
@@ -23,8 +23,8 @@ TIME_NAMES = re.compile(r".*(time|date|timestamp|_at|_ts)|ts|day|hour", re.I)
 WEIGHT_NAMES = re.compile(r".*weight", re.I)
 SPLIT_NAMES = re.compile(r"split|fold|set|partition", re.I)
 LIST_SEPARATORS = "|;"
-MANY_VALUES = 20  # distinct numbers from which on a column of numbers is dense
-FREE_TEXT_LENGTH, FREE_TEXT_SHARE = 40, 0.5  # characters on average, and distinct texts per row, of sentences
+MANY_VALUES = 20  # a column with more distinct numbers is dense
+FREE_TEXT_LENGTH, FREE_TEXT_SHARE = 40, 0.5  # average characters and distinct texts per row that suggest sentences
 POSITIVE_TEXTS = ("1", "true", "yes", "y", "t", "click", "clicked", "positive", "pos", ">50k", "50000+", "50000+.")
 EXAMPLES = 3
 TIME_WHY = "not an input; orders the rows"
@@ -32,7 +32,7 @@ TIME_WHY = "not an input; orders the rows"
 
 @dataclass(frozen=True)
 class Inspection:
-    """The first rows of a file: content of a columns.json without its columns, and a look at each column."""
+    """The first rows of a file: the content of columns.json except "columns", and a look at each column."""
 
     path: Path
     content: dict[str, Any]
@@ -40,7 +40,7 @@ class Inspection:
     rows: int
 
     def report(self, entries: dict[str, tuple]) -> str:
-        """The guess as a table for the terminal. entries: as Look.entry gives them, by column."""
+        """The guess as a table for the terminal. entries: results of Look.entry, by column."""
         lines = [
             [name, entry["role"], kind, distinct, f"{missing:.1%}", examples, why]
             for name, (entry, kind, distinct, missing, examples, why) in entries.items()
@@ -50,14 +50,14 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Look at a file or a folder of parts; UserError for a file that cannot be read as a table."""
+    """Look at a file or a folder of files. Raises: UserError for a file that cannot be read as a table."""
     files = data_files(path)
     separator, names = first_names(files[0])
-    check(len(names) > 1, f"{files[0]}: found one column only ({names[0][:80]!r}); is it a table with a header line?")
+    check(len(names) > 1, f"{files[0]}: found only one column ({names[0][:80]!r}). Is it a table with a header line?")
     if all(parse_number(name) is not None or name in MISSING_TEXTS for name in names):
         raise UserError(
-            f"{files[0]}, line 1: found no names of columns but values ({', '.join(names[:4])} ...). Add a line of "
-            'names, or write columns.json by hand with "header": false and the columns in their order.'
+            f"{files[0]}, line 1: found values instead of column names ({', '.join(names[:4])} ...). Add a line of "
+            'names, or write columns.json by hand with "header": false and the columns in order.'
         )
     columns = tuple(Column(name, "kept") for name in names)
     schema = Schema(columns, {}, separator=separator, missing=MISSING_TEXTS)
@@ -72,7 +72,7 @@ def inspect(path: Path) -> Inspection:
 
 
 def guess_table(path: Path) -> tuple[dict[str, Any], str]:
-    """Content of a columns.json for a file or a folder of parts, and the guess as a table for the terminal.
+    """Content of a columns.json for a file or a folder of files, and the guess as a table for the terminal.
 
     Raises: UserError for a file that cannot be read as a table.
     """
@@ -90,12 +90,12 @@ def guess_table(path: Path) -> tuple[dict[str, Any], str]:
     if splits:
         text += f'\nColumn {splits[0]!r} may be a split: see "split" in data/table_schema.py.\n'
     if not any(entry["role"] == "label" for entry in columns.values()):
-        text += '\nNo column looks like a label: give one the role "label" and "positive", a list of its texts.\n'
+        text += '\nNo column looks like a label: give one the role "label" and "positive", a list of its values.\n'
     return inspected.content | {"split": None, "columns": columns}, text
 
 
 class Look:
-    """One column of the first rows."""
+    """One column in the first rows."""
 
     def __init__(self, name: str, blocks: list[Rows], schema: Schema):
         self.name, self.schema = name, schema
@@ -116,10 +116,10 @@ class Look:
         self.missing = (missing + self.counts.pop(None, 0)) / max(self.rows, 1)
 
     def entry(self) -> tuple[dict, str, int, float, str, str]:
-        """Entry in columns.json, type, distinct values, share of missing ones, examples, and why it is left out."""
+        """Entry in columns.json, type, number of distinct values, missing share, examples, and a reason or remark."""
         values = list(self.counts)
         numeric = bool(values) and all(parse_number(text) is not None for text in values)
-        codes = any(re.fullmatch("0[0-9]+", text) for text in values)  # "007" is no number
+        codes = any(re.fullmatch("0[0-9]+", text) for text in values)  # "007" is a code, not a number
         kind = "list" if self.is_list else "number" if numeric and not codes else "text"
         examples = ", ".join(text if len(text) <= 16 else f"{text[:13]}..." for text in islice(self.counts, EXAMPLES))
         role, why = self._role(kind, values)
@@ -155,7 +155,7 @@ class Look:
         return {"role": "dense", "transform": "signed_log+missing"} if negative else {"role": "dense"}, ""
 
     def _separator(self, values: list[str]) -> str | None:
-        """What separates several values in a cell: there are far fewer parts than cells."""
+        """The separator of several values in a cell: one that splits the cells into fewer distinct parts than cells."""
         for separator in LIST_SEPARATORS:
             several = [text for text in values if separator in text]
             parts = {part for text in values for part in text.split(separator)}
@@ -169,7 +169,7 @@ def are_dates(values: list[str]) -> bool:
 
 
 def _choose_labels(entries: dict[str, tuple], looks: dict[str, Look]) -> None:
-    """Make each two-valued column with a label's name, and one clearly positive text, a label."""
+    """Give the role "label" to columns with a typical name and two values, one of which is clearly positive."""
     for name, (_, kind, distinct, missing, examples, _) in entries.items():
         texts = list(looks[name].counts)
         positive = [text for text in texts if text.lower() in POSITIVE_TEXTS]

@@ -1,4 +1,4 @@
-"""Raw rows of a table for a checkpoint alone, in the formats of training, in any order of columns if line 1 names them.
+"""Encodes raw rows of a table for a trained model. If line 1 names the columns, their order may differ from training.
 
 N: rows of a block, K: outputs.
 """
@@ -18,17 +18,14 @@ from data.table_values import as_texts, input_values, read_labels
 
 
 class TablePreprocessor:
-    """state: what a checkpoint holds of a TableDataModule. unseen: rows with an unseen or rare category, by field.
-
-    kept: the columns that are copied to the output.
-    """
+    """state: TableDataModule.state_dict() in a checkpoint. kept: the columns that are copied to the output."""
 
     def __init__(self, state: dict[str, Any]):
         self.encoder = TableEncoder.from_state(state)
         self.schema = self.encoder.schema
         self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
         if not all(isinstance(name, str) for name in (*self.tasks, *self.columns)):
-            raise ValueError("tasks or outputs that are no texts")
+            raise ValueError("tasks or outputs that are not strings")
         if not set(self.tasks) <= self.schema.tasks.keys() or len(self.tasks) != len(self.columns):
             raise ValueError(f"tasks {self.tasks} for the outputs {self.columns}")
         self.kept = tuple(column.name for column in self.schema.of_role("kept"))
@@ -37,17 +34,18 @@ class TablePreprocessor:
 
     @property
     def unseen(self) -> dict[str, int]:
-        """Rows with an unseen or rare category; of numbers that are categories too, it means little."""
+        """Rows with an unseen or rare category, by field; without numbers that are categories too, for which it says
+        little."""
         return {field.name: self._unseen[field.name] for field in self.encoder.fields if field.source == "text"}
 
     def nearly_unseen(self) -> list[str]:
-        """The fields nearly all of whose values in the rows so far are not in the vocabulary."""
+        """The fields of which nearly all values so far are out of vocabulary."""
         return nearly_unseen({name: (self._unseen[name], count) for name, count in self._values.items()})
 
     def batches(self, stream: Stream, name: str) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
-        """The model's inputs, the labels (N, K), nan where not known, and the texts of `kept`; in the stream's order.
+        """The model's inputs, the labels (N, K), nan if unknown, and the texts of `kept`, in the order of the stream.
 
-        Raises: UserError naming line and column of the first wrong row.
+        Raises: UserError naming the line and column of the first wrong row.
         """
         for dense, ids, labels, kept in read_stream(stream, name, self.schema, self._encode, scoring=True):
             known = ids[:, self.encoder.starts]
@@ -65,26 +63,26 @@ class TablePreprocessor:
         return *self.encoder.encode(values), labels, [[text or "" for text in column] for column in kept]
 
     def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
-        """Inputs of made-up rows."""
+        """Inputs of random rows."""
         dense = np.floor(rng.exponential(20.0, (rows, self.encoder.num_dense))).astype(np.float32)
         if not any(column.transform == PIECEWISE for column in self.encoder.dense):
             dense = np.log1p(dense)
         sizes = np.repeat(np.array(self.encoder.cardinalities, int), np.array(self.encoder.slots, int))
         ids = rng.integers(sizes, size=(rows, len(sizes)), dtype=np.int32)
         for values in np.split(ids, np.cumsum(self.encoder.slots, dtype=int), axis=1)[:-1]:
-            counts = rng.integers(values.shape[1], size=(rows, 1)) + 1  # of a cell's values
+            counts = rng.integers(values.shape[1], size=(rows, 1)) + 1  # of values in each cell
             values[np.arange(values.shape[1]) >= counts] = EMPTY_SLOT
         return [torch.from_numpy(dense), torch.from_numpy(ids)]
 
     def metadata(self) -> dict[str, Any]:
-        """What another program needs to make inputs of a raw row; categories by their text."""
+        """What another program needs to encode a raw row; categories by their text."""
         transforms = [column.transform for column in self.encoder.dense]
         return {
             "columns": self.schema.names,
             "missing": list(self.schema.missing),
             "outputs": list(self.columns),
             "dense_columns": [column.name for column in self.encoder.dense],
-            # one for all where all have the same
+            # a single one if all are equal
             "dense_transform": transforms[0] if len(set(transforms)) == 1 else transforms,
             "dense_std": [column.std for column in self.encoder.dense],
             "fields": {

@@ -1,6 +1,6 @@
-"""Rows of a table: CSV, TSV or Parquet, plain or .gz, one file, a folder of parts or a stream -> blocks of columns.
+"""Reads a table (CSV, TSV or Parquet, plain or .gz; a file, a folder of files or a stream) in blocks of columns.
 
-Memory holds a few blocks. Every error names the file, the line (of Parquet: the row) and the column.
+Memory holds a few blocks. Every error names the file, the line (for Parquet the row) and the column.
 """
 
 import gzip
@@ -29,10 +29,10 @@ PARQUET_MAGIC = b"PAR1"
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file as columns: of a text file as TextBlock.parse has them, else as Parquet does.
+    """Some rows of a file as columns, in the types of TextBlock.parse for a text file, of the file for Parquet.
 
-    place: where a row is ("FILE, line 7"), and its fields as they are in the file. is_text: of a text file, in which
-    "nan" is no number.
+    place: where a row is ("FILE, line 7"), and its fields as written in the file. is_text: whether the file is text, in
+    which "nan" is not a number.
     """
 
     count: int
@@ -52,7 +52,7 @@ class Rows:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file itself, or the parts in a folder, in order of name; UserError where there is none."""
+    """The file itself, or the files of a folder sorted by name. Raises: UserError if there is none."""
     try:
         if path.is_dir():
             parts = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
@@ -77,7 +77,7 @@ def read_files(
 ) -> Iterator[T]:
     """convert(rows), called in threads, for the rows of all files, in order. progress: called with the bytes read.
 
-    Raises: UserError, as read_stream; also where a file cannot be read.
+    Raises: UserError as read_stream does, and for a file that cannot be read.
     """
     for path in files:
         try:
@@ -100,14 +100,14 @@ def read_stream(
 ) -> Iterator[T]:
     """convert(rows), called in threads, for the rows of a stream of decompressed bytes, in order.
 
-    scoring: labels and other columns that are no inputs may be missing.
-    Raises: UserError naming file, line and column for whatever is not as the schema says, for a file without rows and
-    for a .gz that is cut; and what `convert` raises.
+    scoring: labels and other columns that are not inputs may be missing.
+    Raises: UserError naming the file, line and column for anything that violates the schema, for a file without rows
+    and for a truncated .gz; and whatever `convert` raises.
     """
     with gzip_errors(name):
         start = stream.read(len(PARQUET_MAGIC))
     if start == PARQUET_MAGIC:
-        check(stream.seekable(), f"{name} is Parquet, which cannot be read from a pipe; give the name of the file.")
+        check(stream.seekable(), f"{name} is Parquet, which cannot be read from a pipe; pass the name of the file.")
         blocks = _parquet_blocks(stream, name, schema, scoring)
     else:
         blocks = _text_blocks(_Joined(start, stream), name, schema, scoring)
@@ -124,7 +124,7 @@ def read_stream(
 
 
 class _Joined:
-    """A stream whose first bytes were read already."""
+    """A stream whose first bytes have already been read."""
 
     def __init__(self, start: bytes, stream: Readable):
         self.start, self.stream = start, stream
@@ -135,7 +135,7 @@ class _Joined:
 
 
 def _text_blocks(stream: Readable, name: str, schema: Schema, scoring: bool) -> Iterator[Callable[[], Rows]]:
-    """What parses each block; to be called in a thread."""
+    """Functions that parse the blocks, to be called in threads."""
     blocks = without_bom(line_blocks(stream, name, BLOCK_BYTES))
     blocks = whole_records(blocks) if schema.quoted else blocks
     blocks = skip_comments(blocks, schema.comment) if schema.comment else blocks
@@ -160,13 +160,13 @@ def _text_blocks(stream: Readable, name: str, schema: Schema, scoring: bool) -> 
 
 
 def _names_by_width(schema: Schema, width: int, scoring: bool) -> list[str]:
-    """The names of the columns of a file without a header line: of all, or of all but a label."""
+    """The column names of a file without a header line: all of them or, when scoring, all except labels."""
     labels = schema.label_columns
     for lacking in ([], labels[:1], labels) if scoring else ([],):
         names = [column for column in schema.names if column not in lacking]
         if len(names) == width:
             return names
-    return schema.names  # the parser then says what is wrong, with the line
+    return schema.names  # the parser will report what is wrong, with the line
 
 
 def _parquet_blocks(stream: Stream, name: str, schema: Schema, scoring: bool) -> Iterator[Callable[[], Rows]]:
@@ -185,7 +185,7 @@ def _parquet_blocks(stream: Stream, name: str, schema: Schema, scoring: bool) ->
 
 
 def _valid(rows: Rows, name: str) -> Rows:
-    """The rows; UserError for texts that are not UTF-8, which pyarrow does not look for."""
+    """The rows. Raises: UserError for texts that are not UTF-8, which pyarrow does not check."""
     try:
         for array in rows.columns.values():
             array.validate(full=True)
@@ -195,7 +195,7 @@ def _valid(rows: Rows, name: str) -> Rows:
 
 
 def _damaged_parquet(name: str | Path, error: Exception) -> UserError:
-    return UserError(f"{name}: the Parquet file is cut or damaged ({str(error)[:200]}); get it again.")
+    return UserError(f"{name}: the Parquet file is truncated or damaged ({str(error)[:200]}); get it again.")
 
 
 def _parquet_place(name: str, before: int, row: int) -> tuple[str, dict[str, str]]:
@@ -203,7 +203,7 @@ def _parquet_place(name: str, before: int, row: int) -> tuple[str, dict[str, str
 
 
 def _wanted(names: list[str], schema: Schema, file: str, scoring: bool) -> list[str]:
-    """The columns to read, in the schema's order; UserError for one that is not there."""
+    """The columns to read, in the order of the schema. Raises: UserError if one is missing."""
     there = set(names)
     needed = [c.name for c in schema.columns if c.role in ("dense", "categorical", "kept")]
     optional = schema.label_columns
@@ -214,7 +214,7 @@ def _wanted(names: list[str], schema: Schema, file: str, scoring: bool) -> list[
     check(
         not lacking,
         f"{file}: line 1 names no column {_some(lacking)}; it has {_some(names)}. "
-        "Is the separator right, and is line 1 the names of the columns?",
+        "Is the separator right, and does line 1 hold the names of the columns?",
     )
     chosen = {*needed, *(there & set(optional))}
     return [column for column in schema.names if column in chosen]
@@ -226,7 +226,7 @@ def _some(names: list[str], most: int = 8) -> str:
 
 
 def first_names(path: Path) -> tuple[str, list[str]]:
-    """The separator and the names of the columns of a file with a header line; of Parquet, a comma and its columns."""
+    """The separator and the column names of a file with a header line; for Parquet a comma and its columns."""
     with open(path, "rb") as file, gzip_errors(path):
         stream = decompressed(file)
         start = stream.read(len(PARQUET_MAGIC))

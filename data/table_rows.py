@@ -1,4 +1,4 @@
-"""A table's rows as a model takes them, on disk, and which of them train, validate and test. N: rows, K: tasks."""
+"""Splits a table's rows into training, validation and test rows, and writes them encoded. N: rows, K: tasks."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ Splits = dict[str, np.ndarray]
 
 
 def split_rows(columns: Columns, split: str, name: str) -> Splits:
-    """Row numbers of each split. split: "time" or "random", where the schema has none of its own.
+    """Row numbers of each split. split: "time" or "random", used if the schema does not define the split.
 
-    Raises: UserError naming the table where there are too few rows.
+    Raises: UserError naming the table if there are too few rows.
     """
     own, count = columns.schema.split or {"by": split}, len(columns)
     if "all" not in columns.parts:
@@ -35,31 +35,31 @@ def split_rows(columns: Columns, split: str, name: str) -> Splits:
         check(count >= 10, f"{name}: found {count} rows; a split needs at least 10.")
         if own["by"] == "time":
             times = columns.of_rows("times", np.float64)
-            # equal times in order of the file, which is the order without a column of time
+            # equal times stay in file order, which is also the order if there is no time column
             order = np.arange(count) if times is None else np.argsort(times, kind="stable")
             rows = time_split(order.astype(np.int32))
         else:
             label = columns.labels()[:, 0].astype(np.uint8)
             most = int(np.bincount(label).max())
-            check(most >= 10, f"{name}: found at most {most} rows of a label; a random split needs 10 of one.")
+            check(most >= 10, f"{name}: found at most {most} rows of one class; a random split needs at least 10.")
             rows = random_split(label)
     counts = ", ".join(f"{split} {len(part):,}" for split, part in rows.items())
-    check(all(len(part) for part in rows.values()), f"{name}: the split has the rows {counts}; each needs some.")
+    check(all(len(part) for part in rows.values()), f"{name}: the split has rows {counts}; each part needs at least 1.")
     return rows
 
 
 def time_split(order: np.ndarray) -> Splits:
-    """The first 6/7 of the rows in `order` train, then half validate, half test."""
+    """The first 6/7 of the rows in `order` for training, then half of the rest for validation, half for test."""
     count = len(order)
     train = count * 6 // 7
     return dict(zip(SPLITS, np.split(order, [train, train + (count - train) // 2]), strict=True))
 
 
 def random_split(label: np.ndarray) -> Splits:
-    """Stratified tenths: the first tests, the second validates, the others train (BARS Criteo_x4).
+    """Stratified tenths: the first for test, the second for validation, the others for training (BARS Criteo_x4).
 
-    The folds of StratifiedKFold(10, shuffle=True, random_state=2018) of scikit-learn 0.19 (rewritten in 0.22): a KFold
-    for each class, all shuffled by one generator.
+    The folds of StratifiedKFold(10, shuffle=True, random_state=2018) in scikit-learn 0.19 (rewritten in 0.22): a KFold
+    per class, all shuffled by one generator.
     """
     rng = np.random.RandomState(SPLIT_SEED)
     folds = np.empty(len(label), np.int8)
@@ -67,14 +67,14 @@ def random_split(label: np.ndarray) -> Splits:
         rows = np.flatnonzero(label == value)
         order = np.arange(max(len(rows), FOLDS))
         rng.shuffle(order)
-        for fold, part in enumerate(np.array_split(order, FOLDS)):  # the first ones have a row more
+        for fold, part in enumerate(np.array_split(order, FOLDS)):  # the first parts have one row more
             folds[rows[part[part < len(rows)]]] = fold
     parts = [np.flatnonzero(folds > 1), np.flatnonzero(folds == 1), np.flatnonzero(folds == 0)]
     return {name: part.astype(np.int32) for name, part in zip(SPLITS, parts, strict=True)}
 
 
 def file_split(counts: dict[str, int]) -> Splits:
-    """Rows of given files, read in the order train, val, test; without a "val" the test rows are split 1:1."""
+    """Rows of predefined files, read in the order train, val, test; without a "val" file, test rows are split 1:1."""
     if "val" in counts:
         ends = np.cumsum([counts[name] for name in SPLITS])
         return dict(zip(SPLITS, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]), strict=True))
@@ -84,7 +84,7 @@ def file_split(counts: dict[str, int]) -> Splits:
 
 
 def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target: Path) -> None:
-    """Fit the encoder on the training rows, encode all rows block by block.
+    """Fit the encoder on the training rows, and encode all rows block by block.
 
     settings: split, dense_transform, min_count, num_bins. name: of the table, for messages.
     """
@@ -114,7 +114,7 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
         for block, (dense, ids) in zip(columns.blocks, encoded, strict=True):
             dense_file.write(dense)
             ids_file.write(ids)
-            held_out = ids[~train[columns.rows(block)]][:, encoder.starts]  # the first of several values
+            held_out = ids[~train[columns.rows(block)]][:, encoder.starts]  # the first value of each cell
             unseen += (held_out == OOV).sum(0)
             values += (held_out != MISSING).sum(0)
             bar.update(len(ids))
@@ -123,8 +123,8 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
     weights = columns.of_rows("weights", np.float64)
     if weights is not None:
         mean = weights[train].mean()
-        check(mean > 0, f"{name}: all training rows have the weight 0.")
-        np.save(target / "weight.npy", (weights / mean).astype(np.float32))  # the learning rate keeps its meaning
+        check(mean > 0, f"{name}: all training rows have weight 0.")
+        np.save(target / "weight.npy", (weights / mean).astype(np.float32))  # mean 1, so the learning rate still fits
     if schema.group:
         np.save(target / "groups.npy", columns.key_numbers(schema.group))
     summary = {
@@ -135,7 +135,7 @@ def write_encoded(columns: Columns, settings: dict[str, Any], name: str, target:
 
 
 def _npy_writer(path: Path, dtype: type, shape: tuple[int, ...]) -> Any:
-    """An open .npy file whose rows are still to be written."""
+    """An open .npy file with its header; the rows are still to be written."""
     file = open(path, "wb")
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

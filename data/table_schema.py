@@ -1,7 +1,7 @@
-"""What the columns of a table are: their roles, the tasks, the text format and the split.
+"""The schema of a table: roles of its columns, tasks, text format and split.
 
-A dataset of your own is described by DATA_ROOT/<name>/columns.json: `python data/table_data.py FILE NAME` writes it, a
-human edits it. Criteo, Census-Income and Adult are schemas in code.
+Your own dataset is described by DATA_ROOT/<name>/columns.json: `python data/table_data.py FILE NAME` writes it, and you
+edit it. Criteo, Census-Income and Adult are schemas in code.
 """
 
 import json
@@ -17,13 +17,13 @@ LARGEST_COUNT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Column:
-    """One column. Columns of the roles weight (used with `weighted=True`), time and excluded are not inputs; kept is
-    copied to the output of predict.py.
+    """One column. Inputs have the role dense or categorical; weight is used with `weighted=True`; kept is copied to the
+    output of predict.py.
 
-    type: of categorical values, "number": equal by value ("39" is "39.0"); of dense ones, "integer": 32 bits, else an
-    error. transform: of a dense column, None: that of DATA["dense_transform"]. separator: between several values in a
-    cell (a list in Parquet needs none), whose vectors are pooled. hash_size: ids by hash instead of a vocabulary.
-    min_count: instead of DATA["min_count"].
+    type: "number" compares categorical values as numbers ("39" equals "39.0"); "integer" requires a dense column to
+    hold 32-bit integers. transform: of a dense column; None: DATA["dense_transform"]. separator: between several values
+    in a cell, whose vectors are pooled (a list in Parquet needs none). hash_size: ids by hash instead of a vocabulary.
+    min_count: overrides DATA["min_count"].
     """
 
     name: str
@@ -38,7 +38,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Task:
-    """A binary label: 1 where `column` holds a text of `positive`, 0 for `negative` (None: for every other text)."""
+    """A binary label: 1 if `column` holds a text in `positive`, 0 for one in `negative` (None: any other text)."""
 
     column: str
     positive: tuple[str, ...]
@@ -47,11 +47,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Schema:
-    """A table. Text format: separator; header: whether line 1 names the columns; quoted: "a, b" is one value;
-    strip: spaces around values are no part of them; comment: first character of lines to skip before the first row.
+    """A table. Text format: separator; header: whether line 1 names the columns; quoted: whether "a, b" in quotes is
+    one value; strip: whether to strip spaces around values; comment: first character of lines to skip before the rows.
 
-    missing: texts for "no value". split: None (DATA["split"]), {"by": "time" or "random"}, or {"column": name, "train":
-    [texts], "val": ..., "test": ...}. group: a categorical column, of users say, within whose values GAUC is measured.
+    missing: texts that mean "no value". split: None (DATA["split"] decides), {"by": "time" or "random"}, or {"column":
+    name, "train": [texts], "val": ..., "test": ...}. group: a categorical column, such as users, for GAUC.
     """
 
     columns: tuple[Column, ...]
@@ -81,7 +81,7 @@ class Schema:
 
     @property
     def label_columns(self) -> list[str]:
-        """Each once, the first task's first."""
+        """The label columns without repetition, in the order of the tasks."""
         return list(dict.fromkeys(task.column for task in self.tasks.values()))
 
     @property
@@ -94,10 +94,10 @@ class Schema:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "Schema":
-        """What to_dict gave. Raises: ValueError, or an error of Python's own, for values of other types."""
+        """The inverse of to_dict. Raises: ValueError, or a built-in error, for values of other types."""
         for task in state["tasks"].values():
             if type(task["positive"]) is not list or type(task["negative"]) not in (list, type(None)):
-                raise ValueError("a label whose texts are no list")
+                raise ValueError("a label whose values are not a list")
         tasks = {
             name: Task(
                 task["column"], tuple(task["positive"]), None if task["negative"] is None else tuple(task["negative"])
@@ -117,7 +117,7 @@ class Schema:
         flags = [schema.header, schema.quoted, schema.strip]
         for values, types in ((texts, str), (optional, str | None), (counts, int | None), (flags, bool)):
             if not all(isinstance(value, types) for value in values):
-                raise ValueError("a table whose description holds values of other types")
+                raise ValueError("a table described by values of the wrong type")
         entries = [(c.name, ENTRY_RULES[c.role], asdict(c)) for c in columns]
         entries.append(("", {key: FILE_RULES[key] for key in ("separator", "split", "missing")}, state))
         for name, rules, entry in entries:
@@ -125,15 +125,15 @@ class Schema:
                 if entry.get(key) is not None and not holds(entry[key]):
                     raise ValueError(f"{key} of a table's column {name!r} that is not {expected}")
         if len(set(schema.names)) < len(columns) or not {*schema.label_columns} <= {*schema.names}:
-            raise ValueError("a table whose labels are no columns, or with two columns of one name")
+            raise ValueError("a table with labels that are not columns, or with two columns of the same name")
         return schema
 
 
-IS_NAME: Rule = (lambda v: type(v) is str and v != "", "a text that is not empty")
+IS_NAME: Rule = (lambda v: type(v) is str and v != "", "a non-empty string")
 IS_COUNT: Rule = (lambda v: type(v) is int and 1 <= v <= LARGEST_COUNT, "an integer above 0")
 IS_TEXTS: Rule = (
     lambda v: type(v) is list and len(v) > 0 and all(type(text) is str for text in v),
-    'a list of texts, such as ["0"]',
+    'a list of strings, such as ["0"]',
 )
 
 
@@ -165,10 +165,10 @@ FILE_RULES: dict[str, Rule] = {
         "one ASCII character",
     ),
     "header": (lambda v: type(v) is bool, "true or false"),
-    "missing": (lambda v: type(v) is list and all(type(text) is str for text in v), "a list of texts"),
+    "missing": (lambda v: type(v) is list and all(type(text) is str for text in v), "a list of strings"),
     "split": (
         lambda v: v is None or (type(v) is dict and (v in ({"by": "time"}, {"by": "random"}) or _is_column_split(v))),
-        'null (as DATA["split"] says), {"by": "time"}, {"by": "random"} or '
+        'null (for DATA["split"]), {"by": "time"}, {"by": "random"} or '
         '{"column": ..., "train": [...], "val": [...], "test": [...]}',
     ),
     "group": (lambda v: v is None or IS_NAME[0](v), "null or the name of a column"),

@@ -1,4 +1,4 @@
-"""Blocks of a text table: cut at the ends of records, parsed by pyarrow; where that fails, looked at line by line."""
+"""Blocks of a text table: cut between records, and parsed by pyarrow; if that fails, line by line for the message."""
 
 import csv
 import io
@@ -17,27 +17,27 @@ from data.table_schema import Column, Schema
 
 BOM = b"\xef\xbb\xbf"
 SEPARATORS = {"\t": "TAB", ",": "comma", ";": "semicolon", "|": "'|'", " ": "space"}
-Block = tuple[int, bytes]  # the number of its first line, and its whole lines
+Block = tuple[int, bytes]  # the number of the first line, and whole lines
 CUT_ATTEMPTS = 1000
 FIRST_RECORDS = 5
-CHECKED_BYTES = 1 << 18  # at a time, which stay in the processor's cache
+CHECKED_BYTES = 1 << 18  # checked at a time, so that they stay in the processor's cache
 
 
 def without_bom(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The blocks without the mark that Windows programs begin a file with."""
+    """The blocks without the byte order mark with which Windows programs begin a file."""
     for line, block in blocks:
         yield line, block.removeprefix(BOM) if line == 1 else block
 
 
 def whole_records(blocks: Iterator[Block]) -> Iterator[Block]:
-    """Blocks that do not end within a quoted value that has several lines."""
+    """Blocks that do not end inside a quoted value of several lines."""
     rest, first = b"", 1
     for line, block in blocks:
         first = first if rest else line
         block = rest + block
         cut = _record_end(block)
         rest = block[cut:]
-        if len(rest) > LINE_BYTES:  # no value is as long: these quotes are no pairs
+        if len(rest) > LINE_BYTES:  # no value is that long: a quote is unpaired
             cut, rest = len(block), b""
         if cut:
             yield first, block[:cut]
@@ -47,7 +47,7 @@ def whole_records(blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 def _record_end(block: bytes) -> int:
-    """Where the last line ends before which quotes are in pairs."""
+    """The end of the last line up to which all quotes are paired."""
     cut, quotes = len(block), block.count(b'"')
     for _ in range(CUT_ATTEMPTS):
         if quotes % 2 == 0:
@@ -60,7 +60,7 @@ def _record_end(block: bytes) -> int:
 
 
 def skip_comments(blocks: Iterator[Block], start: str) -> Iterator[Block]:
-    """The blocks from the first line on that is neither blank nor begins with `start`."""
+    """The blocks from the first line that is neither blank nor begins with `start`."""
     in_rows = False
     for line, block in blocks:
         at = 0
@@ -75,7 +75,7 @@ def skip_comments(blocks: Iterator[Block], start: str) -> Iterator[Block]:
 
 
 def header_names(line: int, block: bytes, file: str, separator: str) -> tuple[list[str], int, bytes]:
-    """The names in the first record, its number of lines, and what follows it."""
+    """The names in the first record, its number of lines, and the rest of the block."""
     start = block[: block.find(b"\n")]
     problem = "control characters" if len(start.translate(None, CONTROL_BYTES)) < len(start.rstrip(b"\r")) else None
     check(problem is None, f"{file}, line {line}: found {problem}; the file must be UTF-8. Correct the file.")
@@ -84,7 +84,7 @@ def header_names(line: int, block: bytes, file: str, separator: str) -> tuple[li
         reader = csv.reader(text, delimiter=separator, strict=True)
         names = [name.strip() for name in next(reader)]
     except (csv.Error, StopIteration) as error:
-        raise UserError(f"{file}, line {line}: found no names of columns ({error}).") from error
+        raise UserError(f"{file}, line {line}: found no column names ({error}).") from error
     end = 0
     for _ in range(reader.line_num):
         end = block.find(b"\n", end) + 1
@@ -119,23 +119,23 @@ class TextBlock:
         self.skips_blank = schema.quoted or schema.strip
 
     def parse(self, wanted: list[str]) -> dict[str, pa.Array]:
-        """The columns `wanted`, null where missing: numbers, categories as texts with a dictionary, other texts.
+        """The columns `wanted`, null if missing: numbers, categories as dictionary-encoded texts, and other texts.
 
-        In a block that holds what is no number all columns are texts. Raises: UserError naming the first wrong line.
+        If a number of the block does not parse, all columns are texts. Raises: UserError naming the first wrong line.
         """
         plain = self.content.replace(b"\r\n", b"\n") if b"\r" in self.content else self.content
         if _has_control_bytes(plain):
             raise self._explained("control characters")
-        if not self.skips_blank and (b"\n\n" in plain or plain.startswith(b"\n")):  # pyarrow: values that are missing
+        if not self.skips_blank and (b"\n\n" in plain or plain.startswith(b"\n")):  # pyarrow would read missing values
             raise self._explained("a blank line")
-        if plain.startswith(BOM):  # which pyarrow drops; that of the file is gone already
+        if plain.startswith(BOM):  # pyarrow would drop it; the file's own is already removed
             raise self._explained("a byte order mark")
         try:
-            plain.isascii() or plain.decode()  # columns that are not wanted too
+            plain.isascii() or plain.decode()  # pyarrow checks only the wanted columns
         except UnicodeDecodeError as error:
             raise self._explained("bytes that are not UTF-8") from error
         types = {name: _arrow_type(self.schema[name]) for name in wanted}
-        # which pyarrow takes for parts of an integer
+        # pyarrow would accept spaces and hexadecimal digits in integers
         if pa.int32() in types.values() and any(byte in plain for byte in (b" ", b"x", b"X")):
             types = dict.fromkeys(wanted, pa.string())
         try:
@@ -151,7 +151,7 @@ class TextBlock:
         if self.schema.strip:
             missing = pa.array(self.schema.missing, pa.string())
             for name, texts in columns.items():
-                if pa.types.is_string(texts.type):  # those of a dictionary are looked at later, each once
+                if pa.types.is_string(texts.type):  # dictionaries are stripped later, each distinct text once
                     texts = pc.ascii_trim_whitespace(texts)
                     columns[name] = pc.if_else(pc.is_in(texts, missing), None, texts)
         return columns
@@ -178,7 +178,7 @@ class TextBlock:
         )
 
     def place(self, row: int) -> tuple[str, dict[str, str]]:
-        """Where a parsed row is, and its fields."""
+        """Where a parsed row is in the file, and its fields."""
         for i, (line, fields) in enumerate(self._records()):
             if i == row:
                 return f"{self.file}, line {line}", dict(zip(self.names, fields, strict=False))
@@ -190,7 +190,7 @@ class TextBlock:
         return widths.most_common(1)[0][0] if widths else 0
 
     def _on_invalid(self, row) -> str:
-        # spaces alone are a blank line too
+        # a line of spaces counts as blank too
         return "skip" if self.skips_blank and row.text is not None and not row.text.strip() else "error"
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
@@ -221,7 +221,7 @@ class TextBlock:
                 begin = reader.line_num
         except csv.Error as error:
             raise UserError(
-                f"{self.file}, line {self.first_line + begin}: found a quoted value that does not end as it should "
+                f"{self.file}, line {self.first_line + begin}: found a quoted value that does not end properly "
                 f"({error}). Correct the line."
             ) from error
 
@@ -253,8 +253,8 @@ class TextBlock:
     def _advice(self, text: str, line: int, found: int) -> str:
         for separator, name in SEPARATORS.items():
             if separator != self.schema.separator and text.count(separator) == len(self.names) - 1 and found == 1:
-                return f"The line has as many as are due if {name} separates them: convert the file."
+                return f"With {name} as the separator the line has the expected number of fields: convert the file."
         labels = len(self.schema.label_columns)
         if not self.schema.header and line == 1 and len(self.names) - found in (1, labels):
-            return "Is it a file without labels? Such a file can be scored; it cannot be trained on."
-        return "If it is the last line, the file is cut: get it again; else correct or remove the line."
+            return "Is it a file without labels? Such a file can be scored, but not trained on."
+        return "If it is the last line, the file is truncated: get it again. Otherwise correct or remove the line."

@@ -1,6 +1,6 @@
-"""Rows as the encoder takes them: numbers, categories, labels; every value checked.
+"""Rows as numbers, categories and labels for the encoder; every value is checked.
 
-Texts are looked at once for each distinct value of a block of rows. N: rows, K: tasks.
+Each distinct text of a block is checked only once. N: rows, K: tasks.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from data.table_schema import Column, Schema, Task
 LARGEST = float(np.finfo(np.float32).max)
 CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 SHOWN_LABELS = 8
-UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # in a second
-LAST_SECOND = 1e11  # the year 5138: greater numbers count something smaller than seconds
-SECONDS_EXPECTED = 'seconds since 1970 (where they are milliseconds, set the "unit" to "ms" in columns.json)'
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
+LAST_SECOND = 1e11  # the year 5138: larger numbers are in a smaller unit than seconds
+SECONDS_EXPECTED = 'seconds since 1970 (if they are milliseconds, set "unit" to "ms" in columns.json)'
 DATE_TYPES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))  # without and with an offset from UTC
 
 
 @dataclass(frozen=True)
 class Values:
-    """Input columns of some rows. numbers: (N,) float64, nan where missing."""
+    """Input columns of some rows. numbers: (N,) float64, nan if missing."""
 
     numbers: dict[str, np.ndarray]
     categories: dict[str, Categories]
@@ -47,11 +47,11 @@ def input_values(rows: Rows, schema: Schema) -> tuple[Values, dict[str, pa.Array
 
 
 def read_numbers(rows: Rows, column: Column) -> np.ndarray:
-    """(N,) float64, nan where missing; UserError for what is no number."""
+    """Numbers (N,) float64, nan if missing. Raises: UserError for a value that is not a number."""
     array = _plain(rows.columns[column.name])
     integer = column.type == "integer"
     kind = pa.int32() if integer else pa.float64()
-    expected = "an integer of 32 bits, or nothing" if integer else "a number, or nothing"
+    expected = "a 32-bit integer, or nothing" if integer else "a number, or nothing"
     if pa.types.is_string(array.type) and not integer:
         array = pc.utf8_trim(array, " \t")  # as pyarrow's reader of numbers does
     values = _cast(array, kind)
@@ -69,7 +69,7 @@ def read_numbers(rows: Rows, column: Column) -> np.ndarray:
 
 
 def read_weights(rows: Rows, column: Column) -> np.ndarray:
-    """(N,) float64; UserError for what is no number of at least 0."""
+    """Weights (N,) float64. Raises: UserError for a value that is not a number of at least 0."""
     weights = read_numbers(rows, column)
     if not (weights >= 0).all():
         raise rows.error(int((~(weights >= 0)).argmax()), column.name, "a weight: a number of at least 0")
@@ -77,7 +77,7 @@ def read_weights(rows: Rows, column: Column) -> np.ndarray:
 
 
 def read_texts(rows: Rows, column: Column, schema: Schema) -> tuple[np.ndarray, pa.Array, np.ndarray | None]:
-    """Codes (N,) int32, the texts of the entries (null: missing) and, where an entry may have several, their counts.
+    """Codes (N,) int32, the texts of the entries (null: missing) and, if an entry may have several, their counts.
 
     A row without a value has the code after the last entry.
     """
@@ -111,7 +111,7 @@ def _plain(array: pa.Array) -> pa.Array:
 
 
 def as_texts(rows: Rows, array: pa.Array, column: Column, schema: Schema) -> pa.Array:
-    """string (N,), null where missing; a number has one text ("39.0" is "39") where the column holds numbers."""
+    """Texts (N,), null if missing; in a column of numbers, their canonical texts ("39" for "39.0")."""
     array, types = _plain(array), pa.types
     if types.is_floating(array.type):
         array = _each(array.cast(pa.float64()), lambda value: None if value != value else number_text(value))
@@ -131,27 +131,27 @@ def as_texts(rows: Rows, array: pa.Array, column: Column, schema: Schema) -> pa.
 
 
 def _each(array: pa.Array, function) -> pa.Array:
-    """function(value) for each value that is not missing."""
+    """function(value) for each non-missing value."""
     return pa.array([None if value is None else function(value) for value in array.to_pylist()], pa.string())
 
 
 def _canonical(text: str) -> str:
-    """The one text of a number; what is none stays as it is."""
+    """The canonical text of a number; other texts are unchanged."""
     number = parse_number(text)
     return text if number is None else number_text(number)
 
 
 def parse_number(text: str) -> float | None:
-    """None for what is no number."""
+    """The number, or None if the text is not one."""
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if abs(value) <= LARGEST and "_" not in text else None  # float takes "1_0" for 10
+    return value if abs(value) <= LARGEST and "_" not in text else None  # float() reads "1_0" as 10
 
 
 def read_labels(rows: Rows, schema: Schema, tasks: list[str], scoring: bool = False) -> np.ndarray:
-    """(N, K) float32 of 0 and 1; UserError for a text that is neither. scoring: nan where not known."""
+    """Labels (N, K) float32 of 0 and 1; when scoring, nan if unknown. Raises: UserError for any other text."""
     labels = [_label(rows, schema, schema.tasks[name], scoring) for name in tasks]
     return np.stack(labels, 1)
 
@@ -174,7 +174,7 @@ def _label(rows: Rows, schema: Schema, task: Task, scoring: bool) -> np.ndarray:
 def _label_value(text: str, task: Task, schema: Schema) -> float:
     forms = {text, _canonical(text)}
     if schema.strip:
-        forms.add(text.rstrip("."))  # the labels of UCI's test files
+        forms.add(text.rstrip("."))  # labels in UCI's test files end with a dot
     if forms & set(task.positive):
         return 1.0
     return 0.0 if task.negative is None or forms & set(task.negative) else np.nan
@@ -187,7 +187,7 @@ def _expected_labels(task: Task, schema: Schema) -> str:
 
 
 def read_times(rows: Rows, column: Column) -> np.ndarray:
-    """(N,) float64 in the order of time; UserError for what is neither a number nor a date."""
+    """Times as numbers (N,) float64 in any unit. Raises: UserError for a value that is neither a number nor a date."""
     numbers = _cast(_plain(rows.columns[column.name]), pa.float64())
     if numbers is not None:
         times = numbers.to_numpy(zero_copy_only=False)
@@ -199,7 +199,7 @@ def read_times(rows: Rows, column: Column) -> np.ndarray:
 
 
 def read_seconds(rows: Rows, column: Column, unit: str, scoring: bool = False) -> np.ndarray:
-    """(N,) float64 seconds since 1970, or whatever the numbers count; UserError. scoring: nan where not known."""
+    """Seconds since 1970 (N,) float64; when scoring, nan if unknown. Raises: UserError for a value out of range."""
     if unit == "date":
         expected = "a date such as 2014-05-31 23:59:00, not before 1970"
         seconds = _microseconds(rows, column, expected) / UNITS["us"]
@@ -215,7 +215,7 @@ def read_seconds(rows: Rows, column: Column, unit: str, scoring: bool = False) -
 
 
 def _microseconds(rows: Rows, column: Column, expected: str) -> np.ndarray:
-    """(N,) float64 since 1970 of dates, nan where missing."""
+    """Dates as microseconds since 1970 (N,) float64, nan if missing."""
     array = _plain(rows.columns[column.name])
     for kind in DATE_TYPES:
         if (dates := _cast(array, kind)) is not None:
@@ -224,12 +224,12 @@ def _microseconds(rows: Rows, column: Column, expected: str) -> np.ndarray:
 
 
 def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
-    """None where a value is not of this kind."""
+    """The array cast to a kind; None if a value is not of this kind."""
     if pa.types.is_integer(array.type) and pa.types.is_timestamp(kind):
-        return None  # pyarrow takes it for microseconds
+        return None  # pyarrow would read it as microseconds
     is_text = pa.types.is_string(array.type) and pa.types.is_integer(kind)
     if is_text and pc.any(pc.match_substring(array, "x", ignore_case=True)).as_py():
-        return None  # pyarrow takes it for hexadecimal
+        return None  # pyarrow would read it as hexadecimal
     try:
         return array.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -18,9 +18,9 @@ from common.model.recommender import CTRModel
 class DeepFM(CTRModel):
     """logit = y_FM + y_DNN (eq. 1; the sigmoid is in the loss), both on the same embedding vectors.
 
-    num_dense: I; cardinalities: ids of each categorical field; hidden_units: widths of the deep part; dropout: of its
-    layers; slots, pooling: of fields with several values in a cell, as in PackedEmbedding; optimizer: arguments of
-    build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B,).
+    num_dense: I; cardinalities: number of ids of each categorical field; hidden_units: widths of the deep part;
+    dropout: of its layers; slots, pooling: for fields with several values in a cell, see PackedEmbedding; optimizer:
+    arguments of build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B,).
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class DeepFM(CTRModel):
     ):
         super().__init__()
         self.save_hyperparameters()
-        # w and V of eq. 2: the first-order weight of an id lies behind its vector, in the same row of D + 1 numbers
+        # w and V of eq. 2: the first-order weight of an id follows its vector, in the same row of D + 1 numbers
         self.embedding = PackedEmbedding(cardinalities, embedding_dim + 1, slots, pooling)
         self.dense_embedding = nn.Parameter(torch.empty(num_dense, embedding_dim + 1))
         self.bias = nn.Parameter(torch.zeros(()))
         widths = [(num_dense + len(cardinalities)) * embedding_dim, *hidden_units]
         self.deep = mlp(widths, dropout, batch_norm)
         self.deep_output = nn.Linear(widths[-1], 1)
-        # small vectors: N(0, 1) would start at a log loss near 30
+        # small initial vectors: N(0, 1) would start at a log loss near 30
         nn.init.normal_(self.embedding.weight, std=0.01)
         nn.init.normal_(self.dense_embedding, std=0.01)
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        # eq. 2 without its bias: sum_i w_i x_i + sum_{i<j} <V_i, V_j> x_i x_j, x being 1 for a category and the value
-        # for a dense column. The deep part reads the same V_i x_i
+        # eq. 2 without its bias: sum_i w_i x_i + sum_{i<j} <V_i, V_j> x_i x_j; x is 1 for a category, and the value of
+        # a dense column. The deep part takes the same V_i x_i
         fm, v = factorization_machine(dense, self.dense_embedding, self.embedding(ids))  # (B,), (B, (I + F) D)
-        # Differs from the paper: its y_DNN is already a sigmoid, which eq. 1 would apply a second time
+        # Differs from the paper: there y_DNN is already a sigmoid, and eq. 1 would apply it a second time
         y_dnn = self.deep_output(self.deep(v)).squeeze(1)  # eq. 3 and 4
         return self.bias + fm + y_dnn

@@ -27,39 +27,39 @@ from deepfm.deepfm import DeepFM
 DATA = dict(
     dataset="criteo",  # folder in data_root; or "ml-1m", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
-    split="time",  # or "random": 8:1:1, on the full set that of BARS Criteo_x4 (docs/protocols.md)
-    dense_transform="log+missing",  # or "log", without inputs for "missing"; or "bucket": categories
-    min_count=2,  # training rows in which a value must occur to get an id of its own
-    weighted=False,  # True: the training loss counts each row by the column of the role "weight"; metrics do not
-    negative_rate=1.0,  # share of the training rows without a click that is kept; probabilities stay those of all rows
+    split="time",  # or "random": 8:1:1, on the full dataset equal to BARS Criteo_x4 (docs/protocols.md)
+    dense_transform="log+missing",  # or "log" without inputs for "missing", "signed_log", "bucket", "quantile"
+    min_count=2,  # training rows in which a value must occur to get its own id
+    weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not
+    negative_rate=1.0,  # share of training rows without a click that is kept; probabilities are corrected for it
     batch_size=1024,  # rows, over all processes
     num_workers=0,  # loader processes; slices of memory-mapped arrays need none
 )
 MODEL = dict(
     embedding_dim=16,  # k in the paper, which uses 10
-    hidden_units=(128, 128),  # of the deep part; the paper: (400, 400, 400), no better here and three times slower
-    dropout=0.2,  # of the deep part; the paper: 0.5
+    hidden_units=(128, 128),  # of the deep part; paper: (400, 400, 400), no better here and three times slower
+    dropout=0.2,  # of the deep part; paper: 0.5
     batch_norm=False,  # in the deep part; each process normalises by its own rows
 )
 OPTIMIZER = dict(
-    optimizer="adam",  # the paper's; steps only the table rows in a batch
+    optimizer="adam",  # as in the paper, but it steps only the table rows in a batch
     learning_rate=1e-3,
     embedding_learning_rate=3e-3,  # of the table, whose vectors start small and are stepped rarely
     embedding_l2=5e-3,  # on the table rows in a batch
-    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 where nothing improves
-    warmup_steps=0,  # in which the rate grows linearly, before the schedule
+    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
+    warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
 TRAINING = dict(
     max_epochs=2,
     validations_per_epoch=2,
     patience=2,  # validations without a better AUC before the run stops
     seed=1,  # of initial weights, dropout and the order of rows
-    precision="auto",  # bf16 where that is faster; or "32-true", "bf16-mixed"
+    precision="auto",  # bf16 if that is faster, otherwise float32; or "32-true", "bf16-mixed"
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
-    strategy="auto",  # DDP for several processes; or "ray": processes of a Ray cluster
-    logger="csv",  # metrics.csv; or "tensorboard" too, in the run's folder; or any logger of Lightning
-    start_from=None,  # an earlier checkpoint, whose weights are kept; values that it did not know get new rows
+    strategy="auto",  # DDP if there are several processes; or "ray": processes of a Ray cluster
+    logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
+    start_from=None,  # or an earlier checkpoint whose weights are kept; values that it does not know get new rows
     resume=False,  # True: continue the newest unfinished run
 )
 
@@ -70,7 +70,7 @@ def train(
 ) -> dict[str, Any]:
     """Train DeepFM, test its best checkpoint and return the contents of results.json.
 
-    changes: other values for the settings above, by name: train(seed=2, dropout=0.5).
+    changes: settings above to change, by name: train(seed=2, dropout=0.5).
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("deepfm", settings.flat(), run_folder) as folder:

@@ -19,12 +19,13 @@ from common.model.recommender import CTRModel
 
 
 class DLRM(CTRModel):
-    """logit = top MLP of the bottom MLP's vector and all dot products between it and the embedding vectors (sec. 2.2).
+    """logit = top MLP of the bottom MLP's vector and of all dot products of it and the embedding vectors (sec. 2.2).
 
-    num_dense: I; cardinalities: ids of each categorical field; bottom_mlp_units: hidden widths of the bottom MLP, whose
-    output has D units; top_mlp_units: hidden widths of the top MLP; self_interaction: whether a vector's product with
-    itself counts; slots, pooling: of fields with several values in a cell, as in PackedEmbedding; optimizer: arguments
-    of build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B,).
+    num_dense: I; cardinalities: number of ids of each categorical field; bottom_mlp_units: hidden widths of the bottom
+    MLP, whose output has D units; top_mlp_units: hidden widths of the top MLP; self_interaction: whether to include the
+    product of each vector with itself; slots, pooling: for fields with several values in a cell, see PackedEmbedding;
+    optimizer: arguments of build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` ->
+    logits (B,).
     """
 
     table_class = PackedEmbedding
@@ -46,13 +47,13 @@ class DLRM(CTRModel):
         super().__init__()
         self.save_hyperparameters()
         self.embedding = self.table_class(cardinalities, embedding_dim, slots, pooling)
-        # Differs from the paper: dropout is possible; it has none
+        # Differs from the paper, which has no dropout: it is possible here
         self.bottom_mlp = mlp([num_dense, *bottom_mlp_units, embedding_dim], dropout) if num_dense else None
-        # Differs from the paper: without dense columns there is no bottom MLP and no vector of it
+        # Differs from the paper: a table without dense columns is possible, and has no bottom MLP
         num_vectors = len(cardinalities) + (num_dense > 0)
         check(
             num_vectors > 1 or self_interaction or num_dense > 0,
-            "DLRM multiplies pairs of vectors; one categorical column alone makes none. Give the table another column.",
+            "DLRM multiplies pairs of vectors, but a single categorical column makes no pair. Add an input column.",
         )
         self.dot_products = DotProducts(num_vectors, self_interaction)
         widths = [embedding_dim * (num_dense > 0) + self.dot_products.num_pairs, *top_mlp_units]
@@ -70,7 +71,7 @@ class DLRM(CTRModel):
         return self.output(self.top_mlp(top_input)).squeeze(1)  # the sigmoid is in the loss
 
     def reset_parameters(self) -> None:
-        """Set the initial values that the paper's code has."""
+        """Initialise as the paper's code does."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=sqrt(2 / (layer.in_features + layer.out_features)))
@@ -78,6 +79,6 @@ class DLRM(CTRModel):
         self.reset_table(self.embedding.weight.split(list(self.hparams["cardinalities"])))
 
     def reset_table(self, parts: Sequence[Tensor]) -> None:
-        """Fill rows of each field, some or all, with U(-1/sqrt(n), 1/sqrt(n)); n: number of all rows of the field."""
+        """Fill the given rows of each field with U(-1/sqrt(n), 1/sqrt(n)); n: number of all rows of the field."""
         for size, part in zip(self.hparams["cardinalities"], parts, strict=True):
             nn.init.uniform_(part, -sqrt(1 / size), sqrt(1 / size))

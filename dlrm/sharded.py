@@ -1,11 +1,11 @@
-"""DLRM whose table is sharded over the ranks, for a table that no machine can hold alone.
+"""DLRM with its table sharded over the ranks, for tables that no single machine can hold.
 
-Rank p owns the rows p, p + W, p + 2W, ... of the packed table, with their moments: a part of every field, of frequent
-ids and of rare ones. It fetches the rows that its part of a batch touches, each once, and sends their gradients back to
-the owners. What that costs beside the alternatives: docs/processes.md.
+Rank p owns the rows p, p + W, p + 2W, ... of the packed table and their moments, i.e. a share of every field, of
+frequent and rare ids alike. It fetches the distinct rows that its part of a batch touches, and sends their gradients
+back to the owners. docs/processes.md compares the cost with that of the alternatives.
 
-W: world size (ranks), B: rows of a batch, S: columns of their ids, R: rows of the whole table, D: width of a row, U:
-distinct table rows that a rank's part of a batch touches, V: rows that all ranks request of one.
+W: world size (ranks), B: rows of a batch, S: columns of the ids, R: rows of the whole table, D: width of a row, U:
+distinct table rows that a rank's part of a batch touches, V: rows that all ranks request from one.
 """
 
 import os
@@ -23,14 +23,14 @@ from common.model.embedding import PackedEmbedding, SparseLookup, sum_row_gradie
 from common.process_group import is_distributed
 from dlrm.dlrmnet import DLRM
 
-CHUNK = 1 << 18  # rows of each rank that are gathered at a time for a checkpoint
+CHUNK = 1 << 18  # rows of each rank gathered at a time for a checkpoint
 TABLE = "embedding.weight"
 
 
 class ShardedEmbedding(PackedEmbedding):
-    """PackedEmbedding of which this rank has the rows p, p + W, ..., once `allocate` was called.
+    """PackedEmbedding of which this rank holds the rows p, p + W, ... after `allocate` has been called.
 
-    state_dict() holds these rows; load_state_dict() takes those of the whole table.
+    state_dict() holds these rows only; load_state_dict() takes the whole table.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ShardedEmbedding(PackedEmbedding):
         return self.weight.split([end - start for start, end in pairwise(ends)])
 
     def lookup(self, rows: Tensor) -> Tensor:
-        """Numbers of rows of the whole table (B, S) -> rows (B, S, D)."""
+        """Row numbers of the whole table (B, S) -> rows (B, S, D)."""
         owner_major = rows % self.world_size * self.rows_per_rank + rows // self.world_size
         requested_rows, position = owner_major.unique(return_inverse=True)  # (U,), (B, S)
         requested = _Fetch.apply(self.weight, requested_rows, self.rows_per_rank, self.world_size)
@@ -64,14 +64,14 @@ class ShardedEmbedding(PackedEmbedding):
         return table[self.rank :: self.world_size].clone()
 
     def gather(self, shard: Tensor, folder: Path) -> Tensor:
-        """The shards of all ranks -> table (R, D) on rank zero; the other ranks get their own shard back.
+        """The shards of all ranks -> the table (R, D) on rank zero; other ranks get their shard back.
 
-        All ranks call it together. The table is an unnamed memory-mapped file in `folder`: it takes no memory.
+        All ranks must call it. The table is an unnamed memory-mapped file in `folder`, so it takes no memory.
         """
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder) as file:
-                # a full disk is an error now; later, while the map is written, it would kill the process
+                # reserve the space: a full disk is an error now, but would kill the process during a write to the map
                 os.posix_fallocate(file.fileno(), 0, self.rows * shard.shape[1] * shard.element_size())
                 table = torch.from_file(file.name, True, self.rows * shard.shape[1], dtype=shard.dtype).view(
                     self.rows, -1
@@ -94,7 +94,7 @@ class ShardedEmbedding(PackedEmbedding):
 
 
 class _Fetch(torch.autograd.Function):
-    """Rows (U, D) from their owners; backward: the mean of all ranks' gradients of the rows owned here."""
+    """Rows (U, D) from their owners; backward: the mean over all ranks of the gradients of the rows owned here."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, requested_rows: Tensor, rows_per_rank: int, world: int) -> Tensor:
@@ -111,20 +111,20 @@ class _Fetch(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (rows,) = ctx.saved_tensors
-        # each of the U rows is touched, so the values are the whole sparse gradient
+        # all U rows are touched, so the values of the sparse gradient are complete and in order
         received = _exchange(grad._values() / ctx.world_size, ctx.requested_counts, ctx.served_counts)  # (V, D)
         return sum_row_gradients(rows, received, ctx.shape), None, None, None
 
 
 def _exchange(values: Tensor, sent: list[int], received: list[int]) -> Tensor:
-    """Values for each rank, one after another -> those from each rank."""
+    """Values for each rank, concatenated -> the values from each rank, concatenated."""
     result = values.new_empty(sum(received), *values.shape[1:])
     distributed.all_to_all_single(result, values, received, sent)
     return result
 
 
 class ShardedDLRM(DLRM):
-    """DLRM with a ShardedEmbedding. Its checkpoints are DLRM's: they load everywhere, on any number of ranks."""
+    """DLRM with a ShardedEmbedding. Its checkpoints are those of DLRM, and load on any number of ranks."""
 
     table_class = ShardedEmbedding
     embedding: ShardedEmbedding
@@ -134,11 +134,11 @@ class ShardedDLRM(DLRM):
         """Called by Lightning once the process group is initialized."""
         check(
             is_distributed(),
-            "shard_table is True, but there is one process; set devices or num_nodes, or shard_table=False.",
+            "shard_table is True, but there is only one process. Raise devices or num_nodes, or set shard_table=False.",
         )
         if self.embedding.weight.is_meta:
             with torch.random.fork_rng([]), torch.no_grad():
-                torch.manual_seed(torch.initial_seed() + distributed.get_rank())  # other initial values on each
+                torch.manual_seed(torch.initial_seed() + distributed.get_rank())  # other initial values on each rank
                 self.reset_table(self.embedding.allocate())
 
     def count_parameters(self) -> int:
@@ -146,7 +146,7 @@ class ShardedDLRM(DLRM):
         return super().count_parameters() + (self.embedding.rows - len(shard)) * shard.shape[1]
 
     def on_after_backward(self) -> None:
-        """Nothing to average: the gradient is that of all ranks already."""
+        """Nothing to average: the gradient is already the mean over all ranks."""
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["model"] = DLRM.__name__
@@ -162,11 +162,11 @@ class ShardedDLRM(DLRM):
 
 
 def _convert(checkpoint: dict, convert: Callable[[Tensor], Tensor]) -> None:
-    """Replace the table and its moments in a checkpoint by another form; the originals are left alone."""
+    """Replace the table and its moments in a checkpoint by converted ones; the originals are not modified."""
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = state | {TABLE: convert(state[TABLE])} if TABLE in state else state
     for optimizer in checkpoint.get("optimizer_states", []):
-        (index,) = optimizer["param_groups"][1]["params"]  # of build_optimizer: the tables
+        (index,) = optimizer["param_groups"][1]["params"]  # the tables' group in build_optimizer
         moments = optimizer["state"].get(index, {})
         converted = {name: convert(value) if value.dim() == 2 else value for name, value in moments.items()}
         optimizer["state"] = optimizer["state"] | ({index: converted} if moments else {})

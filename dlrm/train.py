@@ -26,15 +26,15 @@ from data.criteo_data import ClickDataModule
 from dlrm.dlrmnet import DLRM
 from dlrm.sharded import ShardedDLRM
 
-# "paper" is the Kaggle run of its code; what differs from it was chosen on validation rows by tune_dlrm.py
+# "paper" is the Kaggle run of the paper's code; values that differ were chosen on validation rows by tune_dlrm.py
 DATA = dict(
     dataset="criteo",  # folder in data_root; or "ml-1m", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
-    split="time",  # or "random": 8:1:1, on the full set that of BARS Criteo_x4 (docs/protocols.md)
-    dense_transform="log",  # log(1 + x), scaled; or "log+missing": also a 0/1 input for "missing"
-    min_count=2,  # training rows in which a value must occur to get an id of its own; paper: 1, counted on all rows
-    weighted=False,  # True: the training loss counts each row by the column of the role "weight"; metrics do not
-    negative_rate=1.0,  # share of the training rows without a click that is kept; probabilities stay those of all rows
+    split="time",  # or "random": 8:1:1, on the full dataset equal to BARS Criteo_x4 (docs/protocols.md)
+    dense_transform="log",  # log(1 + x), scaled; or "log+missing" with 0/1 inputs, "signed_log", "bucket", "quantile"
+    min_count=2,  # training rows in which a value must occur to get its own id; paper: 1, counted on all rows
+    weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not
+    negative_rate=1.0,  # share of training rows without a click that is kept; probabilities are corrected for it
     batch_size=128,  # rows, over all processes
     num_workers=0,  # loader processes; slices of memory-mapped arrays need none
 )
@@ -42,29 +42,29 @@ MODEL = dict(
     embedding_dim=32,  # paper: 16
     bottom_mlp_units=(512, 256, 64),  # hidden layers; the output has embedding_dim units
     top_mlp_units=(128, 64),  # hidden layers; paper: (512, 256)
-    self_interaction=False,  # whether a vector's product with itself is an input of the top MLP
+    self_interaction=False,  # whether products of vectors with themselves are inputs of the top MLP
     dropout=0.0,  # of both MLPs; paper: none
 )
 OPTIMIZER = dict(
-    optimizer="adam",  # or "adagrad", or "sgd" (paper, at 0.1: far too slow for less than millions of rows)
+    optimizer="adam",  # or "adagrad", or "sgd" (paper, at 0.1: far too slow unless there are millions of rows)
     learning_rate=2.4e-3,
     embedding_learning_rate=None,  # of the table; None: learning_rate
-    embedding_l2=0.0,  # on the table rows in a batch; "adam" only
-    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 where nothing improves
-    warmup_steps=0,  # in which the rate grows linearly, before the schedule
+    embedding_l2=0.0,  # on the table rows in a batch; only with "adam"
+    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
+    warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
 TRAINING = dict(
     max_epochs=1,
     validations_per_epoch=4,
     patience=4,  # validations without a better AUC before the run stops
     seed=1,  # of initial weights, dropout and the order of rows
-    precision="auto",  # bf16 where that is faster; or "32-true", "bf16-mixed"
-    shard_table=False,  # True: each process holds a part of the table, which then need not fit into one machine
+    precision="auto",  # bf16 if that is faster, otherwise float32; or "32-true", "bf16-mixed"
+    shard_table=False,  # True: each process holds a part of the table, for tables larger than a machine's memory
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
-    strategy="auto",  # DDP for several processes; or "ray": processes of a Ray cluster
-    logger="csv",  # metrics.csv; or "tensorboard" too, in the run's folder; or any logger of Lightning
-    start_from=None,  # an earlier checkpoint, whose weights are kept; values that it did not know get new rows
+    strategy="auto",  # DDP if there are several processes; or "ray": processes of a Ray cluster
+    logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
+    start_from=None,  # or an earlier checkpoint whose weights are kept; values that it does not know get new rows
     resume=False,  # True: continue the newest unfinished run
 )
 
@@ -75,8 +75,8 @@ def train(
 ) -> dict[str, Any]:
     """Train DLRM, test its best checkpoint and return the contents of results.json.
 
-    changes: other values for the settings above, by name: train(seed=2, dropout=0.5). test: False for a trial of a
-    search, which must not see the test rows.
+    changes: settings above to change, by name: train(seed=2, dropout=0.5). test: False for a trial of a search, which
+    must not see the test rows.
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("dlrm", settings.flat(), run_folder) as folder:

@@ -53,7 +53,7 @@ class Box:
 
 
 class Panel:
-    """One model, with the origin of its coordinates at the bottom left; row 0 holds the inputs."""
+    """One model; the origin of its coordinates is at the bottom left, and row 0 has the inputs."""
 
     def __init__(self, axes: Axes, title: str, left: float, bottom: float, rows: int):
         self.axes, self.left, self.bottom = axes, left, bottom
@@ -62,11 +62,11 @@ class Panel:
         axes.text(left + WIDTH / 2, top, title, ha="center", va="bottom", size=11, weight="bold", color=INK)
 
     def _height(self, row: float) -> float:
-        """The middle of a row."""
+        """The height of the middle of a row."""
         return self.bottom + HEIGHT / 2 + row * PITCH
 
     def box(self, kind: str, row: int, x: float, width: float, text: str, shape: str) -> Box:
-        """A box that says what it is and, below that, the shape of its output."""
+        """A box with its name and, below it, the shape of its output."""
         x, y = self.left + x, self._height(row)
         fill, edge = KINDS[kind]
         corner = (x - width / 2, y - HEIGHT / 2)
@@ -85,7 +85,7 @@ class Panel:
         self.arrow([(at, lower.top), (at, upper.bottom)])
 
     def arrow(self, points: Sequence[tuple[float, float]], dashed: bool = False) -> None:
-        """An arrow along some points; dashed where the gradient stops."""
+        """An arrow along some points; dashed if the gradient stops there."""
         line = dict(color=FAINT, lw=1.1, ls=(0, (2, 1.2)) if dashed else "-")
         head = "-|>,head_length=3.2,head_width=1.7"
         patch = FancyArrowPatch(path=Outline(points), arrowstyle=head, zorder=2, **line)
@@ -104,7 +104,7 @@ class Panel:
         self.axes.text(self.left + x, self._height(row), text, ha=ha, va="center", size=7.4, color=FAINT, zorder=4)
 
     def frame(self, row: int, left: float, right: float) -> Box:
-        """A frame around boxes of one row that belong together."""
+        """A frame around boxes of one row."""
         frame = Box(self.left + (left + right) / 2, self._height(row), right - left, HEIGHT + 0.12)
         style = "round,pad=0,rounding_size=0.06"
         edge = dict(ec=FAINT, lw=0.9, ls=(0, (3, 2)))

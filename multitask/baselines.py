@@ -1,4 +1,4 @@
-"""What the multi-task models must beat: a tuned logistic regression per task, on the same inputs."""
+"""The baseline of the multi-task models: a tuned logistic regression per task, on the same inputs."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from multitask.mmoe import PiecewiseLinear
 
 @on_rank_zero
 def logistic_regression(data: MultiTaskDataModule) -> dict[str, Tensor]:
-    """Probabilities (N, K) of the baseline for the test rows, by its name."""
+    """The baseline's probabilities (N, K) for the test rows, by its name."""
     bins = PiecewiseLinear(data.bin_edges)
     (x_train, y_train), (x_val, y_val), (x_test, _) = (
         one_hot(bins(torch.from_numpy(dense)).numpy(), ids, label, data.cardinalities, data.slots, data.pooling)

@@ -1,7 +1,7 @@
-"""The paper's table with ours beside it: all models x both task groups x seeds: `python multitask/compare.py`.
+"""The paper's table beside ours, for all models, both task groups and several seeds: `python multitask/compare.py`.
 
-If it is stopped, the same command continues: finished runs are kept. Every model has MMoE's number of parameters
-(Single-Task: over all its models) and is tuned on the validation rows with the same candidates, on the first seed.
+If it is interrupted, the same command continues; finished runs are kept. Every model has as many parameters as MMoE
+(Single-Task: all its models together), and is tuned on validation rows over the same candidates, with the first seed.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from multitask.train import DATA, MODEL, OPTIMIZER, TRAINING, train
 GROUPS = {"group 1": ("income", "never_married"), "group 2": ("education", "never_married")}  # main task first
 SEEDS = (1, 2, 3, 4, 5)
 CANDIDATES = ({"dropout": 0.1}, {"dropout": 0.3})  # changes to the settings of train.py
-# AUC of each task (in the run that is best on the main task, mean over runs), Ma et al. 2018
+# Ma et al. 2018: for each task, AUC in the run that is best on the main task, and mean AUC over runs
 PAPER = {
     "group 1": {
         "Single-Task": [(0.9398, 0.9337), (0.9933, 0.9922)],
@@ -45,9 +45,7 @@ PAPER = {
         "MMoE": [(0.8860, 0.8826), (0.9932, 0.9924)],
     },
 }
-SAMPLE_NOTE = (
-    "The runs are of the built-in sample; the paper's figures are of the real data: they are not to be compared."
-)
+SAMPLE_NOTE = "These runs are on the built-in sample, the paper's figures on the real data: they cannot be compared."
 
 
 def compare(
@@ -59,13 +57,13 @@ def compare(
 ) -> pd.DataFrame:
     """One row per group, model and task, also written as compare.csv, compare.md and compare.png.
 
-    changes: other values for settings of multitask/train.py, by name.
+    changes: settings of multitask/train.py to change, by name.
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     count = count_trainings(groups, len(seeds), len(candidates))
     print(
-        f"{count} trainings with max_epochs={settings.training['max_epochs']}, one after the other: on the real rows, "
-        "one core takes about a minute and a half for each. If it is stopped, the same command continues.",
+        f"{count} training runs with max_epochs={settings.training['max_epochs']}, one at a time; on the real rows each"
+        " takes about a minute and a half on one core. If interrupted, the same command continues.",
         flush=True,
     )
     runs = []  # one dict per group, model, seed and task
@@ -75,7 +73,7 @@ def compare(
             data.setup()
             folder = output_root() / "runs" / "multitask_compare" / ("sample" if data.is_sample else data.dataset)
             tested = {}
-            if seed == seeds[0]:  # it has no randomness
+            if seed == seeds[0]:  # logistic regression is deterministic
                 linear = folder / f"linear-{'-'.join(tasks)}.json"
                 tested["logistic regression"] = cached_metrics(linear, data)
             for variant, name in DISPLAY_NAMES.items():
@@ -110,7 +108,7 @@ def trained_together(variant: str, tasks: tuple[str, ...]) -> list[tuple[str, ..
 
 
 def count_trainings(groups: dict[str, tuple[str, str]], seeds: int, candidates: int) -> int:
-    """How many runs there are: all candidates with the first seed, the best one with the others."""
+    """The number of runs: all candidates with the first seed, the best one with the others."""
     models = {
         (variant, group_tasks)
         for variant in DISPLAY_NAMES
@@ -121,7 +119,7 @@ def count_trainings(groups: dict[str, tuple[str, str]], seeds: int, candidates: 
 
 
 def run(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """The results of a training run; trained now if it is not finished."""
+    """The results of a training run, which is trained now unless it is finished."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes).flat()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     home = folder / f"{settings['variant']}-{'-'.join(settings['tasks'])}-seed{settings['seed']}-{digest}"
@@ -131,7 +129,7 @@ def run(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def cached_metrics(path: Path, data: MultiTaskDataModule) -> dict:
-    """Test metrics of the logistic regression; measured now if they are not in the file."""
+    """Test metrics of the logistic regression, computed now unless they are in the file."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         (probability,) = logistic_regression(data).values()
@@ -142,7 +140,7 @@ def cached_metrics(path: Path, data: MultiTaskDataModule) -> dict:
 def parameter_matched_units(
     variant: str, tasks: Sequence[str], group_size: int, data: MultiTaskDataModule, settings: Settings
 ) -> tuple[int, ...]:
-    """Widths of an expert with which a variant has as many parameters as MMoE: the first one is adapted."""
+    """Expert widths, of which the first is adapted, with which a variant has as many parameters as MMoE."""
     first, *others = settings.model["expert_units"]
 
     def parameters(variant: str, tasks: Sequence[str], first: int) -> int:
@@ -152,12 +150,12 @@ def parameter_matched_units(
 
     # Single-Task: the models of all tasks share the budget
     budget = parameters("mmoe", data.tasks, first) * len(tasks) / group_size
-    one, two = parameters(variant, tasks, 1), parameters(variant, tasks, 2)  # linear in the first width
+    one, two = parameters(variant, tasks, 1), parameters(variant, tasks, 2)  # the count is linear in the first width
     return round(1 + (budget - one) / (two - one)), *others
 
 
 def summarise(runs: pd.DataFrame, groups: dict) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, and both tasks in the run that is best on the main one."""
+    """Mean and standard deviation over seeds, and both tasks' AUC in the run that is best on the main task."""
     rows = []
     for (group, model), part in runs.groupby(["group", "model"], sort=False):
         auc = part.pivot(index="seed", columns="task", values="auc")

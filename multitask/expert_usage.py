@@ -1,4 +1,4 @@
-"""How the tasks use the experts: logged after each validation, drawn at the end.
+"""How the tasks use the experts: logged after each validation, and plotted at the end.
 
 K: tasks, E: experts.
 """
@@ -16,13 +16,13 @@ from common.data.data_module import RecommendationDataModule
 from common.training.plots import caption
 from multitask.mmoe import MMoE
 
-BATCH_SIZE = 4096  # rows looked at together
-DEAD_WEIGHT = 0.01  # mean gate weight below which no task uses an expert
-DEAD_ZEROS = 0.9  # share of an expert's outputs that are 0, above which it says nothing
+BATCH_SIZE = 4096  # rows evaluated at a time
+DEAD_WEIGHT = 0.01  # an expert whose mean gate weights are all below this is dead
+DEAD_ZEROS = 0.9  # so is an expert with a larger share of zeros among its outputs
 
 
 class ExpertUsage(pl.Callback):
-    """After each validation: mean gate weights to gates.csv, and a line on the terminal for experts that are dead."""
+    """After each validation, writes mean gate weights to gates.csv and prints which experts are dead."""
 
     def __init__(self, folder: Path):
         self.path = folder / "gates.csv"
@@ -50,7 +50,7 @@ class ExpertUsage(pl.Callback):
 
 @torch.no_grad()
 def expert_usage(model: MMoE, data: RecommendationDataModule, split: str) -> tuple[Tensor, Tensor]:
-    """Mean gate weight (K, E), and share of zeros in each expert's output (E,), over the rows of a split."""
+    """Mean gate weights (K, E), and share of zeros among each expert's outputs (E,), over the rows of a split."""
     weights, zeros = torch.zeros(()), torch.zeros(())
     rows = torch.from_numpy(np.array(data.rows[split], np.int64))
     for part in rows.split(BATCH_SIZE):
@@ -62,7 +62,7 @@ def expert_usage(model: MMoE, data: RecommendationDataModule, split: str) -> tup
 
 
 def dead_experts(weights: Tensor, zeros: Tensor) -> list[int]:
-    """Experts that no task uses, or whose ReLUs are nearly all shut: (K, E), (E,) -> their numbers."""
+    """Numbers of the experts that no task uses or whose outputs are nearly all 0, given weights (K, E), zeros (E,)."""
     return ((weights.amax(0) < DEAD_WEIGHT) | (zeros > DEAD_ZEROS)).nonzero().flatten().tolist()
 
 

@@ -1,4 +1,4 @@
-"""Multi-gate Mixture-of-Experts (Ma et al., KDD 2018, doi:10.1145/3219819.3220007) and the models that it generalises.
+"""Multi-gate Mixture-of-Experts (Ma et al., KDD 2018, doi:10.1145/3219819.3220007) and the models it generalises.
 
 B: rows of a batch, I: dense columns, F: categorical fields, X: width of the input x, K: tasks, E: experts, O: width of
 an expert's output, Q: parallel layers. Equation numbers are the paper's.
@@ -23,11 +23,11 @@ DISPLAY_NAMES = {"mmoe": "MMoE", "omoe": "OMoE", "shared_bottom": "Shared-Bottom
 class MMoE(Recommender):
     """y_k = h^k(f^k(x)) with f^k(x) = sum_i g^k(x)_i f_i(x): towers h, gates g, experts f (eq. 6 and 7).
 
-    variant: "mmoe" has a gate per task, "omoe" one gate for all tasks (eq. 5), "shared_bottom" none: its only expert is
-    the shared bottom (eq. 1). "single_task" is the same with one task. bin_edges: of each dense column; cardinalities:
-    ids of each categorical field; slots, pooling: of fields with several values in a cell, as in PackedEmbedding;
-    dropout: of experts and towers; task_weights: of the losses; optimizer: arguments of build_optimizer. Forward: dense
-    (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B, K).
+    variant: "mmoe" has a gate per task, "omoe" one gate for all tasks (eq. 5), "shared_bottom" no gate and a single
+    expert, the shared bottom (eq. 1); "single_task" is that with one task. bin_edges: of each dense column;
+    cardinalities: number of ids of each categorical field; slots, pooling: for fields with several values in a cell,
+    see PackedEmbedding; dropout: of experts and towers; task_weights: of the losses; optimizer: arguments of
+    build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B, K).
     """
 
     task_weights: Tensor
@@ -50,8 +50,8 @@ class MMoE(Recommender):
         optimizer: dict[str, Any],
     ):
         super().__init__()
-        check(variant != "single_task" or len(tasks) == 1, f"variant 'single_task' learns one task; tasks is {tasks}.")
-        check(len(task_weights) == len(tasks), f"task_weights is {task_weights}; it must hold one for each of {tasks}.")
+        check(variant != "single_task" or len(tasks) == 1, f"variant 'single_task' takes one task; tasks is {tasks}.")
+        check(len(task_weights) == len(tasks), f"task_weights is {task_weights}; it must have one for each of {tasks}.")
         self.save_hyperparameters()
         self.metrics = TaskMetrics(tasks)
         self.register_buffer("task_weights", torch.tensor(task_weights, dtype=torch.float32), persistent=False)
@@ -81,11 +81,11 @@ class MMoE(Recommender):
         return torch.cat([self.dense_encoding(dense), self.embedding(ids).flatten(1)], 1)
 
     def gate_weights(self, x: Tensor) -> Tensor:
-        """g^k(x)_i of eq. 8: (B, X) -> (K, B, E); tasks that share a gate, or have none, have equal weights."""
+        """g^k(x)_i of eq. 8: (B, X) -> (K, B, E); equal for all tasks if they share a gate or have none."""
         num_tasks = len(self.hparams["tasks"])
         if self.gates is None:
             return x.new_ones(num_tasks, len(x), 1)
-        # Differs from the paper: W_gk x has a bias, so that a gate may prefer an expert for all inputs
+        # Differs from the paper: W_gk x has a bias, so that a gate can prefer an expert whatever the input
         return self.gates(x).softmax(2).expand(num_tasks, -1, -1)
 
     def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -95,7 +95,7 @@ class MMoE(Recommender):
 
     @property
     def loss_weight(self) -> float | None:
-        weights = self.hparams["task_weights"]  # the validation's log loss is a mean over tasks
+        weights = self.hparams["task_weights"]  # the validation log loss is the plain mean over tasks
         return sum(weights) if len(set(weights)) == 1 else None
 
     def predict(self, logits: Tensor) -> Tensor:
@@ -109,17 +109,18 @@ def mix(weights: Tensor, experts: Tensor) -> Tensor:
 
 
 class PiecewiseLinear(nn.Module):
-    """How far a number reaches into each bin of its column, 0 to 1 (Gorishniy et al. 2022, arXiv:2203.05556).
+    """Piecewise linear encoding: how far a number reaches into each bin, 0 to 1 (Gorishniy et al. 2022,
+    arXiv:2203.05556).
 
-    bin_edges: two or more, ascending, for each column. (B, I) -> (B, all bins); a missing number (nan) gives zeros.
+    bin_edges: two or more per column, ascending. (B, I) -> (B, all bins); a missing number (nan) gives zeros.
     """
 
     column: Tensor
     left: Tensor
     size: Tensor
 
-    # Differs from MMoE's paper, which says nothing of dense inputs: a scaled number alone offers no thresholds.
-    # Differs from Gorishniy et al.: beyond the first and the last edge the encoding stays at 0 and 1.
+    # Differs from MMoE's paper, which does not say how numbers are encoded: a scaled number alone has no thresholds.
+    # Differs from Gorishniy et al.: below the first and above the last edge the encoding stays at 0 and 1.
     def __init__(self, bin_edges: Sequence[Sequence[float]]):
         super().__init__()
         bins = [(column, *edges) for column, row in enumerate(bin_edges) for edges in pairwise(row)]
@@ -134,7 +135,7 @@ class PiecewiseLinear(nn.Module):
 
 
 class ParallelLinear(nn.Module):
-    """Q linear layers side by side as one matrix product: (B, in), the same for all, or (Q, B, in) -> (Q, B, out)."""
+    """Q linear layers as one matrix product: (B, in), shared by all, or (Q, B, in) -> (Q, B, out)."""
 
     def __init__(self, num_layers: int, fan_in: int, fan_out: int):
         super().__init__()
@@ -149,7 +150,7 @@ class ParallelLinear(nn.Module):
 
 
 def parallel_mlps(num_mlps: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
-    """Q separate MLPs: (B, widths[0]), the same for all, or (Q, B, widths[0]) -> (Q, B, widths[-1])."""
+    """Q separate MLPs: (B, widths[0]), shared by all, or (Q, B, widths[0]) -> (Q, B, widths[-1])."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
         layers += [ParallelLinear(num_mlps, fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]

@@ -1,4 +1,4 @@
-"""Train MMoE, or a model that it generalises, on Census Income: `python multitask/train.py`.
+"""Train MMoE, or a model it generalises, on Census-Income: `python multitask/train.py`.
 
 Trains on the real rows if DATA_ROOT has them (`python data/census_income.py` downloads them), otherwise on the built-in
 sample. On Census-Income (KDD) the test AUC should reach 0.952 for income and 0.994 for never married (paper: 0.936 and
@@ -27,12 +27,12 @@ from multitask.expert_usage import ExpertUsage, plot_gates
 from multitask.mmoe import MMoE
 
 DATA = dict(
-    dataset="census-income-kdd",  # folder in data_root; or "adult"
+    dataset="census-income-kdd",  # folder in data_root; or "adult", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
     tasks=("income", "never_married"),  # the paper's group 1; group 2: ("education", "never_married")
-    min_count=5,  # training rows in which a value must occur to get an id of its own
+    min_count=5,  # training rows in which a value must occur to get its own id
     num_bins=16,  # of each numeric column, by quantiles
-    weighted=False,  # True: the training loss counts each row by the column of the role "weight"; metrics do not
+    weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not
     batch_size=512,  # rows, over all processes
     num_workers=0,  # loader processes; slices of memory-mapped arrays need none
 )
@@ -40,8 +40,8 @@ MODEL = dict(
     variant="mmoe",  # or "omoe", "shared_bottom", "single_task"
     task_weights=(1.0, 1.0),  # of the losses
     num_experts=8,
-    expert_units=(32, 32),  # of an expert's layers
-    tower_units=(16,),  # of a tower's hidden layers
+    expert_units=(32, 32),  # layers of an expert
+    tower_units=(16,),  # hidden layers of a tower
     embedding_dim=4,
     dropout=0.3,  # of experts and towers
 )
@@ -50,20 +50,20 @@ OPTIMIZER = dict(
     learning_rate=2e-3,
     embedding_learning_rate=None,  # of the table; None: learning_rate
     embedding_l2=0.0,  # on the table rows in a batch
-    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 where nothing improves
-    warmup_steps=0,  # in which the rate grows linearly, before the schedule
+    schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
+    warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
 TRAINING = dict(
     max_epochs=6,
     validations_per_epoch=1,
     patience=2,  # validations without a better mean AUC before the run stops
     seed=1,  # of initial weights, dropout and the order of rows
-    precision="auto",  # bf16 where that is faster; or "32-true", "bf16-mixed"
+    precision="auto",  # bf16 if that is faster, otherwise float32; or "32-true", "bf16-mixed"
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
-    strategy="auto",  # DDP for several processes; or "ray": processes of a Ray cluster
-    logger="csv",  # metrics.csv; or "tensorboard" too, in the run's folder; or any logger of Lightning
-    start_from=None,  # an earlier checkpoint, whose weights are kept; values that it did not know get new rows
+    strategy="auto",  # DDP if there are several processes; or "ray": processes of a Ray cluster
+    logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
+    start_from=None,  # or an earlier checkpoint whose weights are kept; values that it does not know get new rows
     resume=False,  # True: continue the newest unfinished run
 )
 
@@ -78,7 +78,7 @@ def train(
 ) -> dict[str, Any]:
     """Train MMoE, test its best checkpoint and return the contents of results.json.
 
-    changes: other values for the settings above, by name: train(seed=2, variant="omoe").
+    changes: settings above to change, by name: train(seed=2, variant="omoe"). baselines: as in fit_and_test.
     """
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("multitask", settings.flat(), run_folder) as folder:
@@ -94,7 +94,7 @@ def train(
             **settings.model,
             optimizer=settings.optimizer,
         )
-        # starts at the rates of the training rows
+        # starts at the positive rates of the training rows
         model.outputs.bias.data.copy_(torch.tensor(data.base_logits).view(-1, 1, 1))
         return fit_and_test(
             model,

@@ -1,4 +1,4 @@
-"""What every model must pass. A batch is a list of tensors, the target last."""
+"""Checks that every model must pass. A batch is a list of tensors with the target last."""
 
 import tempfile
 from pathlib import Path
@@ -13,14 +13,14 @@ OPTIMIZER |= {"schedule": "plateau", "warmup_steps": 0}
 
 
 def build(model_class: type[Recommender], settings: dict, changes: dict) -> Recommender:
-    """A model from its arguments; changes may be of OPTIMIZER too."""
+    """A model from its arguments; `changes` may include settings of OPTIMIZER."""
     optimizer = OPTIMIZER | {name: value for name, value in changes.items() if name in OPTIMIZER}
     others = {name: value for name, value in changes.items() if name not in OPTIMIZER}
     return model_class(**settings | others, optimizer=optimizer)
 
 
 def check_rows_do_not_mix(model: Recommender, batch: list[torch.Tensor]) -> None:
-    """Exchanging every row but the first leaves the first one's output as it is."""
+    """Replacing all rows except the first does not change the first row's output."""
     *inputs, _ = batch
     changed = [torch.cat([part[:1], part[1:].flip(0).roll(1, 0)]) for part in inputs]
     before, after = model(*inputs), model(*changed)
@@ -34,7 +34,7 @@ def check_batch_of_one(model: Recommender, batch: list[torch.Tensor]) -> None:
 
 
 def check_learns_one_batch(model: Recommender, batch: list[torch.Tensor], steps: int = 200) -> None:
-    """The loss of one batch falls to a fifth: gradients reach what they should."""
+    """The loss on one batch falls to a fifth: gradients reach all parameters that matter."""
     model.train()
     optimizer = model.configure_optimizers()["optimizer"]
     first = None

@@ -1,10 +1,10 @@
-"""Every test writes below a temporary folder; tests marked real_data need the real sets."""
+"""Every test writes to a temporary folder; tests marked real_data need the real datasets."""
 
 import os
 from pathlib import Path
 from threading import RLock
 
-# models are small here, and on a busy machine threads wait for each other far longer than one of them works
+# models are small here, and on a busy machine threads spend more time waiting for each other than working
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -32,7 +32,7 @@ def outputs(tmp_path_factory, monkeypatch) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """Figures are composed, but not drawn: that would take most of the time of a run as small as those of the tests."""
+    """Figures are composed but not drawn, which would take most of the time of such small runs."""
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
 
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from data.criteo_schema import CATEGORICAL, DENSE
 
-MISSING_DENSE = -(2**31)  # in what parse_plainly gives
+MISSING_DENSE = -(2**31)  # in the result of parse_plainly
 
 
 def make_lines(rng: np.random.Generator, rows: int, labelled: bool = True, distinct: int = 50) -> list[str]:
-    """Lines without their end, with missing and negative numbers, missing categories and every size of number."""
+    """Lines without line ends, with missing and negative numbers, missing categories and numbers of every size."""
     lines = []
     for _ in range(rows):
         dense = [str(int(rng.integers(-2, 10 ** int(rng.integers(1, 10))))) for _ in DENSE]

@@ -1,4 +1,4 @@
-"""Small MovieLens-shaped files for tests."""
+"""Small files in the formats of MovieLens for tests."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ Line = tuple[int, int, int, int]  # user, movie, rating, time
 
 
 def make_ratings(rng: np.random.Generator, users: int = 12, movies: int = 30, most: int = 25) -> list[Line]:
-    """In no order, many at the same time; the first users have 1, 2 and 3 ratings."""
+    """Unordered, many at the same time; the first users have 1, 2 and 3 ratings."""
     lines = []
     for user in range(1, users + 1):
         count = user if user <= 3 else int(rng.integers(4, most))
@@ -30,7 +30,7 @@ def write_1m(folder: Path, lines: list[Line], movies: int = 30) -> Path:
 
 
 def write_csv(folder: Path, lines: list[Line], movies: int = 30) -> Path:
-    """The same ratings in the form of the CSV releases."""
+    """The same ratings in the format of the CSV releases."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = "".join(f"{user},{movie},{rating}.0,{time}\n" for user, movie, rating, time in lines)
     (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + rows)

@@ -1,6 +1,6 @@
-"""Small raw files of every format, a plain parser of each to compare with, and the reader that is tested.
+"""Small raw files of every format, a plain parser of each for comparison, and the reader under test.
 
-A plain parser takes the bytes of a file and gives its rows; it raises ValueError where the file must be refused.
+A plain parser takes the bytes of a file and returns its rows; it raises ValueError if the file must be refused.
 """
 
 import csv
@@ -29,7 +29,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Form:
-    """One kind of file. lines: good ones, without their ends; header: how many of them are no rows."""
+    """One kind of file. lines: valid ones, without line ends; header: how many of them are not rows."""
 
     name: str
     lines: tuple[bytes, ...]
@@ -56,7 +56,7 @@ def split_lines(content: bytes) -> list[bytes]:
 
 
 def table(schema: Schema, path: Path, labelled: bool = True) -> list[tuple]:
-    """Rows as the reader of tables gives them: texts and numbers of the inputs, labels."""
+    """Rows as the table reader returns them: texts and numbers of the inputs, labels."""
 
     def rows_of(rows: Rows) -> list[tuple]:
         columns = [as_optional(read_numbers(rows, column).tolist()) for column in schema.of_role("dense")]
@@ -71,7 +71,7 @@ def table(schema: Schema, path: Path, labelled: bool = True) -> list[tuple]:
 
 
 def texts_of(rows: Rows, name: str, schema: Schema) -> list[str | None]:
-    """A column's texts as they are in the file."""
+    """A column's texts as written in the file."""
     codes, texts, _ = read_texts(rows, Column(name, "categorical"), schema)
     entries = [*texts.to_pylist(), None]
     return [entries[code] for code in codes.tolist()]
@@ -223,7 +223,7 @@ def csv_rows(lines: Iterable[str]) -> list[list[str]]:
 
 
 def distinct(rows: list[tuple]) -> list[tuple]:
-    """The rows, refused where two have one id."""
+    """The rows; refused if two have the same id."""
     require(rows and len({row[0] for row in rows}) == len(rows))
     return rows
 

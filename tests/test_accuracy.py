@@ -1,4 +1,4 @@
-"""Each model, trained for a few hundred steps on its public set, is as good as it was: a gate for silent losses."""
+"""Each model, trained for a few hundred steps on its public dataset, is as good as before: a gate for silent losses."""
 
 import pytest
 
@@ -24,7 +24,7 @@ CLICKS = SHORT | {"dataset": "ml-1m", "split": "random", "batch_size": 1024}
     ids=["deepfm", "dlrm", "mmoe", "bst"],
 )
 def test_metric_has_not_fallen(monkeypatch, script, changes, metric, least):
-    """least: the mean of 3 seeds less 4 standard deviations, on validation rows; of an RMSE its negative."""
+    """least: on validation rows, the mean of 3 seeds minus 4 standard deviations; an RMSE counts negatively."""
     fit = script.fit_and_test
     monkeypatch.setattr(script, "fit_and_test", lambda *given, **named: fit(*given, **named | {"test": False}))
     found = script.train(**changes)["validation"][metric]

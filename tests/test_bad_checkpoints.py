@@ -1,4 +1,4 @@
-"""Files that are no checkpoint, or no longer one: a clear error, and no code in them is run."""
+"""Files that are not checkpoints, or damaged ones: a clear error, and no code in them is run."""
 
 import os
 import pickle
@@ -47,7 +47,7 @@ def good(root, tmp_path_factory) -> Path:
 
 
 class Payload:
-    """Unpickling it makes a folder."""
+    """Unpickling this object creates a folder."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -70,12 +70,12 @@ def test_a_payload_is_never_run(tmp_path, good):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), files[-1])
     for path in files:
         for function in (load_checkpoint, load):
-            with pytest.raises(UserError, match=f"{path.name} is no readable checkpoint"):
+            with pytest.raises(UserError, match=f"{path.name} is not a readable checkpoint"):
                 function(path)
     assert not marker.exists()
     done = run_process("predict.py", files[0], "-", folder=tmp_path)
     assert done.returncode == 1 and not marker.exists()
-    assert "is no readable checkpoint" in done.stderr and "Traceback" not in done.stderr
+    assert "is not a readable checkpoint" in done.stderr and "Traceback" not in done.stderr
     torch.load(files[0], weights_only=False)  # the payload is one that works
     assert marker.exists()
 
@@ -88,13 +88,13 @@ def test_cut_and_foreign_files(tmp_path, good, rng):
     contents += [b"PK\x03\x04" + rng.bytes(1000), b"\x80\x02" + rng.bytes(100), b"1,2,3\n", b"\0" * 10_000]
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"bad.ckpt is no readable checkpoint"):
+        with pytest.raises(UserError, match=r"bad.ckpt is not a readable checkpoint"):
             load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(UserError, match=r"bad.ckpt is no readable checkpoint"):
+    with pytest.raises(UserError, match=r"bad.ckpt is not a readable checkpoint"):
         load(path)
-    with pytest.raises(UserError, match="is a folder; give a checkpoint"):
+    with pytest.raises(UserError, match="is a folder; pass a checkpoint"):
         load(tmp_path)
     with pytest.raises(UserError, match=r"there is no checkpoint .*nowhere"):
         load(tmp_path / "nowhere.ckpt")
@@ -103,7 +103,7 @@ def test_cut_and_foreign_files(tmp_path, good, rng):
 @pytest.mark.parametrize("content", [[], 3, torch.zeros(2), {}, {"weights": {}}, {"state_dict": [1]}])
 def test_tensors_of_another_program(tmp_path, content):
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=r"other.ckpt is no checkpoint of this repo"):
+    with pytest.raises(UserError, match=r"other.ckpt is not a checkpoint of this repo"):
         load(tmp_path / "other.ckpt")
 
 
@@ -142,7 +142,7 @@ SMALL_MODELS = {
 ABSURD = [
     (DeepFM, {"hidden_units": [10**9]}, "hidden_units is"),
     (DeepFM, {"hidden_units": [30_000, 30_000]}, "size"),
-    (DeepFM, {"cardinalities": [10**12, 6]}, r"embedding.weight has the size \(11, 5\)"),
+    (DeepFM, {"cardinalities": [10**12, 6]}, r"embedding.weight has size \(11, 5\)"),
     (DeepFM, {"num_dense": 10**12}, "size"),
     (DeepFM, {"slots": [10**12, 1]}, "slots is"),
     (DeepFM, {"slots": [1, 3], "pooling": [None, "max"]}, "pooling is"),
@@ -182,7 +182,7 @@ def test_a_tensor_larger_than_its_data_is_refused_before_it_is_copied(tmp_path, 
 
 
 def nested(depth: int) -> list:
-    """A list in itself twice, and so on: its repr has 2^depth parts, its pickle a few bytes for each level."""
+    """A list that contains a list twice, and so on: its repr has 2^depth parts, its pickle a few bytes per level."""
     value = [0.5]
     for _ in range(depth):
         value = [value, value]
@@ -202,7 +202,7 @@ def test_a_list_nested_in_itself_is_refused_at_once(tmp_path, good, place):
     try:
         for value in (nested(60), itself):
             torch.save(replaced(content, place, value), path)
-            with pytest.raises(UserError, match=r"nested.ckpt is damaged: a list in it holds itself"):
+            with pytest.raises(UserError, match=r"nested.ckpt is damaged: a list in it contains itself"):
                 load(path)
     finally:
         signal.alarm(0)
@@ -225,14 +225,18 @@ def test_an_archive_of_which_parts_overlap_or_unpack_is_refused(tmp_path, good):
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in source.namelist():
             archive.writestr(name, source.read(name))
-    with pytest.raises(UserError, match=r"archive.ckpt is no readable checkpoint: its parts are larger than the file"):
+    with pytest.raises(
+        UserError, match=r"archive.ckpt is not a readable checkpoint: its parts are larger than the file"
+    ):
         load(path)
-    # entries of the directory that name the same bytes again and again: it takes hours to read them all
+    # many directory entries name the same bytes: reading them all would take hours
     with zipfile.ZipFile(plain, "w") as archive:
         archive.writestr("a/data.pkl", b"\0" * 10**5)
         archive.filelist *= 50
     path.write_bytes(plain.read_bytes())
-    with pytest.raises(UserError, match=r"archive.ckpt is no readable checkpoint: its parts are larger than the file"):
+    with pytest.raises(
+        UserError, match=r"archive.ckpt is not a readable checkpoint: its parts are larger than the file"
+    ):
         load(path)
 
 
@@ -270,7 +274,7 @@ def test_wrong_values_anywhere_in_a_checkpoint(tmp_path, good, root):
                 predict(path, raw, tmp_path / "out.csv")
             except UserError as error:
                 refused += 1
-                # what might describe another table is found in the first row that does not fit it
+                # entries that could describe another table are noticed at the first row that does not fit
                 described = place[:2] == ("ClickDataModule", "schema") and is_loadable(path)
                 assert str(raw if described else path) in str(error), (place, value)
                 assert not described or place[2] in OF_ANOTHER_TABLE, (place, value)
@@ -288,10 +292,10 @@ def test_a_run_is_not_resumed_from_a_checkpoint_that_does_not_fit(tmp_path, good
     other = outputs / "runs" / "dlrm" / "version_0" / "checkpoints" / "last.ckpt"
     wider = outputs / "runs" / "deepfm" / "version_1" / "checkpoints" / "last.ckpt"
     for bad, message in (
-        (whole[:-100], r"last.ckpt is no readable checkpoint"),
+        (whole[:-100], r"last.ckpt is not a readable checkpoint"),
         (other.read_bytes(), r"last.ckpt is of DLRM, not of DeepFM"),
         (wider.read_bytes(), r"last.ckpt does not fit .*resume=False"),
-        (good.read_bytes(), r"last.ckpt holds weights only"),
+        (good.read_bytes(), r"last.ckpt has only weights"),
     ):
         last.write_bytes(bad)
         with pytest.raises(UserError, match=message):
@@ -302,8 +306,8 @@ def test_a_run_is_not_resumed_from_a_checkpoint_that_does_not_fit(tmp_path, good
 
 
 def test_a_folder_is_no_checkpoint(tmp_path, good):
-    with pytest.raises(UserError, match=r"is a folder; give a checkpoint, which is a file"):
+    with pytest.raises(UserError, match=r"is a folder; pass a checkpoint file"):
         load(tmp_path)
     for folder in (good.parent, good.parents[1], good.parents[2], good.parents[3]):  # up to runs/
-        with pytest.raises(UserError, match=f"{folder} is a folder; give a checkpoint in it, such as {good}.$"):
+        with pytest.raises(UserError, match=f"{folder} is a folder; pass a checkpoint in it, such as {good}.$"):
             load(folder)

@@ -1,4 +1,4 @@
-"""BST against loops of its equations, and what must not influence an output."""
+"""BST against loops over its equations, and what must not influence an output."""
 
 import math
 
@@ -32,7 +32,7 @@ SETTINGS = {
 
 
 def make_model(**changes) -> BST:
-    """With weights large enough that each part shows."""
+    """A model with weights so large that each part matters."""
     model = build(BST, SETTINGS, changes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -67,7 +67,7 @@ def layer_norm(layer, x):
 
 
 def block_in_loops(block: Block, sequence: list[torch.Tensor], position: int) -> torch.Tensor:
-    """Equations of section 2.2 for one place of one sequence without padding."""
+    """The equations of section 2.2 for one position of one sequence without padding."""
     attention, dim = block.attention, len(sequence[0])
     w_q, w_k, w_v = attention.in_proj_weight.chunk(3)
     b_q, b_k, b_v = attention.in_proj_bias.chunk(3)
@@ -190,7 +190,7 @@ def test_starts_near_the_numbers_it_is_given():
 
 
 def test_ratings_of_another_scale():
-    """From 0 to 100, spread over 4 as the model sees them: loss and predictions by the equation."""
+    """Ratings from 0 to 100, which the model sees with a spread of 4: loss and predictions follow the equations."""
     scale = {"target": "rating", "rating_range": [0.0, 100.0], "rating_units": [-25.0, 25.0]}
     model = make_model(**scale)
     logits, rating = torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0.0, 75.0, 100.0])

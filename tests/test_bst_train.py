@@ -77,7 +77,7 @@ def test_heads_that_do_not_fit_are_refused(tmp_path, rng):
 
 
 def test_factorization_reaches_its_minimum(rng):
-    """The ridge regressions of the last sweep have no gradient left; a planted factorization is found."""
+    """The ridge regressions of the last sweep have zero gradients, and a planted factorization is found."""
     user, movie = rng.integers(80, size=4000), rng.integers(60, size=4000)
     planted = rng.normal(size=(80, 2)), rng.normal(size=(60, 2))
     rating = 3 + (planted[0][user] * planted[1][movie]).sum(1) + rng.normal(0, 0.1, 4000)

@@ -1,4 +1,4 @@
-"""The key of a cache holds all that decides its content; damage to an entry is noticed."""
+"""The key of a cache covers everything that decides its content; damage to an entry is detected."""
 
 import inspect
 import json
@@ -35,7 +35,7 @@ from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m
 
 DEFAULTS = {ClickDataModule: CRITEO_DATA, MultiTaskDataModule: CENSUS_DATA, HistoryDataModule: MOVIE_DATA}
-# values of each setting, of which any two may give other arrays
+# values of each setting, any two of which may give different arrays
 SETTINGS = {
     ClickDataModule: {
         "split": ["time", "random"],
@@ -55,9 +55,9 @@ SETTINGS = {
         "start_from_biases": [True, False],
     },
 }
-OF_LOADING = {"dataset", "data_root", "batch_size", "seed", "num_workers"}  # the same rows, in other batches
+OF_LOADING = {"dataset", "data_root", "batch_size", "seed", "num_workers"}  # the same rows, in different batches
 OF_LOADING |= {"weighted", "negative_rate", "negatives"}  # of data without ratings alone: tests/test_interactions.py
-# they open and check; what they change in the arrays is an error
+# these functions only open and check; a change of the arrays by them is an error
 HARMLESS = [common.errors, common.files, common.paths, common.data.cache, common.data.parallel, common.data.raw_files]
 MODULES = {
     ClickDataModule: data.table_data,
@@ -91,7 +91,7 @@ def root(tmp_path, rng) -> Path:
 
 @pytest.fixture
 def arrays(root, tmp_path, monkeypatch) -> Callable[..., dict[str, list[torch.Tensor]]]:
-    """Opens a data module with the caches of OUTPUT_ROOT/<home>; all that its loaders give, and what it carries."""
+    """Open a data module with the caches of OUTPUT_ROOT/<home>; everything its loaders yield, and its state."""
 
     def arrays(module: type[RecommendationDataModule], home: str, **settings) -> dict[str, list[torch.Tensor]]:
         monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / home))
@@ -114,7 +114,7 @@ def same(one: dict[str, list[torch.Tensor]], other: dict[str, list[torch.Tensor]
 
 @pytest.mark.parametrize("module", SETTINGS)
 def test_settings_that_change_the_arrays_have_a_cache_of_their_own(arrays, module):
-    """What a setting gives does not depend on which caches are there already."""
+    """The result of a setting does not depend on which caches already exist."""
     values = SETTINGS[module]
     assert set(values) == set(inspect.signature(module).parameters) - OF_LOADING
     for name, choices in values.items():
@@ -129,7 +129,7 @@ def test_settings_that_change_the_arrays_have_a_cache_of_their_own(arrays, modul
     ("module", "changed"), [*((module, {}) for module in MODULES), (HistoryDataModule, {"dataset": "mine"})]
 )
 def test_the_code_that_computes_is_part_of_the_key(root, tmp_path, monkeypatch, module, changed):
-    """All functions of the repo that a build calls are of modules whose text is in the key."""
+    """All functions of the repo that a build calls are in modules whose text is in the key."""
     calls = []
 
     def traced(name, sources, settings, build, *, code, **keywords) -> Path:
@@ -178,7 +178,7 @@ def test_other_code_is_another_entry(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("module", SETTINGS)
 def test_a_flipped_bit_is_noticed(root, tmp_path, monkeypatch, capsys, module):
-    """In any file of an entry that is read, of the same size and time."""
+    """In any file of an entry that is read, without a change of its size and time."""
     monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "output"))
 
     def state(**changes) -> list[torch.Tensor]:
@@ -195,9 +195,9 @@ def test_a_flipped_bit_is_noticed(root, tmp_path, monkeypatch, capsys, module):
         path.write_bytes(content)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         capsys.readouterr()
-        if "-columns-" in str(path):  # they are read where other rows are made of them
+        if "-columns-" in str(path):  # these are read only when other entries are made from them
             assert all(map(torch.equal, whole, state())) and "damaged" not in capsys.readouterr().out
             state(min_count=100 + i)
         again = state()
-        assert "is damaged; it is built again" in capsys.readouterr().out, path
+        assert "is damaged; rebuilding it" in capsys.readouterr().out, path
         assert all(map(torch.equal, whole, again)), path

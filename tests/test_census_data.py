@@ -1,4 +1,4 @@
-"""From raw file to batches: what is fitted on which rows, splits, the sample, the real files."""
+"""From raw file to batches: what is fitted on which rows, splits, the sample and the real files."""
 
 import hashlib
 import os
@@ -56,7 +56,7 @@ def in_file_order(data: MultiTaskDataModule) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("min_count", [1, 5])
 def test_vocabularies_are_fitted_on_training_rows_only(tmp_path, raw, min_count):
-    raw[1][3][9] = "Astronaut"  # an occupation that is in the test file only
+    raw[1][3][9] = "Astronaut"  # an occupation that is only in the test file
     data = open_data(tmp_path, raw, min_count=min_count)
     _, ids, _ = in_file_order(data)
     for i, name in enumerate(INPUTS):
@@ -122,7 +122,7 @@ def test_splits(tmp_path, raw):
     assert halves[0] | halves[1] == set(range(TRAIN, TRAIN + TEST))
     assert {len(half) for half in halves} == {TEST // 2}
     other = open_data(tmp_path, seed=77)
-    assert (other.rows["test"] == data.rows["test"]).all()  # SPLIT_SEED is apart from SEED
+    assert (other.rows["test"] == data.rows["test"]).all()  # the split has its own seed
 
 
 def test_batches_hold_the_labels_of_the_tasks_in_their_order(tmp_path, raw):
@@ -196,7 +196,7 @@ def test_best_possible_auc_is_that_of_the_planted_probabilities(tmp_path, monkey
     for name, column in (("income", 0), ("never_married", 1), ("education", 2)):
         label = data.read(data.rows["test"])[-1][:, data.tasks.index(name)]
         assert abs(truth[:, column].mean() - label.mean()) < 0.02
-        # the expected AUC of probabilities that are true: P(p_i > p_j), i positive, j negative
+        # the expected AUC of true probabilities: P(p_i > p_j) for i positive, j negative
         p = np.sort(truth[:, column])
         expected = (p * ((1 - p).cumsum() - (1 - p))).sum() / (p.sum() * (1 - p).sum())
         assert abs(best[f"auc_{name}"] - expected) < 0.01

@@ -1,4 +1,4 @@
-"""Raw files of Census-Income and Adult: every row as a plain parser reads it, every damage named with file and line."""
+"""Raw files of Census-Income and Adult: every row as a plain parser reads it, damage reported with file and line."""
 
 import csv
 import gzip
@@ -61,7 +61,7 @@ def test_gz_equals_plain_and_a_cut_one_is_an_error(tmp_path, lines):
     path.write_bytes(packed)
     assert sum(read_files([path], KDD, len)) == len(lines)
     path.write_bytes(packed[:-1000])
-    with pytest.raises(UserError, match=rf"{path}.*cut or damaged"):
+    with pytest.raises(UserError, match=rf"{path}.*truncated or damaged"):
         list(read_files([path], KDD, len))
 
 
@@ -151,7 +151,7 @@ def test_an_error_in_a_later_block_names_its_line(lines, monkeypatch):
 
 
 def test_a_file_that_is_cut_in_the_middle_of_a_line(lines):
-    with pytest.raises(UserError, match=r"line 11: found .* the file is cut"):
+    with pytest.raises(UserError, match=r"line 11: found .* the file is truncated"):
         read([*lines[:10], lines[10][:100]])
 
 

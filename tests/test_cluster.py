@@ -1,4 +1,4 @@
-"""Training by processes of a Ray cluster, here of this machine alone."""
+"""Training in processes of a Ray cluster, which here is just this machine."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.criteo_rows import make_lines, write_lines
 
 
 class KillOnce(pl.Callback):
-    """Kills the second process in mid-training, the first time that it gets there; notes where each start begins."""
+    """Kills the second process in mid-training, but only once; records where each start begins."""
 
     def __init__(self, folder: Path):
         self.mark, self.starts = folder / "killed", folder / "starts.txt"
@@ -67,8 +67,8 @@ def two_processors(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("two_processors")
 def test_more_processes_than_the_cluster_has_cpus_for_are_refused(monkeypatch, outputs, settings):
-    monkeypatch.delattr("common.cluster.ray_cluster.TorchTrainer")  # it would wait without end
-    with pytest.raises(UserError, match=r"devices times num_nodes .*: 3 CPUs are asked for; Ray has 2 "):
+    monkeypatch.delattr("common.cluster.ray_cluster.TorchTrainer")  # it would wait forever
+    with pytest.raises(UserError, match=r"devices times num_nodes .*: 3 CPUs are needed, but Ray has 2 "):
         train(**settings, devices=3, strategy="ray")
     assert not (outputs / "runs").exists()
 

@@ -1,4 +1,4 @@
-"""Differences of two models on the same rows against double loops and the bootstrap; AUC within groups."""
+"""Differences between two models on the same rows, against double loops and the bootstrap; AUC within groups."""
 
 import math
 

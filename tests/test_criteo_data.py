@@ -1,4 +1,4 @@
-"""From raw file to batches: what is fitted on which rows, splits, caches, order and resumption of loaders."""
+"""From raw file to batches: what is fitted on which rows, splits, caches, and order and resumption of the loaders."""
 
 import gzip
 import math
@@ -119,7 +119,7 @@ def test_encoder_survives_a_checkpoint(tmp_path, lines):
 
 
 def scored(root: Path, data: ClickDataModule) -> list[np.ndarray]:
-    """Inputs of the rows of train.txt, made with a checkpoint alone."""
+    """Inputs of the rows of train.txt, encoded with just a checkpoint."""
     torch.save(data.state_dict(), root / "state.pt")
     preprocessor = TablePreprocessor(torch.load(root / "state.pt", weights_only=True))
     with open(root / "criteo" / "train.txt", "rb") as file:
@@ -130,7 +130,7 @@ def scored(root: Path, data: ClickDataModule) -> list[np.ndarray]:
 def test_a_changed_file_is_read_again(tmp_path, lines, capsys):
     first = open_data(tmp_path, lines)
     other = open_data(tmp_path, min_count=5)
-    assert first.folder.exists() and other.folder.exists()  # other settings of the same file stay
+    assert first.folder.exists() and other.folder.exists()  # entries of other settings stay
     again = open_data(tmp_path, lines[:-70])
     assert "have changed" in capsys.readouterr().out
     assert sum(len(rows) for rows in again.rows.values()) == ROWS - 70
@@ -175,14 +175,14 @@ def test_a_file_that_changes_while_it_is_prepared(tmp_path, lines, monkeypatch, 
 
     with monkeypatch.context() as patch:
         patch.setattr(table_data, step, replaced_meanwhile)
-        with pytest.raises(UserError, match=r"train.txt changed while it was read; start again"):
+        with pytest.raises(UserError, match=r"train.txt changed while being read; start again"):
             open_data(tmp_path, lines)
     assert sum(len(rows) for rows in open_data(tmp_path).rows.values()) == 2 * ROWS
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="starts processes by fork, for speed")
 def test_killed_while_building_and_started_again(tmp_path, rng):
-    """SIGKILL at ten moments of the preparation; the next start reads nothing half-written."""
+    """After SIGKILL at ten moments of the preparation, the next start reads nothing half-written."""
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 2000) * 40)
     exit_codes = []
     for i in range(10):
@@ -213,7 +213,7 @@ def test_missing_files_and_settings_out_of_range(tmp_path):
     line = make_lines(np.random.default_rng(0), 1)[0][1:]
     with pytest.raises(UserError, match=r"train.txt: found 9 rows; a split needs at least 10"):
         open_data(tmp_path, ["1" + line] * 9)
-    with pytest.raises(UserError, match=r"train.txt: found at most 9 rows of a label"):
+    with pytest.raises(UserError, match=r"train.txt: found at most 9 rows of one class"):
         open_data(tmp_path, ["0" + line, "1" + line] * 9, split="random")
 
 
@@ -264,7 +264,7 @@ def test_loader_restored_in_mid_epoch_goes_on_with_the_rows_that_are_left(tmp_pa
     rest = [batch[0] for batch in restored]
     assert [len(b) for b in rest] == [len(b) for b in whole[4:]]
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
-    assert all(torch.equal(a[0], b) for a, b in zip(restored, whole, strict=True))  # and then a whole epoch again
+    assert all(torch.equal(a[0], b) for a, b in zip(restored, whole, strict=True))  # and then another whole epoch
 
 
 def test_sample_is_as_it_should_be(tmp_path):

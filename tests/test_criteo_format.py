@@ -1,4 +1,4 @@
-"""Criteo's raw text: every row as a plain parser reads it, every damage named with file, line and column."""
+"""Criteo's raw text: every row as a plain parser reads it, any damage reported with file, line and column."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ def replaced(column: int, text: str) -> str:
 
 
 def read(content: bytes, labelled: bool = True) -> dict[str, list]:
-    """As parse_plainly gives it."""
+    """In the form of parse_plainly."""
 
     def columns(rows) -> list:
         dense = [read_numbers(rows, CRITEO[name]).tolist() for name in DENSE]
@@ -67,12 +67,15 @@ def test_numbers(number):
         (GOOD + "\t", "line 7: found 41 fields separated by TAB, expected 40"),
         (GOOD.rsplit("\t", 1)[0], "line 7: found 39 fields .* expected 40"),
         ("", "line 7: found 1 fields"),
-        (GOOD.replace("\t", " "), "line 7: found 1 fields .* The line has as many as are due if space separates them"),
-        (GOOD.replace("\t", ","), "line 7: found 1 fields .* if comma separates them: convert the file"),
+        (
+            GOOD.replace("\t", " "),
+            "line 7: found 1 fields .* With space as the separator the line has the expected number",
+        ),
+        (GOOD.replace("\t", ","), "line 7: found 1 fields .* With comma as the separator .*: convert the file"),
         (replaced(0, "2"), "line 7, column label: found '2', expected '0' or '1'"),
         (replaced(0, ""), "line 7, column label: found ''"),
         (replaced(0, "label"), "column label: found 'label', expected '0' or '1' .the file must have no header"),
-        (replaced(1, "1.5"), "column I1: found '1.5', expected an integer"),
+        (replaced(1, "1.5"), "column I1: found '1.5', expected a 32-bit integer"),
         (replaced(2, "-"), "column I2: found '-'"),
         (replaced(3, "+5"), "column I3"),
         (replaced(4, "5-"), "column I4"),
@@ -116,5 +119,5 @@ def test_empty_and_cut_files(tmp_path):
         read(b"")
     path = tmp_path / "train.txt.gz"
     path.write_bytes(gzip.compress((GOOD + "\n").encode() * 100)[:-20])
-    with pytest.raises(UserError, match=r"train.txt.gz: the compressed file is cut"):
+    with pytest.raises(UserError, match=r"train.txt.gz: the compressed file is truncated"):
         list(read_files([path], CRITEO, len))

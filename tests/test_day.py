@@ -1,4 +1,4 @@
-"""docs/day.md: its blocks run one after the other, on few rows of the sample."""
+"""docs/day.md: its blocks run in order, on a few rows of the sample."""
 
 import re
 import runpy

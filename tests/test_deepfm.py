@@ -1,4 +1,4 @@
-"""DeepFM against double loops of its equations."""
+"""DeepFM against double loops over its equations."""
 
 from itertools import combinations
 

@@ -1,4 +1,4 @@
-"""The pages: what they name is there, and the letters of shapes are those of the legend."""
+"""The pages: files that they name exist, and the letters of shapes are those of the legend."""
 
 import ast
 import re

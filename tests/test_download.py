@@ -1,4 +1,4 @@
-"""Downloads from a local server that cuts connections, lies, redirects, is slow and fails."""
+"""Downloads from a local server that drops connections, lies, redirects, is slow and fails."""
 
 import hashlib
 import subprocess
@@ -23,7 +23,7 @@ CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
 class Server(ThreadingHTTPServer):
-    """answers: (path, Range header or None) -> handler of the next request; requests: those that came."""
+    """answers: (path, Range header or None) -> handler of the next request; requests: those received."""
 
     daemon_threads = True
 
@@ -33,7 +33,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request, client_address) -> None:
-        pass  # the client has gone, as some tests want
+        pass  # the client is gone, as some tests want
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def send(self, content: bytes = CONTENT, cut: int | None = None, ranges: bool = True, length: bool = True) -> None:
-        """The content from the asked-for byte on; cut: bytes after which the connection breaks."""
+        """The content from the requested byte on; cut: bytes after which the connection breaks."""
         start = int(self.headers["Range"][6:-1]) if ranges and self.headers["Range"] else 0
         if start and start >= len(content):
             self.send_response(416)
@@ -104,7 +104,7 @@ def archive(*urls: str, **changes) -> Archive:
 
 
 def in_turn(*behaviours):
-    """Each request gets the next behaviour, the last one goes on."""
+    """Each request gets the next behaviour; the last one is repeated."""
     left = list(behaviours)
     return lambda handler: (left.pop(0) if len(left) > 1 else left[0])(handler)
 
@@ -167,7 +167,7 @@ def test_follows_redirects_and_keeps_the_range(tmp_path, server):
     [
         (lambda handler: handler.status(404), "status 404"),
         (lambda handler: handler.status(503), "status 503"),
-        (lambda handler: handler.send(CONTENT[::-1]), "has the checksum"),
+        (lambda handler: handler.send(CONTENT[::-1]), "has checksum"),
         (lambda handler: handler.send(CONTENT[:-1]), "offers 2,999,999 bytes, expected 3,000,000"),
         (lambda handler: handler.send(CONTENT + b"x", length=False), "has 3,000,001 bytes, expected 3,000,000"),
         (lambda handler: handler.redirect("/file"), "30 redirects"),
@@ -184,20 +184,20 @@ def test_mirrors_in_order_and_what_is_said_when_none_works(tmp_path, server, beh
     with pytest.raises(UserError) as raised:
         download(archive(official), tmp_path / "b")
     message = str(raised.value)
-    assert reason in message and f"get {official}" in message and f"put it at {tmp_path}/b/file.zip" in message
+    assert reason in message and f"get {official}" in message and f"save it as {tmp_path}/b/file.zip" in message
     assert not (tmp_path / "b" / "file.zip").exists()
 
 
 def test_without_a_network(tmp_path, server, monkeypatch):
     server.shutdown()
     server.server_close()
-    with pytest.raises(UserError, match=r"cannot download file.zip.*put it at .*file.zip.*refused"):
+    with pytest.raises(UserError, match=r"cannot download file.zip.*save it as .*file.zip.*refused"):
         download(archive(server.url("file")), tmp_path)
 
 
 def test_a_wrong_file_put_by_hand_is_refused(tmp_path):
     (tmp_path / "file.zip").write_bytes(b"<html>")
-    with pytest.raises(UserError, match=r"file.zip: has 6 bytes, expected 3,000,000. Remove the file"):
+    with pytest.raises(UserError, match=r"file.zip: it has 6 bytes, expected 3,000,000. Remove the file"):
         download(archive("http://127.0.0.1:1/"), tmp_path)
 
 

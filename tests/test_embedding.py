@@ -1,4 +1,4 @@
-"""The packed table against torch's own embedding."""
+"""The packed table against torch's embedding."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""docs/extending.md: each recipe, applied to a copy of the repo, gives what it promises."""
+"""docs/extending.md: each recipe works when it is applied to a copy of the repo."""
 
 import json
 import os
@@ -35,7 +35,7 @@ print(json.dumps([[run["test"]["auc"] for run in runs], scored["rows"], list(tun
 
 
 def apply(language: str, block: str, folder: Path) -> None:
-    """Do in the folder what a block of the page says: write a file, edit one, or run commands."""
+    """Follow a block of the page in the folder: write a file, edit one, or run commands."""
     first, _, rest = block.partition("\n")
     if language == "bash":
         subprocess.run(["bash", "-ec", block], cwd=folder, check=True)
@@ -55,7 +55,7 @@ def apply(language: str, block: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory) -> Path:
-    """A copy of the repo in which all recipes of the page were followed."""
+    """A copy of the repo to which all recipes of the page have been applied."""
     folder = tmp_path_factory.mktemp("extended") / "repo"
     shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(".*", "runs", "raw", "cache", "__pycache__", "shared"))
     for language, block in BLOCK.findall((REPO / "docs" / "extending.md").read_text()):

@@ -1,4 +1,4 @@
-"""What figures show: intervals of the reliability, limits of the search's axes."""
+"""The content of figures: intervals of the reliability diagram, axis limits of the search."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Full disks and dead builders: the old state stays, nothing half-written is left, the message says what is missing."""
+"""Full disks and dead writers: the old state stays, nothing half-written is left, the message says what is missing."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ def one_mib_free(monkeypatch):
 
 
 def test_a_checkpoint_on_a_full_disk(tmp_path, one_mib_free):
-    """A limit of the system on the size of files ends the writing in the middle, where torch raises its own error."""
+    """A file size limit of the system interrupts writing, where torch raises its own error."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "last.ckpt"
     MappedCheckpointIO().save_checkpoint({"state_dict": {"x": torch.ones(3)}}, path)
@@ -56,7 +56,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 
 
 def test_several_writers_of_one_file_do_not_mix(tmp_path):
-    """Each writes many lines of its own, all at the same time; the file is one writer's, whole."""
+    """Several writers write many different lines at the same time; the file is complete and from one of them."""
     path, lines, barrier = tmp_path / "out.csv", 20_000, threading.Barrier(6)
 
     def write(name: str) -> None:
@@ -151,11 +151,11 @@ def test_the_reason_is_told_and_the_disk_not_blamed_for_too_many_files(tmp_path)
     error.filename = str(tmp_path / "ids.npy")
     assert "ids.npy: 250 requested and 0 written (" in str(as_user_error(error, tmp_path))
     message = str(as_user_error(OSError(24, "Too many open files", str(tmp_path / "ids.npy")), tmp_path))
-    assert "ulimit -n" in message and "Make room" not in message
+    assert "ulimit -n" in message and "Free some" not in message
 
 
 def test_a_flipped_bit_in_the_cache_is_noticed(source, capsys):
-    """Size and time of modification stay the same."""
+    """Size and modification time stay the same."""
 
     def build(folder: Path) -> None:
         (folder / "ids.npy").write_bytes(bytes(1000))
@@ -167,7 +167,7 @@ def test_a_flipped_bit_in_the_cache_is_noticed(source, capsys):
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert build_once("flipped", [source], {}, build, code=()) == entry
-    assert path.read_bytes() == bytes(1000) and "is damaged; it is built again" in capsys.readouterr().out
+    assert path.read_bytes() == bytes(1000) and "is damaged; rebuilding it" in capsys.readouterr().out
 
 
 def test_code_and_settings_are_part_of_the_key(source, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
-"""Damaged raw files of every format: read as a plain parser reads them, or refused with file and line.
+"""Damaged raw files of every format are read as by a plain parser, or refused with file and line.
 
-FUZZ_EXAMPLES: files of each format and kind of damage; `FUZZ_EXAMPLES=200 pytest tests/test_fuzz.py` looks harder.
+FUZZ_EXAMPLES: files per format and kind of damage; `FUZZ_EXAMPLES=200 pytest tests/test_fuzz.py` searches harder.
 """
 
 import faulthandler
@@ -34,7 +34,7 @@ NUMBER = st.one_of(
     st.sampled_from(NUMBERS), st.integers(-(10**30), 10**30).map(str), st.text("0123456789-+_.eE", max_size=14)
 ).map(str.encode)
 FIELD = st.one_of(st.sampled_from([b"", b"0", b"?", b"x", b'"', b'"a,b"', b'"a', b"|", b":"]), NUMBER)
-NO_LINE = r"is empty|has no (rows|ratings)"  # the only errors of a whole file
+NO_LINE = r"is empty|has no (rows|ratings)"  # the only errors that name no line
 
 
 def file_of(lines: list[bytes], end: bytes = b"\n") -> bytes:
@@ -125,7 +125,7 @@ def line_repeated(draw: Callable, lines: list[bytes], form: Form) -> bytes:
 
 
 def header_removed_or_changed(draw: Callable, lines: list[bytes], form: Form) -> bytes:
-    """A first line that is not one of this format, or none."""
+    """A first line that does not belong to this format, or no first line."""
     names = form.separator.join(b"c%d" % i for i in range(lines[0].count(form.separator) + 1))
     return file_of(draw(st.sampled_from([lines[1:], [names, *lines], [names, *lines[1:]], [lines[0].upper()]])))
 
@@ -198,7 +198,7 @@ def test_a_damaged_file_is_read_as_by_a_plain_parser_or_refused(form, kind):
         assert isinstance(found, str), f"accepted {content!r} as {found}"
         line = re.match(r"FILE, line (\d+)\b", found)
         assert line or re.search(NO_LINE, found), found
-        # the line that is blamed is one that was changed, unless it is good in another place
+        # the reported line is one that was changed, unless it is valid in another place
         if line and "twice" not in found and not (form.header and line[1] == "1"):
             blamed = (content.split(b"\n")[int(line[1]) - 1]).removesuffix(b"\r")
             assert blamed not in form.lines[form.header :], found

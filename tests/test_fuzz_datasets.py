@@ -1,4 +1,4 @@
-"""Damaged folders go through the dataset modules, and damaged files through scoring: a result, or one known error."""
+"""Damaged folders read by the data modules, and damaged files scored, give a result or a known error."""
 
 import io
 import tempfile
@@ -32,7 +32,7 @@ ALL_TASKS = ("income", "never_married", "education")
 
 @dataclass(frozen=True)
 class Dataset:
-    """write: puts good files into a folder; forms: of each of these files; scored: the file that can be scored."""
+    """write: writes valid files to a folder; forms: of these files; scored: the file that can be scored."""
 
     name: str
     write: Callable[[Path], object]

@@ -1,4 +1,4 @@
-"""Damaged files of interactions, and damaged descriptions of them: the rows that are there, or one known error."""
+"""Damaged files of interactions, and damaged descriptions of them, give the rows or a known error."""
 
 import csv
 import io
@@ -60,7 +60,7 @@ def form_of(path: Path) -> Form:
 
 
 def plain_rows(content: bytes) -> list[dict[str, str]]:
-    """By Python's own parser; lines of spaces are none."""
+    """By Python's csv module; lines of spaces do not count."""
     rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     header, *rows = [row for row in rows if len(row) > 1 or "".join(row).strip()]
     return [dict(zip(header, row, strict=True)) for row in rows]

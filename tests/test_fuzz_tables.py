@@ -1,4 +1,4 @@
-"""Damaged tables of one's own, and damaged descriptions of them: what a plain parser reads, or one known error."""
+"""Damaged tables, and damaged descriptions of them, give what a plain parser reads or a known error."""
 
 import csv
 import gzip
@@ -114,7 +114,7 @@ def plain_price(text: str | None) -> float | None:
 
 
 def number_text(text: str) -> str:
-    """Of a number, its one text; any other text as it is."""
+    """The canonical text of a number; other texts are unchanged."""
     try:
         value = float(text)
     except ValueError:
@@ -125,7 +125,7 @@ def number_text(text: str) -> str:
 
 
 def plain(content: bytes, separator: str, header: bool, strict: bool = False) -> list[tuple]:
-    """By Python's own parser. strict: nothing may follow a closing quote within a value."""
+    """By Python's csv module. strict: nothing may follow a closing quote within a value."""
     text = content.removeprefix(BOM).replace(b"\r\n", b"\n").decode("utf-8")
     require(not CONTROL.search(text.encode()))
     lines = io.StringIO(text.removesuffix("\n") + "\nend", newline="")
@@ -176,7 +176,7 @@ def attempt(read: Callable[[Path], list], name: str, content: bytes) -> list | s
 
 
 def expected(form: Form, content: bytes, strict: bool) -> list | None:
-    """None: to be refused."""
+    """The row, or None if it must be refused."""
     try:
         return plain(content, form.separator.decode(), bool(form.header), strict)
     except ValueError:
@@ -207,7 +207,7 @@ def test_a_damaged_table_is_read_as_by_a_plain_parser_or_refused(form, kind):
         lines = [line.removesuffix(b"\r") for line in content.removeprefix(BOM).split(b"\n")]
         line = re.match(r"FILE, line (\d+):? ?", found)
         assert line or re.search("is empty|names no column", found), found
-        if line and lines[: form.header] == [*form.lines[: form.header]]:  # the line that is blamed was changed
+        if line and lines[: form.header] == [*form.lines[: form.header]]:  # the reported line was changed
             assert lines[int(line[1]) - 1] not in form.lines[form.header :], (found, content)
 
     run()
@@ -260,7 +260,7 @@ def test_a_damaged_parquet_file_is_read_or_refused():
 
 def test_texts_of_a_parquet_file_that_are_not_utf8_are_refused():
     found = attempt(read_parquet, "table.parquet", parquet().replace("Zoë".encode(), b"Zo\xff\xff"))
-    assert re.match("FILE: the Parquet file is cut or damaged .*UTF8", found)
+    assert re.match("FILE: the Parquet file is truncated or damaged .*UTF8", found)
 
 
 def test_a_blank_line_counts_as_a_line():
@@ -309,7 +309,7 @@ def test_a_damaged_description_is_refused_or_means_something():
 @pytest.mark.parametrize(
     ("entry", "found"),
     [
-        ({"missing": [SURROGATE]}, r"columns\.json is no JSON.*surrogates"),
+        ({"missing": [SURROGATE]}, r"columns\.json is not JSON.*surrogates"),
         ({"file": "~no-such-user"}, r"columns\.json: there is no file '~no-such-user'"),
         ({"file": "x" * 5000}, "cannot read .*name too long"),
         ({"separator": "é"}, r"columns\.json: 'separator' is .* one ASCII character"),
@@ -324,5 +324,5 @@ def test_an_entry_with_which_nothing_can_be_read_is_refused(tmp_path, entry, fou
 
 def test_a_description_nested_without_end_is_refused(tmp_path):
     (tmp_path / "columns.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"columns\.json is no JSON"):
+    with pytest.raises(UserError, match=r"columns\.json is not JSON"):
         read_table(tmp_path / "columns.json")

@@ -1,4 +1,4 @@
-"""inspect_model.py: importance against what the data holds, embeddings against the table, for tables and movies."""
+"""inspect_model.py: importance against planted effects, embeddings against the table, for tables and movies."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.test_predict import SMALL_BST
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[str, Path]:
-    """Checkpoint and rows in which C3 alone makes the click."""
+    """Checkpoint and rows in which only C3 decides the click."""
     root, rng = tmp_path_factory.mktemp("root"), np.random.default_rng(0)
     fields = [line.split("\t") for line in make_lines(rng, 1500, distinct=6)]
     for row in fields:
@@ -93,7 +93,7 @@ def test_embeddings_have_raw_values_counts_and_neighbours(run, tmp_path):
     with pytest.raises(UserError, match="no field 'C99'; the fields are C1, C2"):
         inspect(checkpoint, field="C99")
     unlabelled = write_lines(tmp_path / "new.txt", [line[2:] for line in raw.read_text().splitlines()])
-    with pytest.raises(UserError, match="has no rows with labels"):
+    with pytest.raises(UserError, match="has no labelled rows"):
         inspect(checkpoint, unlabelled)
 
 

@@ -1,4 +1,4 @@
-"""Interactions of your own: from a file to arrays, what an example sees, sampled negatives, scores and best items."""
+"""Your own interactions: from a file to arrays, what an example sees, sampled negatives, scores and best items."""
 
 import csv
 import gzip
@@ -37,7 +37,7 @@ Row = tuple[str, str, int, int]  # user, item, seconds, rating
 
 
 def make_rows(rng: np.random.Generator, users: int = 14, items: int = 20) -> list[Row]:
-    """Text ids with separators, quotes and other alphabets; every user has 4 or more rows, in no order."""
+    """Text ids with separators, quotes and other alphabets; every user has 4 or more rows, unordered."""
     rows = []
     for user in range(users):
         for item in rng.choice(items, int(rng.integers(4, 10)), replace=False):
@@ -81,7 +81,7 @@ def open_data(root: Path, **settings) -> HistoryDataModule:
 
 
 def in_order(rows: list[Row]) -> list[Row]:
-    """By user and time, as the arrays are."""
+    """By user and time, like the arrays."""
     return sorted(rows, key=lambda row: (row[0], row[2]))
 
 
@@ -157,7 +157,7 @@ def test_a_user_with_nearly_everything_gets_the_rest_and_with_everything_an_erro
     rows = [("a", f"i{n}", START + n, 0) for n in range(6)]
     rows += [("b", f"i{n}", START + n, 0) for n in range(5)] + [("c", f"i{n}", START + n, 0) for n in (5, 1, 2, 3)]
     write(tmp_path, rows, rating=False)
-    with pytest.raises(UserError, match="user 'a' has every item of the training rows"):
+    with pytest.raises(UserError, match="user 'a' has interacted with every item of the training rows"):
         open_data(tmp_path)
     many = [("b", f"i{n}", START + n, 0) for n in range(199)] + [("c", f"i{n}", START + n, 0) for n in range(2, 202)]
     write(tmp_path, many, rating=False)
@@ -244,7 +244,7 @@ def test_movielens_as_a_table_gives_the_same_arrays(tmp_path, rng):
 
 
 def test_attributes(tmp_path, rng):
-    """Bins of a number come from training items; who has no attributes has none; columns do not share weights."""
+    """Bins are fitted on training items; unknown items have no attributes; columns do not share weights."""
     rows = make_rows(rng)
     items = sorted({item for _, item, _, _ in rows})
     unseen = [("new", "only in test", START + 10**7, 50)]
@@ -284,7 +284,7 @@ BAD_CELLS = [
     (USER, "", r"line 3, column Customer, №: found '', expected one id in every row"),
     (ITEM, "", r"line 3, column the \"article\": found '', expected one id"),
     (WHEN, "", "line 3, column bought at: found '', expected seconds since 1970"),
-    (WHEN, "1600000000000", 'found \'1600000000000\', expected seconds since 1970 .*set the "unit" to "ms"'),
+    (WHEN, "1600000000000", 'found \'1600000000000\', expected seconds since 1970 .*set "unit" to "ms"'),
     (WHEN, "2020-01-01", "found '2020-01-01', expected a number"),
     (WHEN, "-5", "found '-5', expected seconds"),
 ]
@@ -326,7 +326,7 @@ def test_a_wrong_entry_is_named(tmp_path, rng, change, message):
 
 def test_a_table_is_no_interactions_and_the_other_way_round(tmp_path, rng, outputs):
     folder = write(tmp_path, make_rows(rng))
-    with pytest.raises(UserError, match=r"columns.json describes interactions, which bst/train.py trains"):
+    with pytest.raises(UserError, match=r"columns.json describes interactions, which only bst/train.py can use"):
         train_deepfm(dataset="mine", data_root=str(tmp_path))
     columns = {USER: {"role": "categorical"}, "x": {"role": "label", "positive": ["1"]}}
     (folder / "columns.json").write_text(json.dumps({"file": "log.csv", "columns": columns}))
@@ -337,7 +337,7 @@ def test_a_table_is_no_interactions_and_the_other_way_round(tmp_path, rng, outpu
 
 
 def test_wrong_values_anywhere_in_a_state(tmp_path, rng):
-    """Refused when a checkpoint is loaded (which tells any error), or of no consequence."""
+    """Refused when a checkpoint is loaded (which reports any error), or without consequence."""
     state, _ = make_state(tmp_path, rng)
     content, refused = (tmp_path / "mine" / "log.csv").read_bytes(), 0
     for place in places(state):
@@ -370,7 +370,7 @@ def test_targets_that_the_data_cannot_have(tmp_path, rng):
 
 @pytest.mark.parametrize("rating", [True, False])
 def test_whole_run_scores_and_best_items(tmp_path, rng, outputs, rating):
-    """Trained, scored in another order of columns as in the test step, and the best items by a double loop."""
+    """Scores of a file with reordered columns equal the test step's; the best items equal a double loop's."""
     rows = make_rows(rng)
     write(tmp_path, rows, rating=rating)
     results = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)
@@ -423,7 +423,7 @@ def encode(preprocessor: HistoryPreprocessor, table: list[list]) -> list[torch.T
 
 @pytest.mark.parametrize("rating", [True, False])
 def test_a_new_user_brings_a_history(tmp_path, rng, rating, monkeypatch):
-    """The same rows under a new name give what a user whom the checkpoint knows gets; nothing later is seen."""
+    """The same rows under a new user name give the same scores as a known user's; nothing later is seen."""
     state, rows = make_state(tmp_path, rng, rating=rating)
     ((user, count),) = Counter(row[0] for row in rows).most_common(1)
     assert count > 5 + 1  # the first ones are no longer in its history
@@ -445,7 +445,7 @@ def test_a_new_user_brings_a_history(tmp_path, rng, rating, monkeypatch):
     assert (found[4] == OOV).all() and (found[1][2] == PADDING).all()
     blind = encode(preprocessor_of_histories(state), new)
     assert (blind[1] == PADDING).all()
-    if rating:  # a row without a rating is no history
+    if rating:  # a row without a rating does not enter the history
         lines = [new[0], *([*line[:4], ""] for line in new[1:])]
         preprocessor = preprocessor_of_histories(state)
         preprocessor.history_from_file = True
@@ -479,7 +479,7 @@ def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
 
 
 def test_resumed_and_cached(tmp_path, rng, outputs):
-    """Another columns.json, another cache; a run that was cut goes on to the same results."""
+    """Another columns.json gives another cache; an interrupted run resumes to the same results."""
     folder = write(tmp_path, make_rows(rng), rating=False)
     whole = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)
     before = open_data(tmp_path).ordered
@@ -495,7 +495,7 @@ def test_resumed_and_cached(tmp_path, rng, outputs):
 
 
 def test_users_of_movielens(tmp_path, rng, outputs):
-    """Lines that begin with a user; the best movies by scoring each that is left."""
+    """Lines that begin with a user; the best movies equal those found by scoring every candidate."""
     ratings = make_ratings(rng, users=20)
     write_1m(tmp_path / "ml", ratings)
     checkpoint = train(dataset="ml", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)["checkpoint"]
@@ -512,5 +512,5 @@ def test_users_of_movielens(tmp_path, rng, outputs):
         expected += [(str(user), str(movie)) for movie, _ in best]
     assert [tuple(line.split(",")[:2]) for line in (tmp_path / "top.csv").read_text().splitlines()] == expected
     (tmp_path / "users").write_text("7\nseven\n")
-    with pytest.raises(UserError, match="users, line 2: found 'seven', expected the id of a user"):
+    with pytest.raises(UserError, match="users, line 2: found 'seven', expected a user id"):
         recommend(checkpoint, tmp_path / "users", 3)

@@ -1,4 +1,4 @@
-"""TensorBoard's files and another logger of Lightning, read back."""
+"""TensorBoard's files and another Lightning logger, read back."""
 
 import struct
 from collections import defaultdict
@@ -34,7 +34,7 @@ def read_events(folder: Path) -> tuple[dict[str, dict[int, float]], dict[str, in
             (size,) = struct.unpack("<Q", content[:8])
             event = Event.FromString(content[12 : 12 + size])
             content = content[16 + size :]
-            if event.session_log.status == 1:  # START: what is of this step or later does not count
+            if event.session_log.status == 1:  # START: values of this step or later are purged
                 numbers = {tag: {s: v for s, v in line.items() if s < event.step} for tag, line in numbers.items()}
                 numbers = defaultdict(dict, numbers)
             for value in event.summary.value:
@@ -63,7 +63,7 @@ def test_tensorboard_gets_losses_metrics_settings_and_figures(outputs):
 def test_a_resumed_run_goes_on_in_the_same_files(monkeypatch):
     whole, _ = read_events(Path(train(**SMALL, logger="tensorboard")["run_folder"], "tensorboard"))
     with monkeypatch.context() as patch:
-        interrupt(patch, DeepFM, "training_step", 105)  # of which the steps after 90 are done again
+        interrupt(patch, DeepFM, "training_step", 105)  # the steps after 90 are repeated
         with pytest.raises(Interrupted):
             train(**SMALL, logger="tensorboard")
     numbers, _ = read_events(Path(train(**SMALL, logger="tensorboard", resume=True)["run_folder"], "tensorboard"))
@@ -78,7 +78,7 @@ def test_any_logger_of_lightning(tmp_path):
     assert {"train_loss", "learning_rate", "val_auc", "test_auc"} <= set(path.read_text().splitlines()[0].split(","))
     assert "embedding_l2: 0.005" in path.with_name("hparams.yaml").read_text()
     assert results["settings"]["logger"] == "CSVLogger"
-    with pytest.raises(UserError, match="logger is 'wandb'; it must be 'csv', 'tensorboard' or a logger of Lightning"):
+    with pytest.raises(UserError, match="logger is 'wandb'; it must be 'csv', 'tensorboard' or a Lightning logger"):
         train(**SMALL, logger="wandb")
 
 

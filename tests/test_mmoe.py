@@ -1,4 +1,4 @@
-"""MMoE against loops over samples, tasks and experts, and the models that it generalises."""
+"""MMoE and the models it generalises against loops over samples, tasks and experts."""
 
 import math
 from itertools import pairwise
@@ -150,7 +150,7 @@ def test_gate_log_survives_a_resume(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, words", [({"variant": "single_task"}, "learns one task"), ({"task_weights": [1.0]}, "task_weights is")]
+    "changes, words", [({"variant": "single_task"}, "takes one task"), ({"task_weights": [1.0]}, "task_weights is")]
 )
 def test_bad_settings_are_refused(changes, words):
     with pytest.raises(UserError, match=words):

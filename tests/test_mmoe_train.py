@@ -1,4 +1,4 @@
-"""multitask/train.py and compare.py, on few rows of the sample."""
+"""multitask/train.py and compare.py, on a few rows of the sample."""
 
 import json
 import math
@@ -96,13 +96,15 @@ def test_compare_keeps_finished_runs_and_writes_the_table(raw, outputs, monkeypa
     assert len(first) == 10
     printed = capsys.readouterr().out
     assert len(list(outputs.glob("runs/multitask_compare/*/*-seed*"))) == 15
-    assert "15 trainings with max_epochs=1" in printed and "built-in sample" not in printed
+    assert "15 training runs with max_epochs=1" in printed and "built-in sample" not in printed
     assert (first.runs == first.model.map(lambda model: 1 if model == "logistic regression" else 2)).all()
     monkeypatch.setattr(compare, "train", create_autospec(train, side_effect=AssertionError))  # must not train again
     again = compare.compare(groups=groups, seeds=(1, 2), candidates=({"dropout": 0.0}, {"dropout": 0.5}), **settings)
     pd.testing.assert_frame_equal(first, again)
     (folder,) = (outputs / "runs" / "multitask_compare").iterdir()
-    for run in folder.glob("*-seed2-*"):  # seed 2 ran with the try that is best on the validation rows of seed 1
+    for run in folder.glob(
+        "*-seed2-*"
+    ):  # seed 2 ran with the candidate that was best on the validation rows with seed 1
         used = json.loads((run / "results.json").read_text())["settings"]
         tried = [json.loads(path.read_text()) for path in folder.glob("*-seed1-*/results.json")]
         tried = [one for one in tried if all(one["settings"][name] == used[name] for name in ("variant", "tasks"))]

@@ -97,7 +97,7 @@ def test_a_group_must_be_a_categorical_column(tmp_path):
     columns = {"y": {"role": "label", "positive": ["1"]}, "a": {"role": "dense"}, "b": {"role": "categorical"}}
     for group in ("a", "gone", 7):
         (folder / "columns.json").write_text(json.dumps({"file": "rows.csv", "group": group, "columns": columns}))
-        with pytest.raises(UserError, match=r"'group' is 7|.group. is '(a|gone)'; it must be a column of the role"):
+        with pytest.raises(UserError, match=r"'group' is 7|.group. is '(a|gone)'; it must be a column with the role"):
             open_data(tmp_path, dataset="mine")
 
 

@@ -1,4 +1,4 @@
-"""From raw ratings to windows: order, splits, what an example sees, releases, the sample."""
+"""From raw ratings to windows: order, splits, what an example sees, releases and the sample."""
 
 import gzip
 import math
@@ -36,7 +36,7 @@ def open_data(folder: Path, **settings) -> HistoryDataModule:
 
 
 def in_order(lines) -> list:
-    """User by user in time order, ties in the order of the file, by Python's stable sort."""
+    """User by user in time order, ties in file order, by Python's stable sort."""
     return sorted(lines, key=lambda line: (line[0], line[3]))
 
 
@@ -45,7 +45,7 @@ def everything(data: HistoryDataModule) -> list[torch.Tensor]:
 
 
 def test_every_row_sees_its_users_past_and_nothing_else(tmp_path, lines):
-    """Brute force over all rows: history, distances, counts and levels come from earlier ratings of the user alone."""
+    """Brute force over all rows: history, time gaps, counts, user biases come only from the user's earlier ratings."""
     data = open_data(write_1m(tmp_path / "ml", lines))
     ordered = in_order(lines)
     movie, history, residual, time_gap, user, numbers, target = everything(data)
@@ -67,7 +67,7 @@ def test_every_row_sees_its_users_past_and_nothing_else(tmp_path, lines):
 
 
 def test_what_comes_later_changes_nothing(tmp_path, lines):
-    """With the encoder as fitted, other ratings at and after a row's place leave its inputs as they are."""
+    """With the encoder fixed, changing ratings at and after a row's position does not change its inputs."""
     data = open_data(write_1m(tmp_path / "ml", lines))
     ordered = {name: np.load(data.ordered / f"{name}.npy") for name in ("user", "movie", "rating", "time", "start")}
     before = everything(data)
@@ -137,7 +137,7 @@ def test_vocabularies_and_biases_come_from_training_rows(tmp_path, lines):
             user_bias[u] = sum(rest) / (15 + len(rest))
     np.testing.assert_allclose(data.encoder.movie_bias, [0, 0, *(movie_bias[m] for m in sorted(movies))], atol=1e-6)
     last = max(lines)
-    rare = [*lines, (last[0], 30, 5, last[3] + 10**6)]  # a movie that only a test row has
+    rare = [*lines, (last[0], 30, 5, last[3] + 10**6)]  # a movie that occurs only in a test row
     data = open_data(write_1m(tmp_path / "rare", [line for line in rare if line[1] != 30 or line == rare[-1]]))
     assert everything(data)[0][data.rows["test"][-1]] == OOV
 
@@ -188,7 +188,7 @@ def test_unknown_movies_and_users_are_left_out_and_counted(tmp_path, lines, caps
 def test_too_few_ratings_and_settings_out_of_range(tmp_path, lines):
     with pytest.raises(UserError, match="leaves no rows for val, test"):
         open_data(write_1m(tmp_path / "few", lines[:1]))
-    with pytest.raises(UserError, match="no rating of a movie"):
+    with pytest.raises(UserError, match="no rating by a known user of a movie"):
         open_data(write_1m(tmp_path / "none", [(1, 99, 3, 5)]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"none of ratings.dat.*it is empty"):

@@ -1,4 +1,4 @@
-"""The readers of MovieLens files against plain parsers, and what they say of wrong input."""
+"""The readers of MovieLens files against plain parsers, and their errors for wrong input."""
 
 import csv
 import gzip
@@ -157,7 +157,7 @@ def test_empty_and_cut_files(tmp_path, release):
             read_ratings(folder / release.ratings_file, release)
     cut = tmp_path / f"{release.ratings_file}.gz"
     cut.write_bytes(gzip.compress(np.random.default_rng(0).bytes(5000))[:1000])
-    with pytest.raises(UserError, match="cut or damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         read_ratings(cut, release)
 
 
@@ -184,7 +184,7 @@ def test_no_known_files(tmp_path):
 
 
 def test_advice_that_helps(tmp_path, capsys):
-    """No command is named for a release that it does not fetch, or a folder that it leaves as it is."""
+    """The error names no command for a release it does not download, or a folder it would not change."""
     source = Source("python x.py", ("ml-1m", "ml-100k"))
     for name, advised in (("ml-25m", False), ("ml-1m", True)):
         (tmp_path / name).mkdir()

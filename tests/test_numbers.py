@@ -56,7 +56,7 @@ def kept(outputs) -> dict:
 
 @pytest.mark.parametrize("step", [3, 10])
 def test_a_gradient_that_is_not_finite_stops_before_its_step(root, outputs, monkeypatch, step):
-    """Of rows of the table, with a finite loss; step 10 is followed by a validation and its checkpoints."""
+    """Gradients of table rows, with a finite loss; step 10 is followed by a validation and its checkpoints."""
     original = DeepFM.training_step
 
     def training_step(self, batch, batch_index):

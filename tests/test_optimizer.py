@@ -33,7 +33,7 @@ def test_equals_adam_when_every_row_is_touched(weight_decay):
 
 
 def test_equals_a_loop_over_the_touched_rows():
-    """Adam's step (Kingma & Ba 2015, algorithm 1) written out; other rows and their moments stay as they are."""
+    """Adam's step (Kingma & Ba 2015, algorithm 1) written out; other rows and their moments do not change."""
     lr, beta1, beta2, eps, l2 = 0.05, 0.9, 0.999, 1e-8, 0.01
     table = torch.randn(ROWS, DIM, dtype=torch.float64).requires_grad_()
     value = [row.clone() for row in table.detach()]
@@ -41,7 +41,7 @@ def test_equals_a_loop_over_the_touched_rows():
     second = [torch.zeros(DIM, dtype=torch.float64) for _ in range(ROWS)]
     optimizer = LazyAdam([table], lr=lr, weight_decay=l2, fused=True)
     for t in range(1, STEPS + 1):
-        rows = torch.randint(ROWS, (4,)).tolist()  # with repetitions: their gradients add up
+        rows = torch.randint(ROWS, (4,)).tolist()  # with repetitions, whose gradients add up
         grad = torch.randn(4, DIM, dtype=torch.float64)
         table.grad = sparse(rows, grad)
         optimizer.step()
@@ -118,7 +118,7 @@ def test_linear_schedule_ends_at_zero_for_each_group(optimizer):
 
 
 def rates(schedule: str, warmup_steps: int, total_steps: int) -> list[float]:
-    """Rate of each step, of a base rate of 0.1."""
+    """The rate of each step, for a base rate of 0.1."""
     model = torch.nn.Linear(2, 1)
     settings = {"optimizer": "sgd", "learning_rate": 0.1, "embedding_learning_rate": None, "embedding_l2": 0.0}
     settings |= {"schedule": schedule, "warmup_steps": warmup_steps}
@@ -146,5 +146,5 @@ def test_cosine_is_torchs():
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "plateau"])
 def test_warm_up_grows_linearly_and_then_the_schedule_begins(schedule):
     assert rates(schedule, 3, 8) == pytest.approx([0.025, 0.05, 0.075, *rates(schedule, 0, 5)])
-    with pytest.raises(UserError, match="warmup_steps is 8; the run has 8 steps"):
+    with pytest.raises(UserError, match="warmup_steps is 8; the whole run has 8 steps"):
         rates(schedule, 8, 8)

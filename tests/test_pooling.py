@@ -102,10 +102,10 @@ def test_as_every_model(kind):
     padded = few[1].clone()
     padded[:, 1:4] = torch.cat([padded[:, 1:2], torch.full((4, 2), -1)], 1)
     wider = kind(**MODELS[kind] | {"slots": [1, 5, 4], "pooling": POOLING}, dropout=0.0, optimizer=OPTIMIZER).eval()
-    wider.load_state_dict(model.state_dict())  # more padding alone makes no difference
+    wider.load_state_dict(model.state_dict())  # more padding makes no difference
     more = torch.cat([few[1][:, :4], torch.full((4, 2), -1), few[1][:, 4:]], 1).int()
     torch.testing.assert_close(wider(few[0], more), model.eval()(few[0], few[1]), rtol=0, atol=1e-6)
-    assert not torch.allclose(model(few[0], padded), model(*few[:2]))  # and values make one
+    assert not torch.allclose(model(few[0], padded), model(*few[:2]))  # but values do
     check_rows_do_not_mix(model, few)
     check_batch_of_one(model, few)
     check_reload(model, few)
@@ -213,4 +213,4 @@ def test_made_up_rows_have_cells_of_all_sizes(tmp_path):
     assert data.slots == [1, 3, 2]
     for cell, slots in zip(cells, data.slots, strict=True):
         assert set(cell.sum(1).tolist()) == set(range(1, slots + 1))
-        assert (cell[:, 1:] <= cell[:, :-1]).all()  # padding is behind
+        assert (cell[:, 1:] <= cell[:, :-1]).all()  # padding comes last

@@ -1,6 +1,6 @@
-"""The choice of the precision: by the width of the layers and the size of the batches, where the processor has bf16.
+"""The choice of precision by layer width and batch size, if the processor has bf16.
 
-And the memory that a step frees.
+Also the memory that a step frees.
 """
 
 import platform
@@ -50,7 +50,7 @@ def test_a_named_precision_is_taken_as_it_is(native):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
 def test_freed_memory_is_kept():
-    """In a process of its own: the first block raises the threshold that glibc sets by itself, which never falls."""
+    """In a new process, because the first block raises glibc's threshold, which never falls again."""
     code = """import resource
 import torch
 from common.training.allocator import keep_freed_memory

@@ -1,4 +1,4 @@
-"""predict.py: from a raw file and a checkpoint alone to the test step's predictions."""
+"""predict.py: a raw file and a checkpoint give the test step's predictions."""
 
 import gzip
 import io
@@ -55,14 +55,14 @@ SMALL_BST = {
 
 
 def train_on(train: Callable, root: Path, outputs: Path, **settings) -> Path:
-    """Train on the raw files below `root`; the best checkpoint."""
+    """Train on the raw files in `root`; returns the best checkpoint."""
     train(data_root=str(root), **ONE_EPOCH, **settings)
     (checkpoint,) = outputs.glob("runs/*/version_0/checkpoints/best.ckpt")
     return checkpoint
 
 
 def by_test_step(checkpoint: Path, data: pl.LightningDataModule) -> np.ndarray:
-    """What the test step predicts; the checkpoint is loaded in Lightning's way too."""
+    """The test step's predictions, with the checkpoint loaded by Lightning."""
     model, _ = load(checkpoint)
     again = type(model).load_from_checkpoint(checkpoint, map_location="cpu")
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in model.state_dict().items())
@@ -161,7 +161,7 @@ def test_bf16_is_close(tmp_path, root, deepfm):
 def test_several_checkpoints_give_the_mean(tmp_path, outputs, root, deepfm):
     raw, small = root / "criteo" / "train.txt", {"hidden_units": (8,), "embedding_dim": 3, "data_root": str(root)}
     other = train_deepfm(**small, **ONE_EPOCH, seed=2)["checkpoint"]
-    (tmp_path / "alone").write_bytes(Path(deepfm).read_bytes())  # only the first may have a name without .ckpt
+    (tmp_path / "alone").write_bytes(Path(deepfm).read_bytes())  # only the first may lack the suffix .ckpt
     done = run_process("predict.py", tmp_path / "alone", other, other, raw, tmp_path / "all.csv", folder=tmp_path)
     assert done.returncode == 0 and "300 rows" in done.stderr
     for name, checkpoint in (("one", deepfm), ("two", other)):
@@ -195,9 +195,9 @@ def test_census_equals_the_test_step(tmp_path, outputs):
     assert (tmp_path / "new_out.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
 
     packed = bytearray(gzip.compress(raw.read_bytes()))
-    packed[-8] ^= 1  # of the checksum
+    packed[-8] ^= 1  # a bit of the checksum
     (tmp_path / "bad.gz").write_bytes(packed)
-    with pytest.raises(UserError, match=r"bad.gz: the compressed file is cut or damaged"):
+    with pytest.raises(UserError, match=r"bad.gz: the compressed file is truncated or damaged"):
         predict(checkpoint, tmp_path / "bad.gz", tmp_path / "new_out.csv")
 
 
@@ -226,7 +226,7 @@ def test_movies_equal_the_test_step(tmp_path, outputs, rng, write, raw, target, 
 
 
 def test_a_movie_rated_again_is_read_as_in_training(tmp_path, rng):
-    """Every row, inputs and all: users who rate few movies often, many ratings of a user at the same second."""
+    """Every row and all inputs: users who rate few movies often, many ratings of a user in the same second."""
     times = rng.permutation(np.arange(400) // 3 * 50)
     ratings = [(int(rng.integers(1, 8)), int(rng.integers(1, 9)), int(rng.integers(1, 6)), int(t)) for t in times]
     ratings = list({(user, movie, time): row for row in ratings for user, movie, _, time in [row]}.values())
@@ -292,7 +292,7 @@ def test_errors(tmp_path, root, lines, deepfm):
     with pytest.raises(UserError, match=r"cannot write .*no_folder"):
         predict(deepfm, root / "criteo" / "train.txt", tmp_path / "no_folder" / "out.csv")
     (tmp_path / "cut.gz").write_bytes(gzip.compress("\n".join(lines).encode())[:-100])
-    with pytest.raises(UserError, match="cut or damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         predict(deepfm, tmp_path / "cut.gz", tmp_path / "out.csv")
 
 
@@ -334,10 +334,10 @@ def test_the_output_is_none_of_the_inputs(tmp_path, root, lines, deepfm):
     (tmp_path / "again").hardlink_to(raw)
     (tmp_path / "link").symlink_to(checkpoint)
     for output, name in ((raw, "raw.txt"), (tmp_path / "again", "raw.txt"), (tmp_path / "link", "best.ckpt")):
-        with pytest.raises(UserError, match=rf"{output} is {tmp_path / name}, which would be lost"):
+        with pytest.raises(UserError, match=rf"{output} is {tmp_path / name}, which would be overwritten"):
             predict(checkpoint, raw, output)
     done = run([checkpoint, "-", raw], redirect=f"< {raw}")
-    assert done.returncode == 1 and b"raw.txt is standard input, which would be lost" in done.stderr
+    assert done.returncode == 1 and b"raw.txt is standard input, which would be overwritten" in done.stderr
     assert raw.read_text().splitlines() == lines and load(checkpoint)
 
 

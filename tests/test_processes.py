@@ -1,4 +1,4 @@
-"""Two processes with half batches against one with whole batches."""
+"""Two processes with half batches against one process with whole batches."""
 
 import json
 import os
@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def run(*arguments: object) -> None:
-    """A script from another working directory, in an environment without the marks of earlier processes."""
+    """Start a script in another working directory, without the environment variables of earlier processes."""
     known = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE", "RANK")}
     done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd="/", env=known)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -29,7 +29,7 @@ def run(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> list[dict]:
-    """What one and two processes got."""
+    """The results of one and of two processes."""
     folder = tmp_path_factory.mktemp("processes")
     two_processes.main(1, folder / "1.pt")
     run(REPO / "tests" / "two_processes.py", 2, folder / "2.pt")
@@ -50,7 +50,7 @@ def test_own_optimizer_gives_the_same_logits(trained, model):
 
 
 def make_loaders(world: int, rows: int, batch_size: int, seed: int | None) -> list[BatchLoader]:
-    """The loaders of all processes; the dataset gives row numbers back."""
+    """The loaders of all processes; the dataset returns row numbers."""
 
     class Numbers(torch.utils.data.Dataset):
         def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_processes_share_the_rows_of_each_batch(rows, world):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_each_process_has_two_rows_of_each_batch_where_batches_are_large_enough(world):
-    """As batch norm needs; what is smaller, check_batch_norm refuses."""
+    """As batch norm needs; check_batch_norm refuses anything smaller."""
     for batch_size in range(2 * world, 4 * world + 1):
         for rows in range(2 * world, 6 * world + 1):
             for loader in make_loaders(world, rows, batch_size, seed=3):
@@ -93,7 +93,7 @@ def test_evaluated_rows_come_in_file_order_once_gathered(world):
 
 
 def test_a_whole_run(tmp_path, outputs, rng, monkeypatch):
-    """Same metrics, one folder, one table; a script that trains twice does so with all its processes."""
+    """The same metrics, one folder, one table; a script that trains twice does so in all its processes."""
     write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 701))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     settings = {"hidden_units": (8,), "dropout": 0.0, "batch_size": 60, "precision": "32-true"}
@@ -104,7 +104,7 @@ def test_a_whole_run(tmp_path, outputs, rng, monkeypatch):
         "from deepfm.train import train\n"
         f"for seed in (1, 2):\n    train(**{settings}, seed=seed, devices=2)\n"
     )
-    temporary = tmp_path / "tmp?a=1#é%20"  # as part of a URL it would be another one
+    temporary = tmp_path / "tmp?a=1#é%20"  # in a URL this would mean another path
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     output = run(script)
@@ -121,7 +121,7 @@ def test_a_whole_run(tmp_path, outputs, rng, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other process in /proc")
 def test_a_process_dies(tmp_path, outputs, rng, monkeypatch):
-    """The other one ends with one line; both listen on the loopback interface alone."""
+    """The other process ends with one line; both listen only on the loopback interface."""
     write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 700))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     script = tmp_path / "script.py"
@@ -143,7 +143,7 @@ def test_a_process_dies(tmp_path, outputs, rng, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other process in /proc")
 def test_the_first_process_dies_before_they_meet(tmp_path, outputs, rng, monkeypatch):
-    """The other one, which would wait for it, ends within seconds, with one line."""
+    """The other process, which would wait for it, ends within seconds, with one line."""
     write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 700))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     script = tmp_path / "script.py"

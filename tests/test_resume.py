@@ -1,4 +1,4 @@
-"""A run that is interrupted and resumed ends as one that is not."""
+"""A run that is interrupted and resumed ends like one that is not."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Interrupted(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Stands in for a kill: nothing catches it."""
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def start(tmp_path, rng):
 
 @pytest.fixture
 def whole(start, outputs, request):
-    """Results and metrics.csv of the run with these settings that nothing interrupts; each is trained once."""
+    """Results and metrics.csv of an uninterrupted run with these settings; each is trained only once."""
 
     def whole(**settings) -> tuple[dict, str]:
         known, key = request.session.stash.setdefault(UNINTERRUPTED, {}), repr(settings)
@@ -66,7 +66,7 @@ def whole(start, outputs, request):
 
 
 def interrupt(monkeypatch, where: object, name: str, call: int, by: type[BaseException] = Interrupted) -> None:
-    """Raise `by` in the call-th call of where.name."""
+    """Raise `by` in call number `call` of where.name."""
     original, calls = getattr(where, name), [0]
 
     def wrapper(*arguments, **keywords):
@@ -122,7 +122,7 @@ def test_other_schedules_end_the_same(start, whole, monkeypatch, schedule, warmu
 
 @pytest.mark.parametrize("save", range(4, 15))
 def test_ends_the_same_after_a_death_right_after_a_checkpoint(start, whole, monkeypatch, outputs, save):
-    """Of those by clock, here after each batch, too. A validation follows the batches 5 and 10."""
+    """Also after timed checkpoints, here after each batch. A validation follows batches 5 and 10."""
     monkeypatch.setattr(common.training.fit, "CHECKPOINT_MINUTES", 0)
     expected, history = whole(max_epochs=2)
     write, calls = MappedCheckpointIO.save_checkpoint, itertools.count(1)
@@ -177,7 +177,7 @@ def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng, outputs,
     assert results["validation"]["log_loss"] == pytest.approx(history["val_log_loss"][best], abs=1e-6)
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     content = json.loads((folder / "results.json").read_text(), parse_constant=refuse)
     assert content["test"]["auc"] is None and content["test"]["log_loss"] == results["test"]["log_loss"] > 0
@@ -218,14 +218,14 @@ def test_settings_out_of_range_are_refused_before_anything_is_made(start, output
 
 @pytest.mark.parametrize(("settings", "least"), [({"batch_size": 1}, 2), ({"batch_size": 3, "devices": 2}, 4)])
 def test_batch_norm_of_one_row_is_refused(start, outputs, settings, least):
-    message = rf"batch_size is {settings['batch_size']}, .*must be at least {least}, 2 for each process"
+    message = rf"batch_size is {settings['batch_size']}, .*must be at least {least}, 2 per process"
     with pytest.raises(UserError, match=message):
         start(batch_norm=True, **settings)
     assert not list(outputs.rglob("*.ckpt"))
 
 
 def test_batch_norm_of_two_rows(start, tmp_path, rng):
-    """601 training rows: the last one alone is no batch of its own."""
+    """601 training rows: the last row does not make a batch by itself."""
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 702))
     results = start(batch_norm=True, batch_size=2, max_epochs=1, validations_per_epoch=1)
     assert results["rows"]["train"] == 601 and math.isfinite(results["test"]["log_loss"])

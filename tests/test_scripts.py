@@ -1,4 +1,4 @@
-"""The scripts as a user starts them: in a process of their own, from another working directory."""
+"""The scripts as a user starts them: in a new process, from another working directory."""
 
 import ast
 import json
@@ -125,7 +125,7 @@ def test_arguments_reach_main(monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 def test_closed_standard_streams(tmp_path, outputs, rng):
-    """A script runs without them; no library writes into a file that has got the number of one."""
+    """A script runs without standard streams; no library writes into a file that got a stream's number."""
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 300))
     code = f"""import sys; sys.path.insert(0, {str(REPO)!r})
 from common.errors import run_script
@@ -151,7 +151,7 @@ run_script(lambda: (data_root(), output_root()))"""
             [sys.executable, "-c", code], cwd=REPO, env=environment | folder, capture_output=True, text=True
         )
         assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert f"error: the locale cannot express the folder {variable}" in done.stderr.splitlines()[-1]
+        assert f"error: the locale cannot encode the folder {variable}" in done.stderr.splitlines()[-1]
 
 
 def test_the_readmes_python_runs(tmp_path, outputs, rng):
@@ -165,7 +165,7 @@ def test_the_readmes_python_runs(tmp_path, outputs, rng):
 
 
 def test_what_the_readme_names_is_there():
-    """Its first two blocks set everything up by themselves (continuous integration runs the second)."""
+    """Its first two blocks each set everything up (continuous integration runs the second)."""
     text = (REPO / "README.md").read_text()
     for block, end in zip(re.findall("```bash\n(.*?)\n```", text), ("deepfm/train.py", "-m pytest"), strict=True):
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install") and block.endswith(end)

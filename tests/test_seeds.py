@@ -1,4 +1,4 @@
-"""Several seeds: kept and continued runs, averaged predictions, paired differences."""
+"""Several seeds: kept and continued runs, averaged predictions and paired differences."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def test_averaged_predictions_of_two_tasks(tmp_path):
     one = {name: torch.from_numpy(arrays[0][name]) for name in ("prediction", "target")}
     assert task_metrics(["income", "never_married"], *one.values()) == pytest.approx(runs[0]["test"], abs=1e-5)
     np.savez(Path(runs[1]["run_folder"], "test_predictions.npz"), prediction=mean, target=arrays[0]["target"][::-1])
-    with pytest.raises(UserError, match="are not of the same test rows"):
+    with pytest.raises(UserError, match="are not for the same test rows"):
         averaged_metrics(runs)
     Path(runs[1]["run_folder"], "test_predictions.npz").unlink()
     with pytest.raises(UserError, match=r"test_predictions\.npz is missing"):

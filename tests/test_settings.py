@@ -1,4 +1,4 @@
-"""The dicts at the top of the scripts: each setting once, with a rule, and taken by what its group names."""
+"""The dicts at the top of the scripts: each setting is there once, has a rule, and is taken by its group's consumer."""
 
 import inspect
 import re
@@ -29,7 +29,7 @@ SCRIPTS = {
     multitask.train: (MultiTaskDataModule, MMoE),
     bst.train: (HistoryDataModule, BST),
 }
-# what a train.py gives beside its settings
+# arguments that a train.py passes besides its settings
 OF_THE_RUN = {ClickDataModule: {"seed"}, MultiTaskDataModule: {"seed"}, HistoryDataModule: {"seed"}}
 OF_THE_RUN |= {model: {"optimizer", "slots", "pooling"} for _, model in SCRIPTS.values()}
 OF_THE_RUN |= {BST: {"optimizer", "history_length", "target", "rating_range", "rating_units"}}
@@ -68,7 +68,7 @@ def test_each_setting_is_in_one_group_and_has_a_rule(script):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_each_setting_has_a_comment_or_says_it_all(script):
-    """A line `name=value,` without a comment is of a name that needs none."""
+    """Only names that need no comment are on a line `name=value,` without one."""
     source = inspect.getsource(script)
     bare = re.findall(r"^    (\w+)=[^#\n]*,\n", source[: source.index("@on_ray")], re.MULTILINE)
     assert set(bare) <= {"optimizer", "learning_rate", "embedding_dim", "max_epochs", "validations_per_epoch"} | {

@@ -1,4 +1,4 @@
-"""DLRM with its table spread over two processes against DLRM in one, in float64 so that nothing but the order of sums
+"""DLRM with its table sharded over two processes against DLRM in one, in float64 so that only the order of sums
 differs."""
 
 import socket
@@ -17,7 +17,7 @@ from dlrm.sharded import ShardedDLRM
 from tests.test_dlrm import make_batch, make_model
 
 STEPS, ROWS = 20, 16
-SIZES = [50, 3, 1]  # of 54 rows some are in no batch, and a batch touches few of a process
+SIZES = [50, 3, 1]  # some of the 54 rows are in no batch, and a batch touches few rows of a process
 
 
 def make_sharded(state: dict, folder: Path, **settings) -> ShardedDLRM:
@@ -45,7 +45,7 @@ def compare(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    sharded.CHUNK = 5  # rows of several chunks
+    sharded.CHUNK = 5  # so that there are several chunks
     same = {"rtol": 0, "atol": 1e-12, "check_dtype": False}  # Adam reads its number of steps as float32
     for optimizer, l2 in (("sgd", 0.0), ("adam", 1e-3), ("adagrad", 0.0)):
         torch.manual_seed(0)
@@ -89,7 +89,7 @@ def compare(rank: int, port: int, folder: Path) -> None:
             torch.testing.assert_close(checkpoint["optimizer_states"][0]["state"], steps.state_dict()["state"], **same)
         torch.testing.assert_close(parts(*batches[0][:2]), model(*batches[0][:2]), **same)
         assert not list(folder.glob("tmp*"))
-    distributed.destroy_process_group()  # else gloo can abort the process as it ends
+    distributed.destroy_process_group()  # otherwise gloo can abort the process at exit
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -100,5 +100,5 @@ def test_two_processes_equal_one(tmp_path):
 
 
 def test_needs_several_processes():
-    with pytest.raises(UserError, match="set devices or num_nodes"):
+    with pytest.raises(UserError, match="Raise devices or num_nodes"):
         ShardedDLRM(**make_model().hparams).configure_model()

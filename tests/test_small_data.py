@@ -1,4 +1,4 @@
-"""What a run on few rows says, and where its output starts."""
+"""What a run on few rows prints, and where its output starts."""
 
 import json
 from pathlib import Path
@@ -85,9 +85,7 @@ def test_few_steps_are_told(capsys):
     print_steps(1, 9, "32-true", make_data(False))
     first, second = capsys.readouterr().out.splitlines()
     assert first == "Training for 1 epoch of 9 steps, precision 32-true."
-    assert second.startswith(
-        "9 steps in all may be too few to learn from 8,571 rows: a smaller batch_size (now 1,024) or"
-    )
+    assert second.startswith("9 steps may be too few to learn from 8,571 rows. Set a smaller batch_size (now 1,024) or")
     print_steps(1, 9, "32-true", make_data(True))  # its settings are known to be enough
     assert capsys.readouterr().out == "Training for 1 epoch of 9 steps, precision 32-true.\n"
 
@@ -113,7 +111,7 @@ def test_a_run_on_few_rows_says_so(tmp_path, capsys):
     results = train_deepfm(dataset="mine", data_root=str(tmp_path), max_epochs=1)
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("Training for 1 epoch of 1 step, ") for line in lines) and any(
-        line.startswith("1 step in all may be") for line in lines
+        line.startswith("1 step may be") for line in lines
     )
     better = better_baselines(results["test"], results["baselines"])
     advice = "Try a smaller batch_size, more max_epochs or a lower learning_rate."
@@ -128,7 +126,7 @@ def test_dlrm_trains_without_dense_columns(tmp_path):
 
 def test_dlrm_needs_a_pair(tmp_path):
     write_table(tmp_path, ("bought", "price €", USER))
-    with pytest.raises(UserError, match="one categorical column alone makes none"):
+    with pytest.raises(UserError, match="a single categorical column makes no pair"):
         train_dlrm(dataset="mine", data_root=str(tmp_path))
 
 
@@ -147,5 +145,5 @@ def test_several_labels_of_a_table_train_together(tmp_path):
     results = train_mmoe(dataset="mine", data_root=str(tmp_path), **settings)
     keys = {"auc_click", "auc_bought", "auc_mean", "log_loss"}
     assert keys == results["test"].keys() == results["baselines"]["logistic regression"].keys()
-    with pytest.raises(UserError, match=r"tasks is .*; it must hold one or more of click, bought, each once"):
+    with pytest.raises(UserError, match=r"tasks is .*; it must list one or more of click, bought, each once"):
         train_mmoe(dataset="mine", data_root=str(tmp_path))

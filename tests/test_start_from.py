@@ -1,4 +1,4 @@
-"""A run that starts from a checkpoint: what it keeps, what is new, and that it helps on the planted sample."""
+"""A run that starts from a checkpoint: what it keeps, what is new, and that it helps on the built-in sample."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_known_values_keep_their_rows(tmp_path, rng, monkeypatch):
     write_table(tmp_path, "second", train=lines[60:800], **held_out)
     settings = SMALL | {"data_root": str(tmp_path)}
     first = load_checkpoint(train(dataset="first", **settings)["checkpoint"])
-    # a rate of nearly nothing: what the run starts with is what it ends with
+    # with a rate near 0, a run ends with the weights it starts with
     still = {"learning_rate": 1e-12, "embedding_learning_rate": 1e-12, "embedding_l2": 0.0}
     path = str(tmp_path / "earlier.ckpt")
     torch.save(first, path)
@@ -63,9 +63,9 @@ def test_known_values_keep_their_rows(tmp_path, rng, monkeypatch):
 
     with pytest.raises(UserError, match="is of DeepFM, not of DLRM"):
         train_dlrm(dataset="second", data_root=str(tmp_path), start_from=path)
-    with pytest.raises(UserError, match=r"embedding has the size \(\d+, 4\) in .*, here \(\d+, 6\)"):
+    with pytest.raises(UserError, match=r"embedding has size \(\d+, 4\) in .*, but \(\d+, 6\) here"):
         train(dataset="second", **settings | {"embedding_dim": 5}, start_from=path)
-    with pytest.raises(UserError, match="is of other data or columns than this run"):
+    with pytest.raises(UserError, match="was trained on other data or columns"):
         train(dataset="second", **settings, dense_transform="bucket", start_from=path)
 
 

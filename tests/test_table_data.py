@@ -1,4 +1,4 @@
-"""A table of one's own: from a file with awkward names, quotes, missing values and lists in cells to batches."""
+"""Your own table: from a file with awkward names, quotes, missing values and lists in cells to batches."""
 
 import gzip
 import io
@@ -164,7 +164,7 @@ def test_two_labels_train_together(tmp_path, frame):
     assert label.tolist() == np.stack([frame["bought"] == "yes", frame["clicked"]], 1).astype(float).tolist()
     np.testing.assert_array_equal(dense[:, 0], frame[PRICE].to_numpy(np.float32))
     assert ids.shape == (ROWS, 4) and len(data.bin_edges) == 1  # the price is a category too
-    with pytest.raises(UserError, match=r"found 2 labels .clicked, purchase.; DeepFM and DLRM learn one"):
+    with pytest.raises(UserError, match=r"found 2 labels .clicked, purchase., but DeepFM and DLRM take one"):
         open_data(tmp_path)
 
 
@@ -213,7 +213,7 @@ WRONG = [
     ({"columns": {"clicked": {"role": "labl"}}}, 'columns.json, column \'clicked\': its "role" must be one of "label"'),
     ({"columns": {"clicked": {"role": "label"}}}, "column 'clicked': a label needs \"positive\""),
     ({"columns": COLUMNS | {PRICE: {"role": "dense", "transform": "lg"}}}, "'price €': 'transform' is \"lg\""),
-    ({"columns": COLUMNS | {PRICE: {"role": "dense", "scale": 1}}}, "'price €': 'scale' is no entry of a column"),
+    ({"columns": COLUMNS | {PRICE: {"role": "dense", "scale": 1}}}, "'price €': 'scale' is not an entry of a column"),
     ({"columns": COLUMNS | {"gone": {"role": "dense"}}}, r"clicks.csv: line 1 names no column 'gone'; it has 'row'"),
     ({"columns": COLUMNS | {"code": {"role": "dense"}}}, "clicks.csv, line 2, column code: found '.*', expected a num"),
     ({"columns": COLUMNS | {"clicked": {"role": "label", "positive": ["2"], "negative": ["0"]}}}, "column clicked: f"),
@@ -238,7 +238,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path, frame):
     for content, message in (
         (text.replace("r00007", '"r00007'), r"clicks.csv, line \d+: found"),
         (text.encode("utf-16"), "clicks.csv, line 1: found"),
-        (b"PAR1" + b"x" * 100, "the Parquet file is cut or damaged"),
+        (b"PAR1" + b"x" * 100, "the Parquet file is truncated or damaged"),
         (text.partition("\n")[0] + "\n", "clicks.csv is empty"),
         (text.replace(PRICE, "row", 1), "the column name 'row' twice"),
     ):

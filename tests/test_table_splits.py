@@ -1,4 +1,4 @@
-"""The random split is the published one (BARS Criteo_x4): that of scikit-learn 0.19."""
+"""The random split is the published one (BARS Criteo_x4), made by scikit-learn 0.19."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from data.table_rows import random_split
 
 
 def published_folds(label: list[int]) -> np.ndarray:
-    """Fold of each row, as StratifiedKFold(10, shuffle=True, random_state=2018) of scikit-learn 0.19 loops for it."""
+    """The fold of each row, by the loops in StratifiedKFold(10, shuffle=True, random_state=2018), scikit-learn 0.19."""
     rng, label = np.random.RandomState(2018), np.array(label)
     tests = []
     for value in sorted(set(label.tolist())):

@@ -1,4 +1,4 @@
-"""tune_dlrm.py: small searches, with failing trials, and killed and started again."""
+"""tune_dlrm.py: small searches, with failing trials, killed and started again."""
 
 import json
 import os
@@ -61,7 +61,7 @@ run_script(lambda: {call})"""
 
 @pytest.fixture
 def short_folder() -> Path:
-    """Sockets, whose names are short, are below it."""
+    """A short path, because sockets are created in it."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
@@ -117,7 +117,7 @@ def test_killed_and_started_again_with_failing_trials(start, outputs):
 
 
 def test_all_fail(start, outputs, monkeypatch, short_folder):
-    """Ray's files are in a folder that is gone with the search, and that was closed to other users."""
+    """Ray's files are in a folder that is closed to other users and removed after the search."""
     monkeypatch.setenv("RAY_TMPDIR", str(short_folder))
     process = start(f"{SMALL}, 'optimizer': tune.choice(['none'])", 2)
     wait_until(lambda: any(short_folder.iterdir()), process)
@@ -245,16 +245,16 @@ def test_a_trial_is_finished_however_many_validations_it_has(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"gpus_per_trial": 0.5}, "gpus_per_trial: 0.5 GPUs are asked for; Ray has 0 "),
-        ({"cpus_per_trial": 3}, "cpus_per_trial times workers_per_trial: 3 CPUs are asked for; Ray has 2 "),
-        ({"workers_per_trial": 4}, "cpus_per_trial times workers_per_trial: 4 CPUs are asked for; Ray has 2 "),
+        ({"gpus_per_trial": 0.5}, "gpus_per_trial: 0.5 GPUs are needed, but Ray has 0 "),
+        ({"cpus_per_trial": 3}, "cpus_per_trial times workers_per_trial: 3 CPUs are needed, but Ray has 2 "),
+        ({"workers_per_trial": 4}, "cpus_per_trial times workers_per_trial: 4 CPUs are needed, but Ray has 2 "),
     ],
 )
 def test_a_trial_that_fits_on_no_machine_is_refused(monkeypatch, outputs, tmp_path, rng, asked, message):
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("common.cluster.search.start_ray", lambda *values, **keywords: None)
-    monkeypatch.delattr("common.cluster.search.tune.Tuner")  # it would wait without end
+    monkeypatch.delattr("common.cluster.search.tune.Tuner")  # it would wait forever
     machines = [{"Alive": True, "Resources": {"CPU": 2.0}}] * 2 + [{"Alive": False, "Resources": {"GPU": 1.0}}]
     monkeypatch.setattr("ray.nodes", lambda: machines)
     with pytest.raises(UserError, match=re.escape(message)):

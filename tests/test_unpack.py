@@ -1,4 +1,4 @@
-"""Unpacking: only the files asked for, nothing outside of the folder, nothing from bad archives."""
+"""Unpacking: only the requested files, nothing outside the folder, nothing from bad archives."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ def make_zip(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def make_tar(files: dict[str, bytes | str], link: bytes = tarfile.SYMTYPE) -> bytes:
-    """A .tar.gz; a str is where a link points to, which may be one of another type, or a device."""
+    """A .tar.gz; a str is the target of a link, or stands for another type, such as a device."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
         for name, content in files.items():
@@ -66,7 +66,7 @@ def test_only_the_files_asked_for_are_unpacked(tmp_path, kind):
         (make_tar({"rows.txt": ""}, tarfile.CHRTYPE), "has no rows.txt"),
         (make_tar({"rows.txt": ""}, tarfile.FIFOTYPE), "has no rows.txt"),
         (make_tar({"rows.txt": b"0" * 5_000_000}), "rows.txt has more than 4,000,000 bytes"),
-        (make_tar({"rows.txt": b"rows"}), "rows.txt has the checksum .* expected 0"),
+        (make_tar({"rows.txt": b"rows"}), "rows.txt has checksum .* expected 0"),
         (make_tar({"rows.txt": RANDOM})[:-1_000_000], "is damaged"),
         (b"<html>", "is damaged"),
         (b"", "is damaged|has no rows.txt"),

@@ -1,4 +1,4 @@
-"""Weights of rows in the training loss, and training on a share of the rows without a click."""
+"""Row weights in the training loss, and training on a share of the rows without a click."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ SMALL = {"embedding_dim": 4, "batch_size": 64, "learning_rate": 0.005, "dropout"
 
 
 def write_table(root: Path, rows: int, weight: str = "weight", rate: float = 0.25) -> np.ndarray:
-    """DATA_ROOT/mine: clicks with a planted probability for each shop; positive rows have the weight 3, others 1."""
+    """DATA_ROOT/mine: clicks with a planted probability per shop; positive rows have weight 3, others 1."""
     rng = np.random.default_rng(0)
     shop = rng.integers(0, 4, rows)
     odds = rate / (1 - rate) * np.exp(np.array([-1.0, -0.3, 0.3, 1.0])[shop])
@@ -54,7 +54,7 @@ def test_a_row_of_weight_counts_as_often():
 
 @pytest.mark.parametrize("train", [train_deepfm, train_mmoe], ids=["deepfm", "mmoe"])
 def test_weights_move_the_predictions_and_no_metric(tmp_path, train):
-    """With weights that double the clicks' share, predictions are that share."""
+    """With weights that double the share of clicks, the predictions equal that share."""
     click = write_table(tmp_path, 4_000)
     changes = {"dataset": "mine", "data_root": str(tmp_path), "max_epochs": 2} | SMALL
     changes |= {"tasks": ("click",), "task_weights": (1.0,)} if train is train_mmoe else {"split": "random"}
@@ -104,7 +104,9 @@ def test_what_is_no_weight_is_refused_where_weights_count(tmp_path, old, new, me
 
 def test_weights_need_a_column(tmp_path):
     write_table(tmp_path, 700, weight="excluded")
-    with pytest.raises(UserError, match=r'columns.json: weighted=True needs one column of the role "weight"; found 0'):
+    with pytest.raises(
+        UserError, match=r'columns.json: weighted=True needs one column with the role "weight"; found 0'
+    ):
         open_data(tmp_path, weighted=True)
 
 
@@ -125,7 +127,7 @@ def test_a_share_of_the_rows_without_a_click_is_kept(tmp_path):
 
 @pytest.mark.parametrize("train", [train_deepfm, train_dlrm], ids=["deepfm", "dlrm"])
 def test_probabilities_are_those_of_all_rows(tmp_path, train):
-    """Calibration of a model that saw a tenth of the rows without a click; uncorrected it would be near 6."""
+    """Calibration of a model trained on a tenth of the rows without a click; uncorrected it would be near 6."""
     write_table(tmp_path, 30_000, rate=0.05)
     changes = {"dataset": "mine", "data_root": str(tmp_path), "split": "random", "max_epochs": 2} | SMALL
     results = train(**changes, negative_rate=0.1)

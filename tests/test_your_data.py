@@ -1,4 +1,4 @@
-"""docs/your_data.md: its commands and snippets, one after the other."""
+"""docs/your_data.md: its commands and snippets, in order."""
 
 import re
 import runpy
@@ -42,7 +42,7 @@ def follow(part: str, folder: Path, outputs: Path, monkeypatch, capsys) -> None:
             runpy.run_path(str(REPO / script), run_name="__main__")
             printed = capsys.readouterr().out
             printed += (folder / arguments[-1]).read_text() if arguments[-1].endswith(".csv") else ""
-        else:  # what the command before it prints or writes, but for its spaces; numbers depend on the machine
+        else:  # what the command above prints or writes, ignoring spaces; numbers depend on the machine
             for line in text.splitlines():
                 assert re.sub(r"[0-9.]+$", "", "".join(line.split())) in "".join(printed.split()), line
 

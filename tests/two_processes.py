@@ -1,6 +1,6 @@
-"""`python tests/two_processes.py devices FILE`: what 100 steps of each model give, trained by so many processes.
+"""`python tests/two_processes.py DEVICES FILE`: the results of 100 steps of each model in so many processes.
 
-Called by test_processes.py, as Lightning starts a script again for each further process.
+Started by test_processes.py as a script, because Lightning starts a script again for each further process.
 """
 
 import sys

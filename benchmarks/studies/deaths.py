@@ -1,8 +1,8 @@
-"""Die right after a checkpoint, resume, compare: `python benchmarks/studies/deaths.py [MODEL ...]` (default: all four).
+"""Kill runs after a checkpoint, resume them, and compare: `python benchmarks/studies/deaths.py [MODEL ...]`.
 
-Each of DEATHS runs on a small sample ends by os._exit after one of its checkpoints, which are also written by clock
-after every batch, and is started again. Its metrics.csv and its metrics of validation and test rows must be those of a
-run that never died, to the last digit. Prints one line per model; exit code 1 where a run differs.
+Each of DEATHS runs on a small sample is ended by os._exit after a checkpoint, of which there is also one after
+every batch, and is started again. Its metrics.csv, validation and test metrics must equal those of an uninterrupted
+run, to the last digit. Prints one line per model (default: all four); the exit code is 1 if a run differs.
 """
 
 import json
@@ -41,7 +41,7 @@ TRAINERS = {
 
 
 def write_data(root: Path) -> None:
-    """DATA_ROOT with small samples, as if they were the real sets."""
+    """DATA_ROOT with small samples, as if they were the real datasets."""
     samples = {
         "criteo": criteo_sample(3_000),
         "census-income-kdd": census_sample(1_500, 600),
@@ -52,11 +52,11 @@ def write_data(root: Path) -> None:
 
 
 def run(train: Callable[..., dict], settings: dict, folder: Path, death: int | None = None) -> int:
-    """Train in a process of its own, which dies after checkpoint number `death`.
+    """Train in a new process that dies after checkpoint number `death`.
 
     Returns the number of the last checkpoint.
     """
-    context = get_context("fork")  # what is imported here need not be imported for each run
+    context = get_context("fork")  # so that imports need not be repeated for each run
     saves = context.SimpleQueue()
 
     def child() -> None:
@@ -113,7 +113,7 @@ def main(*names: str) -> None:
                     wrong.append(death)
             differ += len(wrong)
             print(f"{name}: {len(deaths)} deaths after one of {number} checkpoints; other results: {wrong}", flush=True)
-    check(not differ, f"{differ} resumed runs differ from the one that never died.")
+    check(not differ, f"{differ} resumed runs differ from the uninterrupted one.")
 
 
 if __name__ == "__main__":

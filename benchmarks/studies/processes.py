@@ -1,9 +1,9 @@
-"""What a step of several processes costs: `python benchmarks/studies/processes.py`.
+"""The cost of a step in several processes: `python benchmarks/studies/processes.py`.
 
 Writes processes.csv and processes.png to OUTPUT. DeepFM in the sizes of speed.py, gloo on the loopback interface, one
 thread per process. The parts of a step run one after another here, so that each can be timed (Lightning's DDP overlaps
-the exchange of dense gradients with backward). Bytes are those that the system counts on the loopback interface, next
-to those of the formula in docs/processes.md. Linux only (/sys).
+the exchange of dense gradients with the backward pass). Compares the bytes that the system counts on the loopback
+interface with the formula in docs/processes.md. Linux only (/sys).
 """
 
 import os
@@ -26,19 +26,19 @@ from common.model.sparse_gradients import average_touched_rows
 from common.process_group import is_distributed
 
 WORLD_SIZES = (1, 2, 4)  # processes
-BATCH_SIZES = (512, 4096)  # rows of each process
+BATCH_SIZES = (512, 4096)  # rows per process
 STEPS, WARM_UP = 30, 5
 REPEATS = 3
 PARTS = ("compute", "wait", "dense exchange", "row exchange", "update")
 
 
 def sent_bytes() -> int:
-    """Everything that has gone over the loopback interface."""
+    """All bytes sent over the loopback interface so far."""
     return int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text())
 
 
 def step_times(rank: int, world_size: int, batch_size: int, port: int, results: list) -> None:
-    """Run the steps of one process; the first one appends the medians, in seconds, and the bytes of a step."""
+    """Run the steps of one process; the first process appends the medians, in seconds, and the bytes per step."""
     torch.set_num_threads(1)
     if world_size > 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -87,7 +87,7 @@ def meet() -> None:
 
 
 def average_dense(parameters: list[Tensor], world_size: int) -> None:
-    """As DDP does it, in one bucket."""
+    """Average gradients as DDP does, in one bucket."""
     if is_distributed():
         flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
         distributed.all_reduce(flat)
@@ -103,8 +103,8 @@ def free_port() -> int:
 
 
 def main() -> None:
-    """All numbers of processes and batch sizes in turn, then table and figure."""
-    RawRows(1)  # written by one process
+    """Measure all numbers of processes and batch sizes in turn, then write table and figure."""
+    RawRows(1)  # builds the cache in one process
     with multiprocessing.Manager() as manager:
         results = manager.list()
         for _ in range(REPEATS):
@@ -116,16 +116,16 @@ def main() -> None:
     table.to_csv(OUTPUT / "processes.csv")
     shown = pd.concat([table[list(PARTS)].mul(1000).add_suffix(" ms"), table.drop(columns=list(PARTS))], axis=1)
     print(shown.round(1).to_string())
-    measured = table[table.index.get_level_values("processes") <= os.cpu_count()]  # the others wait for a processor
+    measured = table[table.index.get_level_values("processes") <= os.cpu_count()]  # others share a core
     figure = Figure((7, 1.2 + 0.5 * len(measured)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(measured))
-    names = [f"{processes} x {batch}" for batch, processes in measured.index]
+    names = [f"{processes} × {batch}" for batch, processes in measured.index]
     for part in PARTS:
         axes.barh(names, 1000 * measured[part], left=left, label=part)
         left += 1000 * measured[part].to_numpy()
     axes.invert_yaxis()
-    axes.set(xlabel="milliseconds of a step", ylabel="processes x rows of each")
+    axes.set(xlabel="milliseconds per step", ylabel="ranks × rows per rank")
     axes.legend(fontsize="small")
     figure.savefig(OUTPUT / "processes.png", dpi=120)
 

@@ -1,13 +1,13 @@
-"""What the full Criteo set costs: `python benchmarks/studies/rehearsal.py`, every stage in a process of its own.
+"""The cost of Criteo at its full size: `python benchmarks/studies/rehearsal.py` runs every stage in its own process.
 
 One stage: `python benchmarks/studies/rehearsal.py STAGE PART MIN_COUNT [STEPS]`, on 1/PART of the rows.
 STAGE, in this order:
-  generate  raw rows in OUTPUT/one_of_PART/criteo/train.txt, where there are none
+  generate  raw rows in OUTPUT/one_of_PART/criteo/train.txt, unless they exist
   read      raw text to columns, shared by every MIN_COUNT
-  encode    vocabularies and encoded rows: `read` and `encode` together are the preparation
-  deepfm, dlrm                one epoch, or STEPS steps of it on rows from everywhere in it
-  deepfm_resume, dlrm_resume  open the last checkpoint of that in a new process and go on; removes it afterwards
-`python benchmarks/studies/rehearsal.py report`: table and figure of what OUTPUT/stages.jsonl has. Linux only (/proc).
+  encode    vocabularies and encoded rows; `read` and `encode` together are the preparation
+  deepfm, dlrm                one epoch, or STEPS steps of it on rows from all of it
+  deepfm_resume, dlrm_resume  resume the last checkpoint of that in a new process, and then remove it
+`python benchmarks/studies/rehearsal.py report`: table and figure from OUTPUT/stages.jsonl. Linux only (/proc).
 """
 
 import json
@@ -35,7 +35,7 @@ from data.criteo_schema import CRITEO
 from data.table_data import parse
 from deepfm.train import DATA
 
-PARTS = (16, 4, 1)  # of the full set: one sixteenth, ...
+PARTS = (16, 4, 1)  # of the full size: one sixteenth, ...
 MIN_COUNTS = (1, 10)  # training rows in which a value must occur to get an id; 1: nothing is pruned
 BATCH_SIZE = 4096
 STAGES = ("generate", "read", "encode", "deepfm", "deepfm_resume", "dlrm", "dlrm_resume")
@@ -43,7 +43,7 @@ OUTPUT = output_root() / "runs" / "rehearsal"
 
 
 def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
-    """Run a stage in this process; what it cost, as one row of the table."""
+    """Run a stage in this process; returns its cost as one row of the table."""
     raw = (OUTPUT / f"one_of_{part}" / "criteo" / "train.txt").resolve()  # the path that keys the cache
     row = {"stage": stage, "raw_rows": FULL_ROWS // part, "min_count": min_count, "steps": steps}
     memory, begin = AnonymousMemory(), time.perf_counter()
@@ -70,7 +70,7 @@ def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
 def train(stage: str, data: ClickDataModule, folder: Path) -> dict:
     """Train an epoch, or resume at its end from the last checkpoint."""
     if not stage.endswith("_resume"):
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt
+        shutil.rmtree(folder, ignore_errors=True)  # left by an earlier attempt
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     saves = time_saves()
     torch.manual_seed(1)
@@ -89,7 +89,7 @@ def train(stage: str, data: ClickDataModule, folder: Path) -> dict:
     return row | {
         "per_second": results["train_samples_per_second"],
         "epoch_seconds": row["samples"] / results["train_samples_per_second"],
-        "save_seconds": sum(saves),  # of best.ckpt (weights), last.ckpt and those every ten minutes, until on disk
+        "save_seconds": sum(saves),  # for best.ckpt (weights), last.ckpt and those every ten minutes, until on disk
     }
 
 
@@ -107,7 +107,7 @@ def time_saves() -> list[float]:
 
 
 def report() -> None:
-    """stages.csv, stages.md and stages.png from the last measurement of each stage."""
+    """Write stages.csv, stages.md and stages.png from the last measurement of each stage."""
     stages = pd.read_json(OUTPUT / "stages.jsonl", lines=True)
     stages = stages.drop_duplicates(["stage", "raw_rows", "min_count", "steps"], keep="last")
     stages = stages.sort_values(["stage", "min_count", "raw_rows"], kind="stable")
@@ -120,7 +120,7 @@ def report() -> None:
     for color, stage in enumerate(name for name in STAGES if name != "generate"):
         for min_count, part in stages[stages["stage"] == stage].groupby("min_count"):
             rows = part["raw_rows"] / 1e6
-            # the minutes of a whole epoch, also where only some steps of it were run
+            # the minutes of a whole epoch, also if only some of its steps were run
             epoch = rows * 1e6 * 6 / 7 / part["per_second"] if stage in ("deepfm", "dlrm") else part["wall_seconds"]
             label = stage if stage == "read" else f"{stage}, minimum count {min_count}"
             style = {"color": f"C{color}", "marker": "o", "linestyle": "-" if min_count == MIN_COUNTS[0] else ":"}

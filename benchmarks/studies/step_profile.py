@@ -1,7 +1,7 @@
 """Where the time of a training step goes: `python benchmarks/studies/step_profile.py` writes profile.md to OUTPUT.
 
-Times of the operations are those of torch.profiler over STEPS steps; what they leave of a step's time, measured without
-the profiler, is Python: Lightning, autograd and the model's own code.
+The times of operations are torch.profiler's over STEPS steps. The rest of a step's time, measured without the profiler,
+is Python: Lightning, autograd and the model's code.
 """
 
 import sys
@@ -36,7 +36,7 @@ WATCHED = {  # methods that torch does not record as operations
     (torch.optim.Adam, "step"): "optimizer, dense",
     (Recommender, "training_step"): "forward",
 }
-KINDS = {  # start of an operation's name -> where its time is counted
+KINDS = {  # prefix of an operation's name -> the kind it counts as
     **{name: name for name in list(WATCHED.values())[:3]},
     **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"), "matrix products"),
     f"{SparseLookup.__name__}Backward": "embedding, backward (sort and sum)",
@@ -47,7 +47,7 @@ KINDS = {  # start of an operation's name -> where its time is counted
 
 
 class StepProfiler(pl.Callback):
-    """Milliseconds of a step by kind, in `costs`."""
+    """Milliseconds per step by kind, in `costs`."""
 
     def __init__(self):
         self.profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU])
@@ -66,7 +66,7 @@ class StepProfiler(pl.Callback):
 
 
 def kind(event: FunctionEvent | None) -> str | None:
-    """Kind of the innermost enclosing operation that has one."""
+    """The kind of the innermost enclosing operation that has one."""
     while event is not None:
         for start, name in KINDS.items():
             if event.name.startswith(start):
@@ -76,7 +76,7 @@ def kind(event: FunctionEvent | None) -> str | None:
 
 
 def profile(model: Recommender, data: RecommendationDataModule, monitor: str) -> dict[str, float]:
-    """Milliseconds of a step by kind."""
+    """Milliseconds per step by kind."""
     seconds = data.batch_size / ours.speed(model, data, "auto", monitor)
     profiler = StepProfiler()
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""How a train() of this repo is sent to a Ray cluster; Ray itself is imported only then."""
+"""Sends a train() of this repo to a Ray cluster; Ray itself is imported only then."""
 
 import functools
 from collections.abc import Callable
@@ -10,9 +10,9 @@ Train = Callable[..., dict[str, Any]]
 
 
 def on_ray(script: str, training: dict[str, Any]) -> Callable[[Train], Train]:
-    """Decorator: with the strategy "ray", a call of train() becomes one call in each worker of a Ray cluster.
+    """Decorator: with strategy "ray", a call of train() becomes one call in each worker of a Ray cluster.
 
-    script: its folder in runs/; training: the TRAINING dict of the script.
+    script: the script's folder in runs/; training: its TRAINING dict.
     """
 
     def decorate(train: Train) -> Train:

@@ -1,4 +1,4 @@
-"""Training and searching on a Ray cluster, which may be this machine alone."""
+"""Training and searching on a Ray cluster, which may be just this machine."""
 
 import atexit
 import logging
@@ -23,22 +23,22 @@ from common.process_group import is_rank_zero
 from common.settings import check_settings
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, find_or_create_run
 
-SHUTDOWN_SECONDS = 3  # a process that waits for one that is dead does not leave its group; Ray would wait 30
-RESTARTS = 3  # of a run of which a process or a machine dies
-OBJECT_STORE = 128 * 2**20  # bytes; data is read from the cache, Ray carries settings and results
+SHUTDOWN_SECONDS = 3  # a process cannot leave its group while it waits for a dead one; Ray would wait 30
+RESTARTS = 3  # of a run after the death of a process or a machine
+OBJECT_STORE = 128 * 2**20  # bytes; Ray carries only settings and results, data is read from the cache
 
 
 def start_ray(address: str | None, threads: int, show_output: bool) -> None:
-    """Connect to a running cluster ($RAY_ADDRESS without an address), or start Ray here, without a dashboard.
+    """Connect to a running cluster (at `address` or $RAY_ADDRESS), or start Ray here without a dashboard.
 
-    threads: of a process. show_output: whether what the processes print comes to this terminal.
+    threads: per process. show_output: whether the output of the processes is shown on this terminal.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     own: dict[str, Any] = {}
     if address == "local":
         own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "_temp_dir": _private_folder()}
-        # Ray listens on all interfaces without it. Its public switch, a variable of the environment, is read when Ray
-        # is imported, before the address is known, and must not be set for a cluster of several machines
+        # otherwise Ray listens on all interfaces. Its public switch, an environment variable, is read when Ray is
+        # imported, before the address is known, and must not be set for a cluster of several machines
         ray_constants.ENABLE_RAY_CLUSTER = False
     variables = {"PYTHONPATH": str(REPO), "OUTPUT_ROOT": str(output_root()), "DATA_ROOT": str(data_root())}
     variables |= {"OMP_NUM_THREADS": str(threads), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -49,25 +49,25 @@ def start_ray(address: str | None, threads: int, show_output: bool) -> None:
             logging_level=logging.CRITICAL,
             runtime_env={
                 "env_vars": variables,
-                # by value, as a lambda: by name, each process of Ray would import this module, and with it torch
+                # a lambda is passed by value; by name, each Ray process would import this module, and with it torch
                 "worker_process_setup_hook": lambda: logging.getLogger("ray.train").setLevel(logging.ERROR),
             },
             **own,
         )
     except ConnectionError as error:
         raise UserError(
-            f"no Ray cluster answers at {address}. Where `ray start` turned authentication on, set RAY_AUTH_MODE=token."
+            f"no Ray cluster answers at {address}. If `ray start` enabled authentication, set RAY_AUTH_MODE=token."
         ) from error
-    except OSError as error:  # of sockets, whose names may have some 100 characters
-        raise UserError(f"Ray does not start: {error}. Set RAY_TMPDIR to a folder with a short name.") from error
+    except OSError as error:  # the path of a socket is limited to about 100 characters
+        raise UserError(f"Ray does not start: {error}. Set RAY_TMPDIR to a folder with a short path.") from error
 
 
 def _private_folder() -> str:
-    """A new folder for Ray's files, which no other user can change (Ray's own place is the same for all users).
+    """A new folder for Ray's files that no other user can change (Ray's default is shared by all users).
 
     It is removed when this process ends.
     """
-    home = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "darwin" else None)  # short, see start_ray
+    home = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "darwin" else None)  # a short path, see start_ray
     folder = tempfile.mkdtemp(prefix="ray-", dir=home)
 
     def remove() -> None:
@@ -81,20 +81,19 @@ def _private_folder() -> str:
 def check_resources(settings: str, kind: str, amount: float, on_one_machine: bool = False) -> None:
     """Raise UserError if the cluster is too small: Ray would wait forever. Start the machines of an autoscaler first.
 
-    settings: the names of those that ask for `amount` of the kind "CPU" or "GPU".
+    settings: names of the settings that ask for `amount` of `kind`, "CPU" or "GPU".
     """
     amounts = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
     there = max(amounts, default=0) if on_one_machine else sum(amounts)
     where = "the largest machine" if on_one_machine else "all machines together"
-    check(amount <= there, f"{settings}: {amount:g} {kind}s are asked for; Ray has {there:g} ({where}).")
+    check(amount <= there, f"{settings}: {amount:g} {kind}s are needed, but Ray has {there:g} ({where}).")
 
 
 def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dict:
-    """Call `train(**settings)` in devices times num_nodes workers of a cluster. If one dies, all are restarted from the
-    last checkpoint.
+    """Call `train(**settings)` in devices times num_nodes workers of a cluster.
 
-    Returns what `train` returns. Raises: UserError if workers die more than RESTARTS times, or the cluster has too few
-    CPUs or GPUs for them.
+    If a worker dies, all are restarted from the last checkpoint. Returns what `train` returns. Raises: UserError if
+    workers die more than RESTARTS times, or the cluster has too few CPUs or GPUs.
     """
     check_settings(settings)
     processes = settings["devices"] * settings["num_nodes"]
@@ -103,7 +102,7 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0
     try:
         reports = [TuneReportCallback()]
-    except RuntimeError:  # this is no trial of a search
+    except RuntimeError:  # not a trial of a search
         reports = []
     asking = "devices times num_nodes (in a search: workers_per_trial)"
     if not reports:  # a trial has its CPUs already
@@ -114,7 +113,7 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
     if folder is None:
         folder, lock = find_or_create_run(output_root() / "runs" / script, settings["resume"])
         if lock:
-            lock.release()  # to the first process
+            lock.release()  # so that rank zero can take it
 
     def work() -> None:
         os.environ["RUN_FOLDER"] = str(folder)
@@ -128,14 +127,14 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
         scaling_config=ScalingConfig(
             num_workers=processes,
             use_gpu=use_gpu,
-            # the CPUs of a trial's processes are those of the trial, which Ray surely frees when it is stopped
+            # a trial's processes use the CPUs of the trial, which Ray reliably frees when the trial is stopped
             resources_per_worker={"memory": 1} if reports else {"CPU": 1},
             placement_strategy="SPREAD" if settings["num_nodes"] > 1 else "PACK",
         ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # typed as that of Ray Train 1
+        run_config=RunConfig(  # type: ignore[call-arg]  # the type stub is that of Ray Train 1
             name="ray",
             storage_path=str(folder),
-            # what other trials hold becomes free; what is gone with a machine may not
+            # CPUs held by other trials become free again; those of a lost machine may not
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=RESTARTS, controller_failure_limit=-1 if reports else RESTARTS
             ),
@@ -152,6 +151,6 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
 
 
 def _cause(error: TrainingFailedError) -> str:
-    """Message of the first worker that says more than that another one is gone."""
+    """Message of the first worker that reports a UserError, otherwise Ray's message."""
     failures = [str(failure) for failure in getattr(error, "worker_failures", {}).values()]
     return next((text for text in failures if UserError.__name__ in text), str(error)).strip().splitlines()[-1]

@@ -1,6 +1,6 @@
-"""What makes a Ray Tune search resumable: Ray's own state is rebuilt from the record of the trials.
+"""A resumable Ray Tune search: Ray's state is rebuilt from the record of the trials.
 
-Ray's snapshots lag behind by seconds and hold nothing of the scheduler. Here each trial is a run folder with its own
+Ray's own snapshots lag behind by seconds and omit the scheduler's state. Each trial has a run folder with its own
 checkpoints.
 """
 
@@ -38,9 +38,9 @@ from common.errors import UserError, check
 from common.process_group import is_distributed
 from common.training.callbacks import MetricsLog
 
-DISK = "cannot write: "  # begins the cause of a failure that is not the trial's fault
+DISK = "cannot write: "  # prefix of a cause of failure that is not the trial's fault
 LOOK_SECONDS = 5  # between two checks that Ray still has a node
-RESTARTS = 2  # of a trial whose process dies without an error of its own (killed, out of memory, a lost node)
+RESTARTS = 2  # of a trial whose process dies without an exception (killed, out of memory, a lost node)
 
 
 def run_search(
@@ -61,15 +61,15 @@ def run_search(
     workers_per_trial: int,
     ray_address: str | None,
 ) -> None:
-    """Run trials until `record` holds so many that have ended.
+    """Run trials until `trials` of those in `record` have ended.
 
-    run_trial: trains with a configuration and its "number". first: the configuration that is tried first, if it lies in
-    the space. epochs, validations: of a trial. The others: SEARCH of tune_dlrm.py.
+    run_trial: trains one configuration, which includes its "number". first: the configuration that is tried first if it
+    lies in the space. epochs, validations: per trial. The others: see SEARCH in tune_dlrm.py.
 
     Raises: UserError if Ray has too few CPUs or GPUs for a trial, or a disk is full.
     """
-    start_ray(ray_address, cpus_per_trial, show_output=False)  # the record has what happens to trials
-    gpus = gpus_per_trial if workers_per_trial == 1 else 0  # several workers ask for theirs themselves
+    start_ray(ray_address, cpus_per_trial, show_output=False)  # SearchProgress prints what happens to trials
+    gpus = gpus_per_trial if workers_per_trial == 1 else 0  # several workers reserve their GPUs themselves
     cpus = workers_per_trial * cpus_per_trial
     check_resources("cpus_per_trial times workers_per_trial", "CPU", cpus, on_one_machine=True)
     check_resources("gpus_per_trial", "GPU", gpus, on_one_machine=True)
@@ -82,7 +82,7 @@ def run_search(
                 scheduler=make_scheduler(record, grace_validations, validations, reduction_factor),
                 num_samples=missing,
                 max_concurrent_trials=concurrent_trials,
-                reuse_actors=workers_per_trial == 1,  # a process imports once
+                reuse_actors=workers_per_trial == 1,  # a process imports torch only once
             ),
             run_config=tune.RunConfig(
                 storage_path=str(record.path.parent / "ray"), verbose=0, callbacks=[SearchProgress(record, epochs)]
@@ -90,7 +90,7 @@ def run_search(
         )
         try:
             tuner.fit()
-        except tune.TuneError as error:  # what Ray makes of an error that SearchProgress raises
+        except tune.TuneError as error:  # Ray wraps an error that SearchProgress raises
             if isinstance(error.__context__, UserError | OSError):
                 raise error.__context__ from error
             raise
@@ -98,16 +98,16 @@ def run_search(
 
 
 def await_release(record: SearchRecord) -> None:
-    """Wait until no process of an earlier, killed search holds a trial that is to continue."""
+    """Wait until no process of an earlier, killed search holds a trial that is to be continued."""
     for trial in record.in_state("started"):
         if (folder := record.folder(trial["number"])).exists():
             FileLock(folder / "run.lock").acquire(timeout=60).lock.release()
 
 
 class RecordedSearch(OptunaSearch):
-    """Optuna's TPE. Proposes the started trials of the record first, and records what it proposes.
+    """Optuna's TPE. Proposes the unfinished trials of the record first, and records what it proposes.
 
-    Its configurations have one more entry, the "number" of the trial.
+    Its configurations have an additional entry, the "number" of the trial.
     """
 
     def __init__(self, space: dict, first: dict, seed: int, record: SearchRecord):
@@ -116,7 +116,7 @@ class RecordedSearch(OptunaSearch):
         if not record.trials and all(values.is_valid(first[name]) for name, values in space.items()):
             points = [first]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # another seed, because a continued search has the samples of this one already
+        # another seed, because a continued search already has the samples of the first one
         super().__init__(distributions(space), METRIC, MODE, points, seed=seed + len(record.trials))
         for trial in record.in_state("finished", "stopped"):
             self.add_evaluated_point(lists_to_tuples(trial["config"]), trial["rows"][-1][METRIC])
@@ -129,7 +129,7 @@ class RecordedSearch(OptunaSearch):
 
 
 def distributions(space: dict) -> dict[str, optuna.distributions.BaseDistribution]:
-    """A search space of Ray Tune as Optuna takes it. Raises: UserError for what Optuna has no distribution for."""
+    """Optuna's distributions for a Ray Tune search space. Raises: UserError if Optuna lacks one."""
     found: dict[str, optuna.distributions.BaseDistribution] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tuples as choices, which Optuna could not store in a database
@@ -145,12 +145,12 @@ def distributions(space: dict) -> dict[str, optuna.distributions.BaseDistributio
 
 
 def lists_to_tuples(config: dict) -> dict:
-    """Widths are tuples in a search space, lists in JSON."""
+    """Widths are tuples in a search space, but lists in JSON."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
 def make_scheduler(record: SearchRecord, grace_validations: int, validations: int, factor: int) -> ASHAScheduler:
-    """ASHA over the number of validations: trials are compared at equal progress. It knows what the record holds."""
+    """ASHA over the number of validations, so that trials are compared at equal progress; fed with recorded trials."""
     # a trial ends by itself: it may have more validations than were asked for, see TuneReporter
     scheduler = ASHAScheduler(
         "validation", METRIC, MODE, validations, grace_validations, factor, stop_last_trials=False
@@ -165,10 +165,10 @@ def make_scheduler(record: SearchRecord, grace_validations: int, validations: in
 
 
 class TuneReporter(pl.Callback):
-    """Reports each validation to Ray when its checkpoint is written; a resumed trial reports its earlier ones again.
+    """Reports each validation to Ray once its checkpoint is written; a resumed trial reports its earlier ones again.
 
-    The last report says that the run is complete, because the number of validations does not tell: with few batches
-    Lightning makes more or fewer than were asked for.
+    The last report says that the run is complete, because the number of validations does not: with few batches
+    Lightning runs more or fewer than were asked for.
     """
 
     metrics_log: MetricsLog
@@ -184,7 +184,7 @@ class TuneReporter(pl.Callback):
         self._report()
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # once more for the last one, if batches followed it
+        # the last validation may have been reported already: again, now as complete
         self.reported = min(self.reported, len(self.metrics_log.rows) - 1)
         self._report(ended=True)
 
@@ -198,7 +198,7 @@ class TuneReporter(pl.Callback):
 
 
 class SearchProgress(tune.Callback):
-    """Keeps the record of Ray's trials, and logs one line per event."""
+    """Records what happens to Ray's trials, and logs one line per event."""
 
     def __init__(self, record: SearchRecord, epochs: int):
         self.record, self.epochs = record, epochs
@@ -229,7 +229,7 @@ class SearchProgress(tune.Callback):
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         ours = self._record_of(trial)
-        at_end = bool(ours["rows"]) and ours["rows"][-1]["epoch"] >= self.epochs  # ASHA may stop it there, too
+        at_end = bool(ours["rows"]) and ours["rows"][-1]["epoch"] >= self.epochs  # ASHA may stop a complete trial
         state = "finished" if trial.last_result.get("complete") or at_end else "stopped"
         self.record.end(ours, state)
         self.log(ours, f"{state} after {len(ours['rows'])} validations")
@@ -239,7 +239,7 @@ class SearchProgress(tune.Callback):
         cause = self.record.folder(ours["number"]) / CAUSE_FILE
         if cause.exists():
             text = cause.read_text()
-            if text.startswith(DISK):  # a full disk is no fault of the trial, which stays as it is
+            if text.startswith(DISK):  # a full disk is not the trial's fault: its state remains "started"
                 cause.unlink()
                 raise UserError(f"{text.removeprefix(DISK)} Then the same command continues the search.")
             self.record.end(ours, "failed", text)
@@ -255,7 +255,7 @@ class SearchProgress(tune.Callback):
         log(self.record, f"trial {trial['number']:3d}  {text}")
 
     def _check_nodes(self) -> None:
-        """End a search that has no node left: Ray would wait forever, or end this process silently."""
+        """End a search that has no nodes left: Ray would wait forever, or end this process silently."""
         self._looked = time.monotonic()
         if not any(node["Alive"] for node in ray.nodes()):
             sys.stderr.write("error: Ray's own processes died. The same command continues the search.\n")

@@ -1,4 +1,4 @@
-"""A search as a picture and a table."""
+"""Table and figures of a search."""
 
 import warnings
 from pathlib import Path
@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from common.cluster.search_record import METRIC, SearchRecord, Trial, best_row, best_trials, format_config
 
 COLORS = {"finished": "tab:blue", "stopped": "tab:orange", "failed": "tab:red", "started": "tab:gray"}
-LABEL_ROOM = 24  # characters of labels that fit side by side below an axis
-SHOWN = 10  # trials of the table on the terminal
+LABEL_ROOM = 24  # characters of tick labels that fit side by side below an axis
+SHOWN = 10  # trials in the table on the terminal
 
 
 def write_table(record: SearchRecord) -> str:
-    """All trials in trials.csv, the best first; returns the best ones as text."""
+    """Write all trials to trials.csv, the best first; return the best ones as text."""
     rows = [
         {
             "trial": trial["number"],
@@ -40,9 +40,9 @@ def write_table(record: SearchRecord) -> str:
 def setting_importance(
     record: SearchRecord, space: dict[str, optuna.distributions.BaseDistribution]
 ) -> "pd.Series[float]":
-    """Share of the variance of METRIC that each setting explains alone (fANOVA, Hutter et al. 2014), the largest first.
+    """Share of the variance of METRIC that each setting explains alone (fANOVA, Hutter et al. 2014), largest first.
 
-    A trial that was stopped counts with its best validation. Empty where fewer than four trials tell.
+    A stopped trial counts with its best validation. Empty if fewer than four trials have been validated.
     """
     study = optuna.create_study(direction="maximize")
     trials = [trial for trial in record.trials if trial["rows"]]
@@ -61,7 +61,7 @@ def setting_importance(
 
 
 def plot_search(record: SearchRecord, title: str) -> None:
-    """search.png: the metric by epoch of all trials; settings.png: its best value by each setting."""
+    """search.png: the metric of all trials by epoch; settings.png: its best value by each setting."""
     folder = record.path.parent
     trials = [trial for trial in record.trials if trial["rows"]]
     if trials:
@@ -91,7 +91,7 @@ def _plot_curves(trials: list[Trial], best: Trial, title: str, path: Path) -> No
 
 
 def _zoom(values: list[float]) -> tuple[float, float]:
-    """Limits of an axis on which the better half of the trials takes at least half of the room."""
+    """Axis limits such that the better half of the trials takes up at least half of the axis."""
     middle, most = float(np.median(values)), max(values)
     least = max(min(values), middle - (most - middle) - 1e-4)
     room = 0.08 * (most - least) + 1e-4
@@ -125,7 +125,7 @@ def _plot_settings(trials: list[Trial], title: str, path: Path) -> None:
                 axes.tick_params(axis="x", labelrotation=20)
         for position, trial in zip(positions, trials, strict=True):
             value = best_row(trial)[METRIC]
-            # below the limits: at the lower edge
+            # values below the limits are drawn at the lower edge
             marker = "o" if value >= limits[0] else "v"
             axes.plot(position, max(value, limits[0]), marker, color=COLORS[trial["state"]], alpha=0.7, clip_on=False)
         axes.set(xlabel=name, ylabel=METRIC, ylim=limits)

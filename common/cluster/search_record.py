@@ -1,4 +1,4 @@
-"""The trials of a search on disk: every proposal, result and end is there before anything follows from it."""
+"""The trials of a search on disk: each proposal, result and end is saved before the search acts on it."""
 
 import shutil
 from pathlib import Path
@@ -8,9 +8,9 @@ from common.errors import check
 from common.files import read_json, write_json
 
 METRIC, MODE = "val_auc", "max"
-CAUSE_FILE = "cause.txt"  # in a trial's folder: why it failed. Ray's own file of it is a pickle, which could run code
+CAUSE_FILE = "cause.txt"  # in a trial's folder: why it failed. Ray's own record is a pickle, which could run code
 
-TESTED = 3  # trials whose checkpoints are kept, and tested at the end
+TESTED = 3  # best trials, whose checkpoints are kept and tested at the end
 ENDED = ("finished", "stopped", "failed")  # states of a trial
 
 Trial = dict[str, Any]
@@ -18,10 +18,10 @@ NEW_TRIAL: Trial = {"number": 0, "config": {}, "state": "started", "rows": [], "
 
 
 class SearchRecord:
-    """The trials of a search in the order in which they were proposed, in search.json.
+    """The trials of a search, in the order in which they were proposed; saved in search.json.
 
-    A trial is {"number", "config", "state", "rows": one per validation, "deaths", "cause"}; its state is "started",
-    and at the end "finished", "stopped" (by the scheduler) or "failed".
+    A trial is {"number", "config", "state", "rows": one per validation, "deaths", "cause"}; its state is "started", and
+    at the end "finished", "stopped" (by the scheduler) or "failed".
     """
 
     def __init__(self, folder: Path):
@@ -41,7 +41,7 @@ class SearchRecord:
         return trial
 
     def end(self, trial: Trial, state: str, cause: str = "") -> None:
-        """Record how a trial ended. Of the trials that ended, only the best TESTED keep their checkpoints."""
+        """Record how a trial ended. Of the trials that have ended, only the best TESTED keep their checkpoints."""
         trial["state"], trial["cause"] = state, cause
         self.save()
         for other in self.in_state(*ENDED):
@@ -61,7 +61,7 @@ def best_row(trial: Trial) -> dict[str, Any]:
 
 
 def best_trials(trials: list[Trial]) -> list[Trial]:
-    """The best TESTED of the finished trials, the best first; if there are none, the best that was validated."""
+    """The best TESTED finished trials, the best first; if none is finished, the best trial with a validation."""
     candidates = [trial for trial in trials if trial["state"] == "finished"]
     count = TESTED if candidates else 1
     candidates = candidates or [trial for trial in trials if trial["rows"]]

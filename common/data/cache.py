@@ -1,4 +1,4 @@
-"""Prepared data on disk: built once by one process, complete or absent, found again by later runs."""
+"""Prepared data on disk: built once, atomically, and reused by later runs."""
 
 import hashlib
 import inspect
@@ -21,11 +21,11 @@ from common.files import as_user_error
 from common.paths import output_root
 
 MANIFEST = "manifest.json"
-PARTIAL, LOCK = ".partial", ".lock"  # beside an entry: its unfinished build, and its lock
+PARTIAL, LOCK = ".partial", ".lock"  # suffixes, beside an entry: its unfinished build, and its lock
 
 
 def cache_root() -> Path:
-    """Folder that holds every cache; it may be deleted at any time when nothing runs."""
+    """Folder of all caches; it may be deleted whenever nothing is running."""
     return output_root() / "data" / "cache"
 
 
@@ -38,14 +38,14 @@ def build_once(
     code: Sequence[ModuleType | str],
     expected_bytes: int | None = None,
 ) -> Path:
-    """Folder with what `build(folder)` wrote for these source files and settings; built now if it is not there yet.
+    """Folder with what `build(folder)` wrote for these source files and settings; built now if there is none yet.
 
-    Everything that decides what `build` writes is part of the key: the sources (path, size and modification time), all
-    `settings`, and the source text of the modules in `code`, which are given as modules or by name. Entries of older
-    sources or code are removed, damaged ones are built again: checksums are compared each time, which takes a second
-    per gigabyte. A build goes to a folder of its own that is renamed when complete, under a lock that dies with its
-    process.
-    expected_bytes: roughly what `build` writes, for the message that a disk is full; None: the sources' sizes.
+    The key covers everything that decides what `build` writes: the sources (path, size and modification time), all
+    `settings`, and the source text of the modules in `code` (modules or their names). Entries of older sources or code
+    are removed. Checksums are compared each time, which takes a second per gigabyte, and damaged entries are rebuilt.
+    A build writes to a temporary folder, which is renamed when complete, under a lock that is released when the process
+    dies.
+    expected_bytes: roughly what `build` writes, for the message of a full disk; None: the size of the sources.
 
     Raises: UserError if the disk is full or read-only or a source changes meanwhile, and whatever `build` raises.
     """
@@ -76,18 +76,18 @@ def _build(entry: Path, build: Callable[[Path], None], sources: Sequence[Path], 
     partial.mkdir()
     try:
         build(partial)
-        check(_state(sources) == state, f"{' or '.join(map(str, sources))} changed while it was read; start again.")
+        check(_state(sources) == state, f"{' or '.join(map(str, sources))} changed while being read; start again.")
         (partial / MANIFEST).write_text(json.dumps(_checksums(partial)))
         os.replace(partial, entry)
     except BaseException as error:
-        if isinstance(error, OSError) and not error.filename:  # a full disk: the file written last
+        if isinstance(error, OSError) and not error.filename:  # a full disk: name the file written last
             error.filename = max(partial.iterdir(), key=lambda path: path.stat().st_mtime_ns, default=partial)
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of each file but the manifest."""
+    """Size and CRC-32 of each file except the manifest."""
     paths = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     return dict(zip([path.name for path in paths], ordered_map(_checksum, paths), strict=True))
 
@@ -108,23 +108,23 @@ def _is_intact(entry: Path) -> bool:
             return True
     except (OSError, ValueError):
         pass
-    print(f"The cache {entry} is damaged; it is built again.")
+    print(f"The cache {entry} is damaged; rebuilding it.")
     shutil.rmtree(entry)
     return False
 
 
 def _remove_outdated(parent: Path, entry: Path, name: str) -> None:
-    """Remove the entries of other states of sources and code."""
+    """Remove the entries for other versions of the sources or the code."""
     state = entry.name.split("-")[0]
     outdated = [p for p in parent.iterdir() if p.is_dir() and p.suffix != PARTIAL and not p.name.startswith(state)]
     if outdated:
-        print(f"The raw files of {name}, or the code that reads them, have changed: the cache is built again.")
+        print(f"The raw files of {name}, or the code that reads them, have changed: rebuilding the cache.")
     for path in outdated:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_partial(parent: Path, entry: Path) -> None:
-    """Remove what killed builds of other entries have left behind; a live build holds its lock."""
+    """Remove what killed builds of other entries left behind; a running build holds its lock."""
     for partial in parent.glob(f"*{PARTIAL}"):
         if partial.stem != entry.name:
             with suppress(Timeout), FileLock(partial.with_suffix(LOCK), timeout=0):
@@ -138,7 +138,7 @@ def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"Waiting for another process that prepares {name} ...", flush=True)
+        print(f"Waiting for another process that is preparing {name} ...", flush=True)
         lock.acquire()
     try:
         yield
@@ -147,7 +147,7 @@ def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
 
 
 def _size_of(sources: Sequence[Path]) -> float:
-    """Roughly the bytes that prepared data takes: those of the raw text."""
+    """Rough size of the prepared data in bytes: that of the raw text."""
     return sum(path.stat().st_size * (3 if path.suffix == ".gz" else 1) for path in sources if path.exists())
 
 

@@ -1,4 +1,4 @@
-"""What all data modules share: the loaders of the three splits, and the attributes that the trainers read."""
+"""What all data modules share: the loaders of the three splits, and the attributes that training reads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,24 +11,24 @@ from common.data.loader import BatchLoader, EpochSampler, MemmapDataset
 from common.settings import check_settings
 
 SPLITS = ("train", "val", "test")
-SPLIT_SEED = 2018  # of random splits (that of BARS), and of held-out rows' negatives; not that of the training run
+SPLIT_SEED = 2018  # of random splits (the seed of BARS) and of the negatives of held-out rows: the same for every run
 EVALUATION_FACTOR = 4  # validation and test batches have this many times batch_size rows: they need no gradients
 
 Rows = np.ndarray | range
 
 
 class RecommendationDataModule(pl.LightningDataModule):
-    """Rows of three splits from one dataset of encoded rows.
+    """Three splits of one dataset of encoded rows.
 
-    A subclass gives setup(), which sets is_sample, rows and protocol, examples(), best_prediction() and state_dict():
-    all that is needed to score new rows with a checkpoint alone.
+    A subclass implements setup(), which sets is_sample, rows and protocol, and examples(), best_prediction() and
+    state_dict(), whose result is all that is needed to score new rows from a checkpoint.
     """
 
-    is_sample: bool  # whether the rows are the built-in sample's
+    is_sample: bool  # whether this is the built-in sample
     rows: Mapping[str, Rows]  # row numbers of "train", "val" and "test"
     protocol: str  # how the rows were split, for results and tables
     tasks: list[str]  # names of the targets, if there are several
-    training_offset = 0.0  # of a training row's logit, where training rows are chosen by their label
+    training_offset = 0.0  # added to the logits in training, if training rows are sampled by label
 
     def __init__(self, *, dataset: str, data_root: str | None, batch_size: int, num_workers: int, seed: int):
         super().__init__()
@@ -41,22 +41,22 @@ class RecommendationDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def training_examples(self) -> MemmapDataset:
-        """As examples(), for training; the target may be a pair (target, weights of the rows)."""
+        """Like examples(), for training; the target may be a pair (target, weights of the rows)."""
         return self.examples()
 
     def best_prediction(self) -> torch.Tensor:
-        """What the planted model of the built-in sample predicts for the test rows, of the shape of the target."""
+        """Predictions of the built-in sample's planted model for the test rows, in the shape of the target."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def known_rows(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the embedding table whose values an earlier state_dict() has too, and where they are there.
+        """Rows of the embedding table whose values an earlier state_dict() has too, and their rows in that one.
 
-        Raises: KeyError, TypeError or ValueError for a state of other columns.
+        Raises: KeyError, TypeError or ValueError for a state with other columns.
         """
-        raise TypeError("of such data the values of table rows are not compared")
+        raise TypeError("start_from does not support this kind of data")
 
     def read(self, rows: Rows | Sequence[int]) -> list[np.ndarray]:
         """Inputs and target of some rows, as arrays in memory."""
@@ -67,7 +67,7 @@ class RecommendationDataModule(pl.LightningDataModule):
         return self.examples().targets(torch.from_numpy(np.array(self.rows[split], np.int64)))
 
     def groups(self, split: str) -> np.ndarray | None:
-        """Number of the group (a user, say) of each row of a split (N,) int32; None where the data has no groups."""
+        """Group number (of the user, say) of each row of a split (N,) int32; None if the data has no groups."""
         return None
 
     def train_dataloader(self) -> BatchLoader:

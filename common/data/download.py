@@ -1,4 +1,4 @@
-"""Official archives: downloaded once, resumed after a broken connection, checked, and unpacked file by file."""
+"""Official archives: downloaded once, resumed after a broken connection, verified, and unpacked file by file."""
 
 import hashlib
 import lzma
@@ -23,16 +23,16 @@ from common.files import as_user_error
 from common.paths import data_root
 
 CHUNK_BYTES = 1 << 20
-LARGEST_FILE = 32 << 30  # bytes; the largest that we unpack has 11 GB, an archive of zeros unpacks to any number
-TIMEOUT = (10, 30)  # seconds to connect, and between two pieces
-PAUSES = (1, 2, 4, 8)  # seconds before each new attempt that follows one without progress
+LARGEST_FILE = 32 << 30  # bytes; the largest real one has 11 GB, while an archive of zeros unpacks to any size
+TIMEOUT = (10, 30)  # seconds to connect, and between two chunks
+PAUSES = (1, 2, 4, 8)  # seconds before each retry after an attempt without progress
 MAY_PASS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 @dataclass(frozen=True)
 class Archive:
     """A file to download. urls: the official one, then mirrors. size: bytes. checksum: "md5:<hex>" or "sha256:<hex>".
-    files: those to unpack, each with its checksum; None where only the archive has one."""
+    files: those to unpack, each with its checksum, or None if only the archive has one."""
 
     urls: tuple[str, ...]
     name: str
@@ -42,20 +42,20 @@ class Archive:
 
 
 class _Unusable(Exception):
-    """This address does not give the file; the next may."""
+    """This URL does not provide the file; the next one may."""
 
 
 def ensure_dataset(dataset: str, archives: Mapping[str, Archive]) -> None:
-    """Download and unpack DATA_ROOT/<dataset>, unless the folder is there.
+    """Download and unpack DATA_ROOT/<dataset>, unless the folder exists.
 
-    Raises: UserError without a network, for wrong bytes, for a dataset that is none of `archives`.
+    Raises: UserError without a network, for wrong bytes, or for a dataset that is not in `archives`.
     """
     folder = data_root() / dataset
     downloads = data_root() / "downloads"
     try:
         if folder.exists():
             names = " nor ".join(archives[dataset].files) if dataset in archives else "files"
-            check(any(folder.iterdir()), f"{folder} is empty: it has no {names}. Remove it to download them.")
+            check(any(folder.iterdir()), f"{folder} is empty: it has no {names}. Remove it to download the data.")
             return
         known = ", ".join(archives)
         check(dataset in archives, f"there is no folder {folder}, and only {known} can be downloaded.")
@@ -68,7 +68,7 @@ def ensure_dataset(dataset: str, archives: Mapping[str, Archive]) -> None:
 
 
 def download(archive: Archive, folder: Path) -> Path:
-    """The checked file folder/<name>; taken as it is if it is there, else from the first address that gives it."""
+    """The verified file folder/<name>: kept if it exists, otherwise from the first URL that provides it."""
     path = folder / archive.name
     if path.exists():
         if problem := _problem(path, archive):
@@ -84,14 +84,14 @@ def download(archive: Archive, folder: Path) -> Path:
         except _Unusable as error:
             failures.append(f"{url}: {error}")
     raise UserError(
-        f"cannot download {archive.name}. Run the command again to go on from what has come; or get {archive.urls[0]} "
-        f"by other means, put it at {path} and run the command again. Tried: {'; '.join(failures)}"
+        f"cannot download {archive.name}. Run the command again to continue the download; or get {archive.urls[0]} by "
+        f"other means, save it as {path} and run the command again. Tried: {'; '.join(failures)}"
     )
 
 
 def _fetch(url: str, partial: Path, archive: Archive) -> None:
-    """Make `partial` complete and checked, in as many requests as it takes."""
-    failed = 0  # attempts in a row that brought nothing
+    """Complete and verify `partial`, in as many requests as it takes."""
+    failed = 0  # attempts in a row without progress
     while True:
         before = _size(partial)
         try:
@@ -103,27 +103,27 @@ def _fetch(url: str, partial: Path, archive: Archive) -> None:
                 raise _Unusable(str(error).split("(Caused by ")[-1][:200]) from error
             time.sleep(PAUSES[max(failed - 1, 0)])
     if problem := _problem(partial, archive):
-        partial.unlink()  # nothing to go on from
+        partial.unlink()  # wrong bytes cannot be continued
         raise _Unusable(problem)
 
 
 def _request(url: str, partial: Path, archive: Archive) -> None:
-    """One request for what `partial` lacks, appended to it."""
+    """Request what is missing from `partial`, and append it."""
     have = _size(partial)
     if have and have == archive.size:
         return
-    # as it is: a compressed transfer would count other bytes
+    # uncompressed, because the range counts bytes of the file
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code >= 500 or response.status_code == 429:
             raise requests.ConnectionError(f"status {response.status_code} {response.reason}")
-        if response.status_code == 416:  # it is not longer than what has come
+        if response.status_code == 416:  # range not satisfiable: the file has no further bytes
             return
         if response.status_code not in (200, 206):
             raise _Unusable(f"status {response.status_code} {response.reason}")
         resumed = response.status_code == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise _Unusable("continues at another byte than asked for")
+            raise _Unusable("continues at a byte other than the one requested")
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else archive.size
@@ -147,20 +147,20 @@ def _size(path: Path) -> int:
 def _problem(path: Path, archive: Archive) -> str | None:
     """What is wrong with the complete file, if anything."""
     if archive.size and path.stat().st_size != archive.size:
-        return f"has {path.stat().st_size:,} bytes, expected {archive.size:,}"
+        return f"it has {path.stat().st_size:,} bytes, expected {archive.size:,}"
     if archive.checksum:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, archive.checksum.split(":")[0]).hexdigest()
         if found != archive.checksum.split(":")[1]:
-            return f"has the checksum {found}, expected {archive.checksum}"
+            return f"it has checksum {found}, expected {archive.checksum}"
     return None
 
 
 def unpack(archive: Path, files: dict[str, str | None], folder: Path) -> None:
-    """Write the regular members called `files`, wherever they are in the archive, to `folder`, complete or not at all.
+    """Unpack the members named in `files`, wherever they are in the archive, to `folder`: all of them or none.
 
-    Only names that we choose are written, so no member can reach a place outside of the folder.
-    Raises: UserError if one is not there, has another checksum, or the archive is damaged.
+    Only names that we choose are written, so no member can escape from the folder.
+    Raises: UserError if one is missing or has another checksum, or the archive is damaged.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -180,15 +180,15 @@ def unpack(archive: Path, files: dict[str, str | None], folder: Path) -> None:
 
 @contextmanager
 def _reading(archive: Path) -> Iterator[None]:
-    """In the block nothing is written: an error is one of the archive, or of reading it."""
+    """Report errors of the block, which writes nothing, as errors of the archive or of reading it."""
     try:
         yield
     except OSError as error:
         if error.errno:
             raise UserError(f"cannot read {archive}: {error.strerror}.") from error
-        raise _damaged(archive, error) from error  # of bz2 and gzip
+        raise _damaged(archive, error) from error  # bz2 and gzip raise OSError without a number
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
-        raise _damaged(archive, error) from error  # RuntimeError: encrypted, or compressed in a way that is not known
+        raise _damaged(archive, error) from error  # RuntimeError: encrypted, or an unknown compression
 
 
 def _damaged(archive: Path, error: Exception) -> UserError:
@@ -196,7 +196,7 @@ def _damaged(archive: Path, error: Exception) -> UserError:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Base name and content of the regular files, those of a tar within a zip too."""
+    """Base name and content of all regular files, including those of a tar inside a zip."""
     with _reading(archive):
         yield from _members_of(archive)
 
@@ -236,6 +236,6 @@ def _write(stream: IO[bytes], path: Path, checksum: str | None, archive: Path) -
             check(file.tell() <= LARGEST_FILE, f"{archive}: {path.name} has more than {LARGEST_FILE:,} bytes.")
     if expected and digest.hexdigest() != expected:
         raise UserError(
-            f"{archive}: {path.name} has the checksum {digest.hexdigest()}, expected {expected}. "
+            f"{archive}: {path.name} has checksum {digest.hexdigest()}, expected {expected}. "
             "Remove the archive to download it again."
         )

@@ -1,4 +1,4 @@
-"""Batches straight from memory-mapped arrays: index arrays in, tensors out, no work per row."""
+"""Batches straight from memory-mapped arrays: row numbers in, tensors out, with no work per row."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from common.process_group import is_distributed
 
 
 class MemmapDataset(Dataset):
-    """Rows of the .npy files `names` in `folder`, opened where they are read (each loader worker maps them itself)."""
+    """Rows of the .npy files `names` in `folder`. Each loader worker maps the files itself."""
 
     def __init__(self, folder: Path, names: Sequence[str]):
         self.paths = [folder / f"{name}.npy" for name in names]
@@ -23,7 +23,7 @@ class MemmapDataset(Dataset):
     @property
     def arrays(self) -> list[Tensor]:
         if self._arrays is None:
-            # copy-on-write mapping: torch wants a writable array, the file is never written
+            # copy-on-write, because torch wants a writable array; the file is never written
             self._arrays = [torch.from_numpy(np.load(path, mmap_mode="c")) for path in self.paths]
         return self._arrays
 
@@ -32,7 +32,7 @@ class MemmapDataset(Dataset):
         return tuple(array.index_select(0, rows) for array in self.arrays)
 
     def targets(self, rows: Tensor) -> Tensor:
-        """Row numbers (B,) -> the last array alone."""
+        """Row numbers (B,) -> only the last array."""
         return self.arrays[-1].index_select(0, rows)
 
     def __getstate__(self) -> dict:
@@ -40,7 +40,7 @@ class MemmapDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """The rows of a split in the order of an epoch: a function of (seed, epoch), or file order without a seed."""
+    """The rows of a split, in an order that depends on (seed, epoch) alone; without a seed, in file order."""
 
     def __init__(self, rows: range | np.ndarray, seed: int | None):
         self.rows, self.seed, self.epoch = rows, seed, 0
@@ -52,7 +52,7 @@ class EpochSampler(Sampler):
         self.epoch = epoch
 
     def indices(self) -> Tensor:
-        """Row numbers (len,) of the whole epoch."""
+        """All row numbers of the epoch, in order (N,)."""
         rows = np.asarray(self.rows, dtype=np.int64)
         if self.seed is not None:
             rows = np.random.default_rng([self.seed, self.epoch]).permutation(rows)
@@ -60,24 +60,24 @@ class EpochSampler(Sampler):
 
 
 class BatchLoader:
-    """Iterates over batches of `dataset[row numbers]` and can go on in mid-epoch with exactly the rows that are left.
+    """Iterates over batches `dataset[row numbers]`; a resumed one continues within the epoch with the remaining rows.
 
-    Where several processes train together, batch_size is that of all of them and each gets its part of the rows. A
-    training batch holds the same rows for any number of processes; without a seed each process has one piece of the
-    file, so that what is gathered over processes is in file order.
+    With several ranks, batch_size is that of all ranks together, and each rank gets its share of the rows. A training
+    batch consists of the same rows for any number of ranks. Without a seed each rank reads one contiguous part of the
+    file, so that results gathered over ranks are in file order.
 
     Lightning calls `sampler.set_epoch`, and saves and restores `state_dict`.
     """
 
     def __init__(self, dataset: Dataset, sampler: EpochSampler, batch_size: int, num_workers: int = 0):
         self.dataset, self.sampler, self.batch_size, self.num_workers = dataset, sampler, batch_size, num_workers
-        self.batch_sampler = None  # Lightning asks for it where there is a sampler
-        self.position = 0  # batches of the current epoch that were handed out
+        self.batch_sampler = None  # Lightning expects it of anything with a sampler
+        self.position = 0  # batches of the current epoch that have been yielded
         self.rank = torch.distributed.get_rank() if is_distributed() else 0
         self.world_size = torch.distributed.get_world_size() if is_distributed() else 1
         check(
             self.world_size <= min(batch_size, len(sampler)),
-            f"{self.world_size} processes for batches of {batch_size} of {len(sampler)} rows: each must get a row.",
+            f"{self.world_size} processes for batches of {batch_size} from {len(sampler)} rows: each must get a row.",
         )
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class BatchLoader:
         return max(0, len(self.sampler) - least) // self.batch_size + 1
 
     def local_share(self, index: int) -> float:
-        """This process's share of the rows of a training batch."""
+        """This rank's share of the rows of a training batch."""
         last = len(self) - 1
         rows = self.batch_size if index < last else len(self.sampler) - last * self.batch_size
         return len(range(self.rank, rows, self.world_size)) / rows
@@ -99,13 +99,13 @@ class BatchLoader:
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each pass would draw from the random numbers of dropout
+            generator=torch.Generator(),  # otherwise each pass would advance the generator that dropout uses
         ):
             self.position += 1
             yield batch
 
     def _batches(self) -> Sequence[Tensor]:
-        """Row numbers of this process's part of each batch."""
+        """Row numbers of this rank's share of each batch."""
         order = self.sampler.indices()
         if self.sampler.seed is None:
             return order.tensor_split(self.world_size)[self.rank].tensor_split(len(self))

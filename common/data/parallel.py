@@ -1,4 +1,4 @@
-"""Threads for whole-array work (NumPy gives up the interpreter lock in it)."""
+"""Threads for work on whole arrays, during which NumPy releases the interpreter lock."""
 
 import os
 from collections import deque
@@ -13,7 +13,7 @@ THREADS = max(1, min(8, os.cpu_count() or 1))
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Like `map`, in threads; takes only as many items ahead as keep them busy, so memory does not grow."""
+    """Like `map`, in threads. Reads only as many items ahead as keep the threads busy, so memory stays bounded."""
     with ThreadPoolExecutor(THREADS) as pool:
         running: deque = deque()
         for item in items:

@@ -1,4 +1,4 @@
-"""Raw files: where they are, and their lines and numbers for the formats that are read line by line."""
+"""Raw files: how they are found, and helpers for formats that are read line by line."""
 
 import gzip
 import re
@@ -18,8 +18,8 @@ from common.paths import data_root as default_data_root
 
 CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n"))
 WHOLE_NUMBER = re.compile("[0-9]{1,9}")
-SHOWN_NAMES = 8  # of a folder's files, in messages
-LINE_BYTES = 1 << 20  # a thousand times the longest of any set; without a limit a small .gz of zeros fills the memory
+SHOWN_NAMES = 8  # at most, in messages that list a folder
+LINE_BYTES = 1 << 20  # 1000 times any dataset's longest; without a limit a small .gz of zeros would exhaust memory
 
 
 class Readable(Protocol):
@@ -38,7 +38,7 @@ class Stream(Readable, Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """How raw files are got: a command, and the datasets that it downloads. also: another command, as a sentence."""
+    """Where raw files come from: a command, and the datasets it downloads. also: a sentence about another command."""
 
     command: str
     datasets: Collection[str]
@@ -48,7 +48,7 @@ class Source:
 def find_dataset(
     dataset: str, data_root: str | None, source: Source, make_sample: Callable[[], Path]
 ) -> tuple[Path, bool]:
-    """The folder with the raw files, and whether it is the built-in sample: there is no data_root/<dataset> then.
+    """The folder with the raw files, and whether it is the built-in sample, used if there is no data_root/<dataset>.
 
     Raises: UserError for a name that is neither a folder nor one of the source's datasets.
     """
@@ -72,12 +72,12 @@ def find_dataset(
 
 @cache
 def say_once(text: str) -> None:
-    """Print a line that is true of every run of this process."""
+    """Print a line once per process, however many runs it applies to."""
     print(text, flush=True)
 
 
 def raw_file(folder: Path, name: str, source: Source) -> Path:
-    """Path of `name` in `folder`, plain or as .gz; UserError if neither is there."""
+    """Path of `name` in `folder`, plain or .gz. Raises: UserError if there is neither."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists():
             return path
@@ -85,7 +85,7 @@ def raw_file(folder: Path, name: str, source: Source) -> Path:
 
 
 def missing_file(folder: Path, lack: str, source: Source) -> UserError:
-    """Says what the folder has instead, and names the command if it downloads this dataset."""
+    """An error that says what the folder has instead, and names the command if it downloads this dataset."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     found = f"it has {_listed(names)}" if names else "it is empty"
     how = f" Remove the folder, and `{source.command}` gets the data." if folder.name in source.datasets else ""
@@ -103,24 +103,24 @@ def decompressed(file: BufferedReader) -> Stream:
 
 @contextmanager
 def gzip_errors(name: str | Path) -> Iterator[None]:
-    """Raise UserError where the .gz file that is read in the block is cut or damaged."""
+    """Raise UserError if the .gz file that the block reads is truncated or damaged."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{name}: the compressed file is cut or damaged ({error}); get it again.") from error
+        raise UserError(f"{name}: the compressed file is truncated or damaged ({error}); get it again.") from error
 
 
 def bounded_lines(stream: Stream, name: str | Path) -> Iterator[bytes]:
-    """The lines of the stream with their ends; UserError for one that is too long."""
+    """The lines of the stream, with their line ends. Raises: UserError for a line that is too long."""
     for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES + 1), b""), 1):
         _check_length(line, name, number)
         yield line
 
 
 def line_blocks(stream: Readable, name: str | Path, block_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Pieces of the stream that end with a line end, each with the number of its first line.
+    """Blocks of whole lines, each with the number of its first line.
 
-    Raises: UserError for a line that is too long, and for a .gz that is cut or damaged.
+    Raises: UserError for a line that is too long, and for a .gz that is truncated or damaged.
     """
     rest, line = b"", 1
     with gzip_errors(name):
@@ -137,7 +137,7 @@ def line_blocks(stream: Readable, name: str | Path, block_bytes: int) -> Iterato
 
 
 def count_lines(block: bytes) -> int:
-    """Ends of lines; several times as fast as bytes.count."""
+    """The number of line ends; several times as fast as bytes.count."""
     return int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n")))
 
 
@@ -149,7 +149,7 @@ def _check_length(line: bytes, name: str | Path, number: int) -> None:
 
 
 def decode_line(line: bytes, encoding: str) -> str:
-    """A line without its end (LF or CRLF); ValueError for what is no text: control characters, another encoding."""
+    """A line without its end (LF or CRLF). Raises: ValueError for control characters or another encoding."""
     line = line.removesuffix(b"\n").removesuffix(b"\r")
     if len(line.translate(None, CONTROL_BYTES)) < len(line):
         raise ValueError("control characters")
@@ -160,7 +160,7 @@ def decode_line(line: bytes, encoding: str) -> str:
 
 
 def parse_id(text: str) -> int:
-    """A number of up to 9 digits; ValueError for all else (`int` takes "1_0", " 1" and digits of other scripts)."""
+    """A number of up to 9 digits. Raises: ValueError for anything else (`int` accepts "1_0", " 1" and other digits)."""
     if WHOLE_NUMBER.fullmatch(text) is None:
         raise ValueError
     return int(text)

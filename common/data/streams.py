@@ -1,4 +1,4 @@
-"""What a script that scores reads and writes: files, plain or .gz, standard input and output, pipes and devices."""
+"""Inputs and outputs of the scoring scripts: files, plain or .gz, standard input and output, pipes and devices."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ def name_of(raw: str | Path) -> str:
 
 @contextmanager
 def open_input(raw: str | Path) -> Iterator[tuple[Stream, IO[bytes]]]:
-    """The (decompressed) stream, and the file below it, whose position is the progress."""
+    """The decompressed stream, and the underlying file, whose position shows the progress."""
     is_stdin = str(raw) == "-"
     check(not is_stdin or sys.stdin is not None, "cannot read standard input: it is closed.")
     with reading(raw), open(sys.stdin.fileno() if is_stdin else raw, "rb", closefd=not is_stdin) as file:
@@ -29,7 +29,7 @@ def open_input(raw: str | Path) -> Iterator[tuple[Stream, IO[bytes]]]:
 
 @contextmanager
 def reading(raw: str | Path) -> Iterator[None]:
-    """In the block nothing is written: an OSError is one of reading `raw`."""
+    """Report an OSError of the block, which writes nothing, as an error of reading `raw`."""
     try:
         with gzip_errors(name_of(raw)):
             yield
@@ -39,7 +39,7 @@ def reading(raw: str | Path) -> Iterator[None]:
 
 @contextmanager
 def open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_result]) -> Iterator[IO[str]]:
-    """Standard output, a device or pipe, or a file that is there when it is complete; never one of the inputs."""
+    """Standard output, a device or pipe, or a file that appears when it is complete; never one of the inputs."""
     try:
         if path is None:
             check(sys.stdout is not None, "cannot write standard output: it is closed.")
@@ -51,17 +51,17 @@ def open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_result
         else:
             for name, stat in inputs.items():
                 same = os.path.exists(path) and os.path.samestat(os.stat(path), stat)
-                check(not same, f"{path} is {name}, which would be lost; give the output another name.")
-            with atomic_write(os.path.realpath(path), "w") as file:  # a link stays, and what it points to is written
+                check(not same, f"{path} is {name}, which would be overwritten; give the output another name.")
+            with atomic_write(os.path.realpath(path), "w") as file:  # a link is kept, and its target written
                 yield file
     except OSError as error:
-        if path is None:  # else Python writes again when it ends, and complains again
+        if path is None:  # otherwise Python would write again at exit, and report the error again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise UserError(f"cannot write {path or 'standard output'}: {error.strerror or error}.") from error
 
 
 def csv_rows(columns: list[list[str]]) -> list[str]:
-    """Columns of texts as lines of CSV, without their ends."""
+    """Columns of texts as lines of CSV, without line ends."""
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\0").writerows(zip(*columns, strict=True))
     return lines.getvalue().split("\0")[:-1]

@@ -1,6 +1,6 @@
-"""How far apart two models are on the same rows: the difference of a metric, and its standard error over rows.
+"""The difference of a metric between two models on the same rows, and its standard error.
 
-The rows are taken as independent. N: rows.
+Rows are assumed to be independent. N: rows.
 """
 
 import math
@@ -9,16 +9,16 @@ import numpy as np
 from scipy.stats import rankdata
 from torch import Tensor
 
-QUANTILE = 1.959964  # of the normal distribution, for an interval of 95 %
+QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 
 
 def interval(difference: float, error: float) -> dict[str, float]:
-    """95 % interval of a difference with a standard error."""
+    """95 % interval of a difference with the given standard error."""
     return {"difference": difference, "low": difference - QUANTILE * error, "high": difference + QUANTILE * error}
 
 
 def auc_difference(score: Tensor, other: Tensor, label: Tensor) -> dict[str, float]:
-    """AUC of a score minus that of another (N,), with the interval of DeLong et al. 1988; nan for rows of one class."""
+    """AUC of one score minus that of another (N,), with DeLong's interval (1988); nan if all rows are of one class."""
     positive = label.cpu().numpy() > 0.5
     if positive.all() or not positive.any():
         return interval(math.nan, math.nan)
@@ -29,7 +29,7 @@ def auc_difference(score: Tensor, other: Tensor, label: Tensor) -> dict[str, flo
 
 
 def _placements(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of negatives below each positive, and of positives above each negative; ties count half (Sun, Xu 2014)."""
+    """Share of negatives below each positive, of positives above each negative; ties count half (Sun and Xu 2014)."""
     ranks = rankdata(score)
     above = ranks[positive] - rankdata(score[positive])
     below = ranks[~positive] - rankdata(score[~positive])
@@ -37,7 +37,7 @@ def _placements(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np
 
 
 def rmse_difference(prediction: Tensor, other: Tensor, rating: Tensor) -> dict[str, float]:
-    """RMSE of a prediction minus that of another (N,), with the interval of the delta method."""
+    """RMSE of one prediction minus that of another (N,), with an interval by the delta method."""
     parts = []
     for each in (prediction, other):
         square = (each.cpu().double() - rating.cpu().double()).square().numpy()
@@ -48,7 +48,7 @@ def rmse_difference(prediction: Tensor, other: Tensor, rating: Tensor) -> dict[s
 
 
 def auc_error(auc: float, positives: int, negatives: int) -> float:
-    """Standard error of an AUC over rows (Hanley and McNeil 1982)."""
+    """Standard error of an AUC (Hanley and McNeil 1982)."""
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
     return math.sqrt(variance / (positives * negatives))

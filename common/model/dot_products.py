@@ -1,6 +1,7 @@
-"""Dot products between the vectors of a row, with a backward that is one gather and one matrix product.
+"""Dot products between the vectors of a row, whose backward is one gather and one matrix product.
 
-B: rows of a batch, D: embedding size, P: feature pairs. vectors: 1 + F of each row, the bottom MLP's and the fields'.
+B: rows of a batch, F: categorical fields, D: embedding size, P: feature pairs. vectors: 1 + F per row, the bottom MLP's
+and those of the fields.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 
 class DotProducts(nn.Module):
-    """<v_i, v_j> for all pairs i > j, and i = j with self_interaction, row by row: vectors (B, 1 + F, D) -> (B, P)."""
+    """<v_i, v_j> for all pairs i > j, also i = j with self_interaction: vectors (B, 1 + F, D) -> (B, P)."""
 
     pairs: Tensor
     where: Tensor
@@ -20,7 +21,7 @@ class DotProducts(nn.Module):
         super().__init__()
         i, j = torch.tril_indices(num_vectors, num_vectors, 0 if self_interaction else -1)  # (P,) each
         self.num_pairs = len(i)
-        where = torch.full((num_vectors, num_vectors), self.num_pairs)  # P: no pair
+        where = torch.full((num_vectors, num_vectors), self.num_pairs)  # P marks an entry that is no pair
         where[i, j] = where[j, i] = torch.arange(self.num_pairs)
         self.register_buffer("pairs", i * num_vectors + j, persistent=False)
         self.register_buffer("where", where.flatten(), persistent=False)
@@ -32,7 +33,7 @@ class DotProducts(nn.Module):
 class ChosenProducts(torch.autograd.Function):
     """Entries `pairs` (P,) of the flat matrices v v^T: vectors (B, 1 + F, D) -> (B, P).
 
-    where ((1 + F)²,): the index of each entry among the pairs, of (i, j) and of (j, i); P if it is none.
+    where ((1 + F)²,): for each entry its index among the pairs, the same for (i, j) and (j, i); P if it is no pair.
     """
 
     @staticmethod
@@ -45,9 +46,9 @@ class ChosenProducts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         vectors, where = ctx.saved_tensors
         num_vectors = vectors.shape[1]
-        # of the products v_i v_j both vectors get the gradient: gathered twice into a symmetric matrix, where autograd
-        # would scatter it into one half of a matrix of zeros and multiply by that and by its transpose
-        padded = torch.nn.functional.pad(grad, (0, 1))  # (B, P + 1): 0 for an entry that is no pair
+        # both vectors of a product v_i v_j get its gradient: gathered into a symmetric matrix, it takes one product.
+        # Autograd would scatter it into one half of a matrix of zeros and multiply by that and by its transpose
+        padded = torch.nn.functional.pad(grad, (0, 1))  # (B, P + 1), with 0 for entries that are no pair
         matrix = padded.index_select(1, where).unflatten(1, (num_vectors, num_vectors))
-        matrix.diagonal(dim1=1, dim2=2).mul_(2)  # v_i v_i gives its vector the gradient twice
+        matrix.diagonal(dim1=1, dim2=2).mul_(2)  # the derivative of v_i v_i is 2 v_i
         return torch.bmm(matrix, vectors.to(matrix.dtype)).to(vectors.dtype), None, None

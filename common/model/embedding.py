@@ -1,7 +1,7 @@
-"""The embedding tables of all fields packed into one, whose gradient holds only the rows of a batch.
+"""The embedding tables of all fields packed into one, whose gradient holds only the rows that a batch touches.
 
-B: rows of a batch, F: categorical fields, S: columns of their ids (F, or more where a cell holds several values), D:
-width of a row, R: rows of the table, U: distinct table rows in a batch.
+B: rows of a batch, F: categorical fields, S: columns of the ids (F, or more if a cell may hold several values), D:
+width of a row, R: rows of the table.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from common.model.sparse_gradients import sum_row_gradients
 
 
 class PackedEmbedding(nn.Module):
-    """One table for F categorical fields: row offset[f] + id belongs to `id` of field f.
+    """One table for F categorical fields: row offsets[f] + id belongs to `id` of field f.
 
     Its gradient is a sparse tensor with one entry per touched row, sorted and summed, ready for the optimizer and for
-    the exchange between ranks. So the work of a step does not grow with the number of rows.
+    the exchange between ranks. So the cost of a step does not grow with the size of the table.
 
-    slots: columns of the ids that each field takes, -1 where its cell holds fewer values (None: one each); pooling:
-    what becomes of their vectors, "sum" or "mean" (any, where slots is 1).
+    slots: how many columns of the ids each field has, filled up with -1 (None: one each); pooling: how the vectors of a
+    field are combined, "sum" or "mean" (ignored for a field with one slot).
     """
 
     offsets: Tensor
@@ -49,22 +49,22 @@ class PackedEmbedding(nn.Module):
             self.register_buffer("first_slots", first[fields], persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids of each field (B, S) int32 -> rows (B, F, D)."""
+        """ids (B, S) int32 -> the vector of each field (B, F, D)."""
         if self.slots is None:
             return self.lookup(ids + self.offsets)
-        # padding looks up the first value of its cell, with the weight 0: the gradient gets no row of its own
+        # padding looks up the first value of its cell with weight 0, so that it touches no other row
         filled = torch.where(ids < 0, ids.index_select(1, self.first_slots), ids).clamp(min=0)
         rows = self.lookup(filled + self.slot_offsets)  # (B, S, D)
         weighted = rows * pooling_weights(ids, self.slots, self.pooling, rows.dtype).unsqueeze(2)
         return torch.stack([values.sum(1) for values in weighted.split(self.slots, 1)], 1)
 
     def lookup(self, rows: Tensor) -> Tensor:
-        """Numbers of rows of the table (B, S) -> rows (B, S, D)."""
+        """Row numbers of the table (B, S) -> rows (B, S, D)."""
         return SparseLookup.apply(self.weight, rows)
 
 
 def pooling_weights(ids: Tensor, slots: list[int], pooling: list[str | None], dtype: torch.dtype) -> Tensor:
-    """The factor of each value in the pooled vector of its field, 0 for padding (-1): ids (B, S) -> (B, S) dtype."""
+    """The weight of each value in the pooled vector of its field, 0 for padding (-1): ids (B, S) -> (B, S) dtype."""
     known = (ids >= 0).to(dtype)
     weights = [
         values / values.sum(1, keepdim=True).clamp(min=1) if how == "mean" else values
@@ -74,7 +74,7 @@ def pooling_weights(ids: Tensor, slots: list[int], pooling: list[str | None], dt
 
 
 class SparseLookup(torch.autograd.Function):
-    """Row numbers (...) int of a table (R, D) -> (..., D), with a sparse gradient."""
+    """Rows of a table (R, D) by their numbers (...) int -> (..., D), with a sparse gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:

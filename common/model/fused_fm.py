@@ -1,4 +1,4 @@
-"""The factorization machine (Rendle 2010) on dense columns and table rows, with a backward of few passes over memory.
+"""The factorization machine (Rendle 2010) on dense columns and table rows, with few passes over memory in its backward.
 
 B: rows of a batch, I: dense columns, F: categorical fields, D: embedding size.
 """
@@ -14,9 +14,9 @@ from torch.linalg import vector_norm
 def factorization_machine(dense: Tensor, dense_embedding: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """sum_i w_i x_i + sum_{i<j} <V_i, V_j> x_i x_j over all I + F columns (B,), and every V_i x_i (B, (I + F) D).
 
-    dense (B, I): x of the dense columns; a category's x is 1. dense_embedding (I, D + 1) and rows (B, F, D + 1): V_i,
-    with w_i behind it. The vectors are the input of a deep part, so under autocast they come in its dtype; all else is
-    computed in the dtype of the rows.
+    dense (B, I): x of the dense columns; a category's x is 1. dense_embedding (I, D + 1) and rows (B, F, D + 1): V_i
+    followed by w_i. The vectors are the input of the deep part, so under autocast they have its dtype; everything else
+    is computed in the dtype of the rows.
     """
     device = rows.device.type
     casts = torch.is_autocast_enabled(device) and rows.dtype == torch.float32  # autocast leaves float64 alone
@@ -28,8 +28,7 @@ def factorization_machine(dense: Tensor, dense_embedding: Tensor, rows: Tensor) 
 class FusedFM(torch.autograd.Function):
     """factorization_machine, with the dtype of the vectors as its last argument.
 
-    Left to autograd, each slice of the D + 1 numbers of a row and each sum over rows would fill one more tensor of the
-    size of all rows in the backward.
+    Autograd's backward would fill one more tensor as large as `rows` for each slice and each sum of it.
     """
 
     @staticmethod
@@ -37,7 +36,7 @@ class FusedFM(torch.autograd.Function):
         ctx: Any, dense: Tensor, dense_embedding: Tensor, rows: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         dim = rows.shape[2] - 1
-        # cast before they are joined: one pass less
+        # cast before concatenating: one pass less
         parts = [dense.unsqueeze(2) * dense_embedding[:, :dim], rows[..., :dim]]
         vectors = torch.cat([part.to(dtype) for part in parts], 1)  # (B, I + F, D)
         # 1/2 [(sum_i v_i)^2 - sum_i v_i^2] for the pairs (Rendle 2010, Lemma 3.1), v_i being V_i x_i
@@ -56,13 +55,13 @@ class FusedFM(torch.autograd.Function):
         vectors, weights = dense_embedding[:, :dim], dense_embedding[:, dim]
         vectors_grad = vectors_grad.unflatten(1, (-1, dim))  # (B, I + F, D)
         with torch.autocast(rows.device.type, enabled=False):
-            # the gradient of v_i is grad (sum_j v_j - v_i), and what the deep part adds; that of w_i x_i is grad
+            # the gradient of v_i is grad (sum_j v_j - v_i) plus the deep part's; that of w_i x_i is grad
             rows_grad = torch.empty_like(rows)
             category_grad = rows_grad[..., :dim]
             torch.add(vectors_grad[:, num_dense:], (grad.unsqueeze(1) * total).unsqueeze(1), out=category_grad)
             category_grad.addcmul_(rows[..., :dim], -grad[:, None, None])
             rows_grad[..., dim] = grad.unsqueeze(1)
-            # the same for v_i = V_i x_i, summed over the batch without a tensor of all v_i
+            # the same for v_i = V_i x_i, summed over the batch without materialising all v_i
             deep_grad = vectors_grad[:, :num_dense].to(rows.dtype)
             scaled = grad.unsqueeze(1) * dense  # (B, I)
             embedding_grad = torch.empty_like(dense_embedding)

@@ -1,4 +1,4 @@
-"""Metrics of whole splits: predictions and targets are kept, and gathered over processes, until a split is complete."""
+"""Metrics of whole splits: predictions and targets are collected, and gathered over ranks at the end of a split."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -16,10 +16,10 @@ Groups = np.ndarray | None
 
 
 class PredictionMetric(Metric):
-    """Keeps every prediction and target of a split; subclasses turn them into named numbers.
+    """Collects the predictions and targets of a split; subclasses turn them into named numbers.
 
-    measure(prediction, target, groups): metrics; groups (N,), such as users, where the data has some.
-    compare(prediction, other, target): differences of the main metrics, with intervals.
+    measure(prediction, target, groups): the metrics; groups (N,), such as users, if the data has any.
+    compare(prediction, other, target): differences of the main metrics to those of another prediction, with intervals.
     """
 
     full_state_update = False
@@ -32,11 +32,11 @@ class PredictionMetric(Metric):
         self.add_state("target_list", [], dist_reduce_fx="cat")
 
     def reset(self) -> None:
-        self.prediction_list, self.target_list = [], []  # gathered ones are tensors, which Metric.reset cannot clear
+        self.prediction_list, self.target_list = [], []  # gathered, they are tensors, which Metric.reset cannot clear
         super().reset()
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Prediction and target of a batch, same shape (B, ...)."""
+        """Prediction and target of a batch, of the same shape (B, ...)."""
         self.prediction_list.append(prediction.detach().float())
         self.target_list.append(target.detach())
 
@@ -59,7 +59,7 @@ class PredictionMetric(Metric):
 
 
 class ClickMetrics(PredictionMetric):
-    """Of click probabilities against clicks; with groups also the AUC within them."""
+    """Metrics of click probabilities; with groups also the AUC within them."""
 
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         within = {} if groups is None else {"gauc": gauc(prediction, target, groups)}
@@ -70,7 +70,7 @@ class ClickMetrics(PredictionMetric):
 
 
 class RatingMetrics(PredictionMetric):
-    """Of predicted ratings."""
+    """Metrics of predicted ratings."""
 
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         return rating_metrics(prediction, target)
@@ -97,16 +97,16 @@ class TaskMetrics(PredictionMetric):
 
 
 def metrics_of(names: Collection[str]) -> PredictionMetric:
-    """What measures metrics of these names, such as those of a results.json."""
+    """The metric class that measures metrics of these names, such as those in a results.json."""
     tasks = [name.removeprefix("auc_") for name in names if name.startswith("auc_") and name != "auc_mean"]
     return TaskMetrics(tasks) if tasks else RatingMetrics() if "rmse" in names else ClickMetrics()
 
 
 def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:
-    """AUC, log loss, normalized entropy (log loss / that of the constant click rate; He et al. 2014) and
-    calibration (mean probability / click rate). What is undefined, as the AUC of one class, is nan."""
-    # in float64: a mean over millions of rows, and probabilities near 0 and 1
-    probability, click = probability.cpu().double(), click.cpu().double()  # an Apple GPU has no float64
+    """AUC, log loss, normalized entropy (log loss / that of the constant click rate; He et al. 2014) and calibration
+    (mean probability / click rate). Undefined metrics, such as the AUC of one class, are nan."""
+    # float64 for means over millions of rows and probabilities near 0 and 1; on the CPU, as Apple's GPUs lack it
+    probability, click = probability.cpu().double(), click.cpu().double()
     rate = click.mean()
     log_loss = functional.binary_cross_entropy(probability, click)
     entropy = functional.binary_cross_entropy(rate.expand_as(click), click)
@@ -125,7 +125,7 @@ def rating_metrics(prediction: Tensor, rating: Tensor) -> dict[str, float]:
 
 
 def auc(score: Tensor, label: Tensor) -> float:
-    """Exact area under the ROC curve of scores (N,) for labels (N,) of 0 and 1; nan if only one class is there."""
+    """Exact area under the ROC curve of scores (N,) for labels (N,) of 0 and 1; nan if there is only one class."""
     if label.min() == label.max():
         return math.nan
     return binary_auroc(score, label.int()).item()
@@ -134,12 +134,12 @@ def auc(score: Tensor, label: Tensor) -> float:
 def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
     """Mean AUC within groups (N,), such as users, weighted by their rows (Zhou et al. 2018); nan if undefined.
 
-    A group of one class has no AUC and does not count.
+    Groups of one class have no AUC and are left out.
     """
-    import pandas as pd  # here, as it is slow to import and only data with groups needs it
+    import pandas as pd  # imported here because it is slow and only needed for data with groups
 
     positive = label.cpu().numpy()
-    rank = pd.Series(score.cpu().numpy()).groupby(group).rank().to_numpy()  # equal scores: their mean rank
+    rank = pd.Series(score.cpu().numpy()).groupby(group).rank().to_numpy()  # equal scores get their mean rank
     count, positives = np.bincount(group), np.bincount(group, positive)
     both = (positives > 0) & (positives < count)
     count, positives, ranks = count[both], positives[both], np.bincount(group, positive * rank)[both]
@@ -148,8 +148,8 @@ def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
 
 
 def fit_temperature(probability: Tensor, label: Tensor) -> float:
-    """What to divide logits by for the least log loss (Guo et al. 2017, arXiv:1706.04599), from 0.1 to 10."""
-    from scipy.optimize import minimize_scalar  # here, as it is slow to import
+    """The divisor of the logits, from 0.1 to 10, that minimises log loss (Guo et al. 2017, arXiv:1706.04599)."""
+    from scipy.optimize import minimize_scalar  # imported here because it is slow
 
     logits, label = probability.cpu().double().logit(eps=1e-7), label.cpu().double()
 
@@ -160,12 +160,12 @@ def fit_temperature(probability: Tensor, label: Tensor) -> float:
 
 
 def tempered(probability: Tensor, temperature: float) -> Tensor:
-    """Probabilities whose logits are divided by a temperature."""
+    """Probabilities after their logits are divided by a temperature."""
     return probability if temperature == 1 else (probability.double().logit() / temperature).sigmoid().float()
 
 
 def task_metrics(tasks: Sequence[str], probability: Tensor, label: Tensor) -> dict[str, float]:
-    """auc_<task> for each column of probabilities and labels (N, K), auc_mean of those that are defined, log_loss."""
+    """auc_<task> for each column of probabilities and labels (N, K), auc_mean over the defined ones, and log_loss."""
     aucs = [auc(probability[:, k], label[:, k]) for k in range(len(tasks))]
     defined = [value for value in aucs if not math.isnan(value)]
     return {f"auc_{task}": value for task, value in zip(tasks, aucs, strict=True)} | {
@@ -175,4 +175,4 @@ def task_metrics(tasks: Sequence[str], probability: Tensor, label: Tensor) -> di
 
 
 def _joined(parts: list[Tensor] | Tensor) -> Tensor:
-    return torch.cat(parts) if isinstance(parts, list) else parts  # after a gather over processes it is one tensor
+    return torch.cat(parts) if isinstance(parts, list) else parts  # gathered over ranks, it is one tensor

@@ -1,4 +1,4 @@
-"""Optimizers for models with a large embedding table, of which a batch touches a small part."""
+"""Optimizers for models with a large embedding table, of which each batch touches only a small part."""
 
 from collections.abc import Callable
 from math import cos, pi
@@ -16,11 +16,11 @@ from common.model.sparse_gradients import touched_rows
 
 
 class LazyAdam(torch.optim.Adam):
-    """As torch.optim.SparseAdam, plus L2 on the touched rows, a fused step, and dense parameters in the same optimizer.
+    """Like torch.optim.SparseAdam, plus L2 on touched rows, a fused step, and dense parameters in the same optimizer.
 
-    A parameter with a sparse gradient is stepped in the gradient's rows only. Row-wise in memory traffic alone: each
-    element has its own moments, as in Adam. Differs from Adam: a row that is not touched keeps value and moments; the
-    number of steps, for the bias correction, is that of the whole parameter. Checkpoints hold the same state as Adam's.
+    A parameter with a sparse gradient is stepped in the gradient's rows only; each element has its own moments, as in
+    Adam. Differs from Adam: an untouched row keeps its value and moments; bias correction counts the steps of the whole
+    parameter. Checkpoints hold the same state as Adam's.
     """
 
     @torch.no_grad()
@@ -33,7 +33,7 @@ class LazyAdam(torch.optim.Adam):
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     self._step_rows(parameter, parameter.grad, group)
-                    parameter.grad = None  # done: Adam's own step below must not see it
+                    parameter.grad = None  # done, so Adam's step below skips it
         super().step()
         return loss
 
@@ -67,7 +67,7 @@ class LazyAdam(torch.optim.Adam):
             table.index_copy_(0, rows, stepped)
 
 
-DECAYS: dict[str, Callable[[float], float]] = {  # factor of the learning rate, by the share of the steps that is done
+DECAYS: dict[str, Callable[[float], float]] = {  # factor of the learning rate, by the share of steps taken
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + cos(pi * done)) / 2,
 }
@@ -87,11 +87,11 @@ def build_optimizer(
     """Optimizer and learning rate schedule, as LightningModule.configure_optimizers returns them.
 
     optimizer: "adam" (LazyAdam), "adagrad" or "sgd". embedding_learning_rate: of the tables; None: learning_rate.
-    embedding_l2: on the table rows in a batch. schedule: "linear" or "cosine" (to 0 after total_steps), or "plateau"
-    (see PlateauSchedule); before it, the rate grows linearly for warmup_steps.
+    embedding_l2: on the table rows that a batch touches. schedule: "linear" or "cosine" (to 0 at total_steps), or
+    "plateau" (see PlateauSchedule). For the first warmup_steps the rate rises linearly.
 
-    Raises: UserError if embedding_l2 is set for an optimizer that cannot apply it to sparse gradients, or the run has
-    no more steps than warmup_steps.
+    Raises: UserError if embedding_l2 is set for an optimizer that cannot apply it to sparse gradients, or warmup_steps
+    is not less than the number of steps of the run.
     """
     check(optimizer == "adam" or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")
     tables = [module.weight for module in model.modules() if isinstance(module, PackedEmbedding)]
@@ -107,13 +107,11 @@ def build_optimizer(
     else:
         built = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[optimizer](groups)
     if total_steps is not None:
-        check(
-            warmup_steps < total_steps, f"warmup_steps is {warmup_steps:,}; the run has {total_steps:,} steps in all."
-        )
+        check(warmup_steps < total_steps, f"warmup_steps is {warmup_steps:,}; the whole run has {total_steps:,} steps.")
     if schedule == "plateau" or total_steps is None:
         if not warmup_steps:
             return {"optimizer": built}
-        # multiplies the rates as they are, which PlateauSchedule may have lowered
+        # multiplies the current rates, which PlateauSchedule may have lowered
         warmup = LinearLR(built, 1 / (warmup_steps + 1), total_iters=warmup_steps)
         return {"optimizer": built, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 

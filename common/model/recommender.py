@@ -1,4 +1,4 @@
-"""What the four models share as LightningModules: one step for all stages, metrics over a split, the optimizer."""
+"""What the four LightningModules share: the steps of all stages, metrics over whole splits, and the optimizer."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ from common.process_group import is_distributed
 
 
 class Recommender(pl.LightningModule):
-    """A model of `forward(*inputs) -> logits` for batches (*inputs, target).
+    """A model with `forward(*inputs) -> logits`, for batches (*inputs, target).
 
-    A subclass sets `metrics`, gives `loss` and `predict`, and has the hyperparameter `optimizer`: the arguments of
-    build_optimizer, which are the OPTIMIZER settings of its script.
+    A subclass sets `metrics`, implements `loss` and `predict`, and has a hyperparameter `optimizer`: the arguments of
+    build_optimizer, i.e. the OPTIMIZER settings of its script.
     """
 
     metrics: PredictionMetric
@@ -31,7 +31,7 @@ class Recommender(pl.LightningModule):
 
     @property
     def data(self) -> RecommendationDataModule:
-        """What the Trainer was given to train on or to evaluate."""
+        """The data module that the Trainer trains on or evaluates."""
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it later
 
     @property
@@ -44,15 +44,15 @@ class Recommender(pl.LightningModule):
 
     @property
     def loss_weight(self) -> float | None:
-        """Factor of the validation's loss in `loss`; None where the two are not to be compared."""
+        """Factor between the validation loss and `loss`; None if the two cannot be compared."""
         return 1.0
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of a batch. Where the data has weights of rows (B,), a third argument."""
+        """Mean loss of a batch. If the data has row weights (B,), they are a third argument."""
         raise NotImplementedError
 
     def predict(self, logits: Tensor) -> Tensor:
-        """What a user wants to read: probabilities or ratings, of the shape of the target."""
+        """Probabilities or ratings, of the same shape as the target."""
         raise NotImplementedError
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
@@ -61,14 +61,14 @@ class Recommender(pl.LightningModule):
         if self.training_offset:
             logits = logits + self.training_offset
         loss = self.loss(logits, *target) if isinstance(target, (tuple, list)) else self.loss(logits, target)
-        if is_distributed():  # DDP averages over ranks, of which one may have a row more than another
+        if is_distributed():  # DDP averages over ranks as if all had equally many rows
             loader: Any = self.trainer.train_dataloader
             loss = loss * self.trainer.world_size * loader.local_share(batch_index)
         return loss
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        # torch's name for what DDP leaves alone: the tables, whose touched rows are averaged below
+        # torch's name for what DDP skips: the tables, whose touched rows are averaged in on_after_backward
         return [f"{name}.weight" for name, module in self.named_modules() if isinstance(module, PackedEmbedding)]
 
     def on_fit_start(self) -> None:
@@ -96,7 +96,7 @@ class Recommender(pl.LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> None:
-        self.metrics.sync()  # over all ranks; not reset before the next split, because figures are drawn from it
+        self.metrics.sync()  # over all ranks; reset only before the next split, because fit_and_test reads it
         # checked before a checkpoint is written, so that a diverged model cannot replace a good one
         step = self.trainer.global_step  # 0 when a finished checkpoint is tested
         check(
@@ -108,14 +108,14 @@ class Recommender(pl.LightningModule):
         self.log_dict({f"{split}_{name}": value for name, value in measured.items()})
 
     def measure(self, split: str, prediction: Tensor, target: Tensor) -> dict[str, float]:
-        """Metrics of predictions for all rows of a split, this model's or a baseline's."""
+        """Metrics of the predictions of this model, or of a baseline, for all rows of a split."""
         return self.metrics.measure(prediction, target, self.data.groups(split))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["model"] = type(self).__name__  # tells predict.py what to build
+        checkpoint["model"] = type(self).__name__  # tells predict.py which class to build
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if self._trainer is None:  # load_from_checkpoint: there is nothing to resume
+        if self._trainer is None:  # called by load_from_checkpoint: nothing is resumed
             return
         check_can_resume(checkpoint, self, self.trainer.ckpt_path)
         check(
@@ -126,7 +126,7 @@ class Recommender(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         epochs = 0 if self._trainer is None else self.trainer.max_epochs or 0
-        # not trainer.estimated_stepping_batches, which loses the position of a run resumed within an epoch
+        # trainer.estimated_stepping_batches would forget the position of a run resumed within an epoch
         total_steps = epochs * len(self.data.train_dataloader()) if epochs > 0 else None
         return build_optimizer(self, total_steps, **self.hparams["optimizer"])
 
@@ -140,7 +140,7 @@ def equal_states(one: object, other: object) -> bool:
 
 
 class CTRModel(Recommender):
-    """A Recommender whose logits (B,) are those of a click."""
+    """A Recommender with one logit per row, that of a click (B,)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Gradients of a large table that hold only the rows of a batch: summed by row, and averaged over ranks.
 
-(Lightning's DDP averages all other gradients.) U: distinct rows that a batch touches, R: rows of the table, D: width of
-a row, N: row numbers with repetitions.
+(DDP averages all other gradients.) U: distinct rows that a batch touches, R: rows of the table, D: width of a row,
+N: row numbers with repetitions.
 """
 
 import torch
@@ -10,19 +10,19 @@ from torch.nn import functional
 
 
 def sum_row_gradients(rows: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
-    """Rows (N,) and their gradients (N, D) -> sparse gradient of a table (R, D): each row once, in order, summed."""
+    """Row numbers (N,) and their gradients (N, D) -> sparse gradient of a table (R, D), summed by row, in order."""
     ordered, order = rows.sort()
     touched, counts = ordered.unique_consecutive(return_counts=True)  # (U,)
     starts = counts.cumsum(0) - counts
-    # a bag is the occurrences of one row: sums each row's gradients in one pass, far faster than index_add
+    # a bag holds the occurrences of one row, so one pass sums all gradients: far faster than index_add
     summed = functional.embedding_bag(order, grad, starts, mode="sum")  # (U, D)
     return torch.sparse_coo_tensor(touched.long()[None], summed, shape, is_coalesced=True, check_invariants=False)
 
 
 def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sparse gradient (R, D) -> its rows (U,), each once, and their gradients (U, D)."""
+    """Sparse gradient (R, D) -> its distinct row numbers (U,) and their gradients (U, D)."""
     rows = grad._indices()[0]
-    if not (rows[1:] > rows[:-1]).all():  # ours are sorted and summed, but autograd drops the mark of it
+    if not (rows[1:] > rows[:-1]).all():  # ours are coalesced, but autograd drops the flag that says so
         grad = grad.coalesce()
         rows = grad.indices()[0]
     return rows, grad._values()
@@ -31,8 +31,8 @@ def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
 def average_touched_rows(table: Tensor) -> None:
     """Replace this rank's sparse gradient of a table (R, D) by its mean over all ranks.
 
-    Only touched rows travel, ids and gradients, in two gathers that every backend has: gloo, and NCCL, which cannot
-    all-reduce sparse gradients.
+    Only the touched rows are sent, ids and gradients, in two gathers that every backend supports (NCCL cannot
+    all-reduce sparse gradients).
     """
     assert table.grad is not None
     rows, grad = touched_rows(table.grad)
@@ -40,8 +40,8 @@ def average_touched_rows(table: Tensor) -> None:
     all_counts = rows.new_empty(world_size)
     distributed.all_gather_single(all_counts, rows.new_tensor([len(rows)]))
     counts = all_counts.tolist()
-    # one buffer (U, 1 + D): ids, bit for bit, in a column of floats; padded to the longest, because gloo gathers equal
-    # shapes
+    # one buffer (U, 1 + D) with the bits of the ids in a column of floats; padded to the longest, because gloo gathers
+    # equal shapes
     sent = grad.new_zeros(max(counts), 1 + grad.shape[1])
     sent[: len(rows), 0] = rows.to(torch.int32).view(torch.float32)
     sent[: len(rows), 1:] = grad / world_size

@@ -4,9 +4,9 @@ import numpy as np
 
 
 class StreamingClickMetrics:
-    """click_metrics in constant memory: the AUC from counts of equal probabilities (to 15 bits)."""
+    """click_metrics in constant memory: the AUC comes from counts of probabilities without their lowest 8 bits."""
 
-    SHIFT = 8  # bits of the 24 that do not count; positive floats are in the order of their bits
+    SHIFT = 8  # the dropped bits; positive floats are ordered as their bits
 
     def __init__(self):
         self.count, self.clicks, self.probability, self.loss = 0, 0.0, 0.0, 0.0

@@ -1,17 +1,17 @@
-"""The memory that a step frees is kept for the next step."""
+"""Keeps the memory that a step frees for the next step."""
 
 import ctypes
 import platform
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-LARGEST_KEPT = 64 * 2**20  # bytes of a block; tables are larger, and go back to the system
+LARGEST_KEPT = 64 * 2**20  # bytes of a block; larger ones, such as tables, still go back to the system
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to give freed blocks back to the system; nothing happens with another C library.
+    """Tell glibc not to return freed blocks to the system; does nothing with another C library.
 
-    A step frees its activations and gradients, and the next one asks for as much. From the system their pages come one
-    by one and zeroed, which took a sixth of a DeepFM step of 4096 rows in bf16.
+    Each step frees its activations and gradients, and the next allocates as much again. The system would hand out these
+    pages one by one and zeroed, which took a sixth of a DeepFM step of 4096 rows in bf16.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

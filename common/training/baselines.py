@@ -1,4 +1,4 @@
-"""What a click model must beat, on the same encoded rows: the constant click rate and a tuned logistic regression."""
+"""Baselines of a click model on the same encoded rows: the constant click rate and a tuned logistic regression."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
-REGULARISATION = [0.02, 0.05, 0.1, 0.3, 1.0]  # C of scikit-learn; validation log loss chooses
-TRAIN_ROWS = 1_000_000  # at most so many, the last ones (nearest to the test rows in a time split)
+REGULARISATION = [0.02, 0.05, 0.1, 0.3, 1.0]  # candidates for scikit-learn's C; validation log loss chooses
+TRAIN_ROWS = 1_000_000  # at most; the last ones, which are closest to the test rows in a time split
 
 
 @on_rank_zero
 def click_baselines(data: Any) -> dict[str, Tensor]:
-    """Click probabilities (N,) of both for the test rows of a TableDataModule with batches (dense, ids, label)."""
+    """Click probabilities (N,) of both baselines for the test rows of a module with batches (dense, ids, label)."""
     splits = data.rows["train"][-TRAIN_ROWS:], data.rows["val"], data.rows["test"]
     (x_train, y_train), (x_val, y_val), (x_test, y_test) = (
         one_hot(dense, ids, label, data.cardinalities, data.slots, data.pooling)
@@ -34,11 +34,11 @@ def click_baselines(data: Any) -> dict[str, Tensor]:
 
 
 def tuned_logistic_regression(x_train, y_train, x_val, y_val, offset: float) -> "LogisticRegression | None":
-    """The regression whose C has the best log loss on the validation rows; None if training rows are of one class.
+    """The regression whose C has the best validation log loss; None if all training rows are of one class.
 
-    offset: of the training rows' logits, as RecommendationDataModule has it.
+    offset: training_offset of the data module.
     """
-    from sklearn.linear_model import LogisticRegression  # here, as it is slow to import and not needed before the end
+    from sklearn.linear_model import LogisticRegression  # imported here because it is slow and only needed at the end
     from sklearn.metrics import log_loss
 
     if len(np.unique(y_train)) == 1:
@@ -49,7 +49,7 @@ def tuned_logistic_regression(x_train, y_train, x_val, y_val, offset: float) -> 
         models[-1].intercept_ -= offset
         losses.append(log_loss(y_val, models[-1].predict_proba(x_val)[:, 1], labels=[0, 1]))
         if losses[-1] > min(losses):
-            break  # a weaker regularisation takes longer, and will not be better
+            break  # a weaker regularisation takes longer to fit, and will not be better
     return models[int(np.argmin(losses))]
 
 
@@ -61,7 +61,7 @@ def one_hot(
     slots: list[int],
     pooling: list[str | None],
 ) -> "tuple[sparse.csr_array, np.ndarray]":
-    """Design matrix (N, all ids + dense columns) and labels (N,) or (N, K); several values in a cell are pooled."""
+    """Design matrix (N, all ids + dense columns) and labels (N,) or (N, K); cells of several values are pooled."""
     from scipy import sparse
 
     offsets = (np.cumsum(cardinalities) - cardinalities).astype(np.int32)

@@ -1,4 +1,4 @@
-"""What happens during fit: the log of metrics, the plateau schedule, early stopping, checkpoints, random state."""
+"""Callbacks of fit: the metrics log, the plateau schedule, early stopping, checkpoints and the random state."""
 
 import csv
 import math
@@ -18,18 +18,17 @@ from common.process_group import is_distributed
 
 
 class MetricsLog(pl.Callback):
-    """One row per validation in metrics.csv, one line on the terminal.
+    """Writes a row of metrics.csv and a line on the terminal per validation.
 
-    Times the training steps, and raises UserError before a step whose loss or gradients are not finite.
-
-    Its rows are part of a checkpoint, so that a resumed run has those of the whole run.
+    Also times the training steps, and raises UserError before a step whose loss or gradients are not finite. Its rows
+    are saved in checkpoints, so that the file of a resumed run covers the whole run.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / "metrics.csv"
         self.rows: list[dict[str, float]] = []
         self.loss_sum, self.batches = 0.0, 0  # since the last validation
-        self.seconds, self.samples = 0.0, 0  # of training, without validation and checkpoints
+        self.seconds, self.samples = 0.0, 0  # of training, without validation
         self._begin = 0.0
         self._loss = torch.tensor(math.nan)
         self.learning_rate, self.loss = math.nan, math.nan  # of the last step; the tables may have another rate
@@ -49,14 +48,14 @@ class MetricsLog(pl.Callback):
         self.learning_rate = optimizer.param_groups[0]["lr"]
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # a sum is finite if all of it is, and cheap: a table's gradient holds the rows of the batch only
+        # a sum shows any non-finite element, and is cheap: a table's gradient holds only the rows of the batch
         sums = [(grad._values() if grad.is_sparse else grad).sum() for grad in grads]
-        loss, *sums = torch.stack([self._loss, *sums]).tolist()  # one wait for a GPU
+        loss, *sums = torch.stack([self._loss, *sums]).tolist()  # one synchronisation with a GPU
         total = sum(sums)
         if not math.isfinite(loss) or not math.isfinite(total):
             raise UserError(
-                f"the loss is {loss}, the sum of its gradients {total}, in epoch {trainer.current_epoch}, step "
-                f"{trainer.global_step + 1}, which is not taken. Earlier checkpoints are kept in "
+                f"the loss is {loss} and the sum of its gradients {total} in epoch {trainer.current_epoch}, step "
+                f"{trainer.global_step + 1}; the step was not taken. Earlier checkpoints are kept in "
                 f"{self.path.parent / 'checkpoints'}. A new run with a smaller learning_rate may help."
             )
         self.loss_sum += loss
@@ -115,10 +114,10 @@ class MetricsLog(pl.Callback):
 
 
 class PlateauSchedule(pl.Callback):
-    """Multiply the learning rate by 0.1 after each validation that does not beat the best so far (BARS' recipe).
+    """Multiplies the learning rate by 0.1 after each validation that does not beat the best so far (BARS' recipe).
 
-    A callback, because Lightning steps a plateau scheduler only after the epoch's checkpoint is written and drops that
-    step on resume.
+    A callback, because Lightning steps a plateau scheduler after it has written the epoch's checkpoint, so that a
+    resumed run would miss that step.
     """
 
     def __init__(self, monitor: str, mode: Literal["min", "max"]):
@@ -143,19 +142,19 @@ class PlateauSchedule(pl.Callback):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """EarlyStopping that remembers, across a resume, that it has stopped the run."""
+    """EarlyStopping that remembers across a resume that it has stopped the run."""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         trainer.should_stop = self.wait_count >= self.patience
 
 
 class RelocatableCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint whose saved paths are rebased, so that a run can be resumed after its folder was moved."""
+    """ModelCheckpoint that rebases its saved paths, so that a run can be resumed after its folder was moved."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
-        # Not right before a validation, which saves too: Lightning would take the validation as done on resume
+        # not right before a validation, which saves too: on resume Lightning would skip that validation
         if not trainer.val_check_batch or (batch_index + 1) % trainer.val_check_batch != 0:
             super().on_train_batch_end(trainer, module, outputs, batch, batch_index)
 

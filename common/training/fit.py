@@ -1,4 +1,4 @@
-"""The training run that all scripts share: fit, test the best checkpoint, results.json, one table."""
+"""The training run that all scripts share: fit, test of the best checkpoint, results.json and the final table."""
 
 import gc
 import logging
@@ -41,9 +41,9 @@ from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, keep_un
 from common.training.start_from import start_from
 
 PREDICTIONS = "test_predictions.npz"  # prediction, target and groups of each test row; baselines by name
-CHECKPOINT_MINUTES = 10  # at most so much of an epoch is lost when a run dies; each epoch's end is saved too
+CHECKPOINT_MINUTES = 10  # lost at most when a run dies; there is also a checkpoint at each epoch's end
 QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-LOSSES = ("rmse", "log_loss")  # metrics that are better when smaller
+LOSSES = ("rmse", "log_loss")  # the metrics that are better when smaller
 
 Metrics = dict[str, float]
 Plot = Callable[[Any, Any, Tensor, Tensor, Path], None]
@@ -61,15 +61,15 @@ def fit_and_test(
     callbacks: Sequence[pl.Callback] = (),
     test: bool = True,
 ) -> dict[str, Any]:
-    """Fit (from checkpoints/last.ckpt on, if the folder has one), test the best checkpoint once, write all results.
+    """Fit (continuing from checkpoints/last.ckpt, if the folder has one), test the best checkpoint, write all results.
 
     If the run in this folder was already tested, its results are returned unchanged.
 
     monitor: the validation metric that chooses the checkpoint. baselines(data): predictions of simple models for the
-    test rows, called on all ranks. plot(model, data, prediction, target, folder): figures of the test rows. test:
-    False for a trial of a search, which must not see the test split.
+    test rows; called on all ranks. plot(model, data, prediction, target, folder): draws figures of the test rows.
+    test: False for a trial of a search, which must not see the test split.
 
-    Returns the contents of results.json, and where the run and its best checkpoint are.
+    Returns the contents of results.json, plus the paths of the run's folder and its best checkpoint.
     """
     start = time.perf_counter()
     best, last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
@@ -78,7 +78,7 @@ def fit_and_test(
         keep_unchanged(folder / "data.json", data_summary, "data")
     if test and (finished := finished_results(folder)):
         return finished
-    gc.collect()  # a Trainer and its module refer to each other: those of an earlier run are freed now
+    gc.collect()  # Trainer and module refer to each other, so those of an earlier run may still be in memory
     silence_lightning()
     keep_freed_memory()
     training = settings.training
@@ -111,7 +111,7 @@ def fit_and_test(
     )
     if trainer.is_global_zero:
         print_steps(training["max_epochs"], len(data.train_dataloader()), precision, data)
-        remove_leftovers(last.parent)  # each as large as a checkpoint; the folder is this run's alone
+        remove_leftovers(last.parent)  # each as large as a checkpoint; no other process writes here
     if (source := training.get("start_from")) and not last.exists():
         start_from(model, data, source)
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
@@ -147,7 +147,7 @@ def fit_and_test(
         "versions": versions(),
     }
     if trainer.is_global_zero:
-        if logger := make_logger(training["logger"], folder, resumes=False):  # the first one would purge again
+        if logger := make_logger(training["logger"], folder, resumes=False):  # the logger of fit would purge again
             log_results(logger, results, settings, folder, trainer.global_step)
         write_json(folder / "results.json", results)
         if test:
@@ -156,7 +156,7 @@ def fit_and_test(
 
 
 def finished_results(folder: Path) -> dict[str, Any] | None:
-    """What fit_and_test returned for a run that was tested; None for any other."""
+    """What fit_and_test returned for this run; None if it has not been tested yet."""
     path = folder / "results.json"
     results = read_json(path) if path.exists() else {}
     return results | _paths(folder) if "test" in results else None
@@ -164,7 +164,7 @@ def finished_results(folder: Path) -> dict[str, Any] | None:
 
 @on_rank_zero
 def saved_predictions(folder: Path) -> dict[str, Tensor]:
-    """What a tested run predicted for the test rows ("prediction"), and its baselines, by name."""
+    """Test predictions of a tested run ("prediction") and of its baselines, by name."""
     with np.load(folder / PREDICTIONS) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays if name not in ("target", "groups")}
 
@@ -174,7 +174,7 @@ def _paths(folder: Path) -> dict[str, str]:
 
 
 def defined_monitor(monitor: str, data: RecommendationDataModule) -> str:
-    """The monitor, or "val_log_loss" if it is an AUC that the validation rows leave undefined; says so."""
+    """The monitor, or "val_log_loss" if it is an AUC that is undefined on the validation rows; prints a note then."""
     if "auc" not in monitor:
         return monitor
     label = data.targets("val")
@@ -190,19 +190,19 @@ def defined_monitor(monitor: str, data: RecommendationDataModule) -> str:
 
 
 def check_batch_norm(model: nn.Module, data: RecommendationDataModule, settings: Settings) -> None:
-    """Raise UserError if batch norm would get a single row, of which it can take no variance."""
+    """Raise UserError if batch norm would get a single row, which has no variance."""
     if any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()):
         least = 2 * settings.training["devices"] * settings.training["num_nodes"]
         batch_size, train_rows = settings.data["batch_size"], len(data.rows["train"])
         check(
             min(batch_size, train_rows) >= least,
             f"batch_size is {batch_size}, and there are {train_rows:,} training rows; with batch_norm both must be at "
-            f"least {least}, 2 for each process. Set a larger batch_size, fewer devices, or batch_norm=False.",
+            f"least {least}, 2 per process. Set a larger batch_size, fewer devices, or batch_norm=False.",
         )
 
 
 def _checkpoint(path: Path, **when: Any) -> RelocatableCheckpoint:
-    # a str, because a checkpoint holds the callback's state and must hold plain values only
+    # a str, because the callback's state goes into checkpoints, which must hold plain values only
     return RelocatableCheckpoint(
         str(path.parent), path.stem, enable_version_counter=False, save_on_train_epoch_end=False, **when
     )
@@ -211,12 +211,12 @@ def _checkpoint(path: Path, **when: Any) -> RelocatableCheckpoint:
 def evaluate(
     model: Recommender, data: RecommendationDataModule, training: dict[str, Any], checkpoint: Path, test: bool
 ) -> dict[str, Any]:
-    """Metrics of a checkpoint on the validation and, if asked for, test rows; always in float32, as predict.py.
+    """Metrics of a checkpoint on the validation rows and, if `test`, the test rows; in float32, as in predict.py.
 
-    Of probabilities, also the temperature that fits the validation rows best.
+    For probabilities, also the temperature that fits the validation rows best.
     """
     model.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
-    # another Trainer, because that of the fit may compute in bf16
+    # another Trainer, because fit's may compute in bf16
     trainer = pl.Trainer(
         enable_progress_bar=False, enable_checkpointing=False, **distributed_trainer_kwargs(training), **QUIET_TRAINER
     )
@@ -240,7 +240,7 @@ def _is_terminal() -> bool:
 
 
 def _progress_bar() -> list[pl.Callback]:
-    # no bar in log files; refreshing it at every step would cost more than a small step
+    # no bar in log files; refreshing it at every step would cost more than a small step does
     return [TQDMProgressBar(refresh_rate=20, leave=False)] if _is_terminal() else []
 
 

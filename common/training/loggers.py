@@ -1,4 +1,4 @@
-"""What TRAINING["logger"] means: metrics.csv is always written; a logger of Lightning gets the same and more."""
+"""The TRAINING setting "logger": metrics.csv is always written; a Lightning logger gets the same metrics and more."""
 
 import time
 from pathlib import Path
@@ -11,11 +11,11 @@ from common.checkpoint import load_checkpoint
 from common.settings import Settings
 from common.training.run_folder import LAST_CHECKPOINT
 
-TENSORBOARD = "tensorboard"  # also the folder of its files, in that of the run
+TENSORBOARD = "tensorboard"  # the setting, and the folder of its files within the run's folder
 
 
 def make_logger(setting: str | Logger, folder: Path, resumes: bool) -> Logger | None:
-    """The logger of a run. resumes: whether it goes on from the last checkpoint, so that later steps come again."""
+    """The logger of a run. resumes: whether the run continues from last.ckpt and so repeats the steps after it."""
     if isinstance(setting, Logger):
         return setting
     if setting != TENSORBOARD:
@@ -25,13 +25,13 @@ def make_logger(setting: str | Logger, folder: Path, resumes: bool) -> Logger | 
 
 
 def log_results(logger: Logger, results: dict[str, Any], settings: Settings, folder: Path, step: int) -> None:
-    """Settings, the metrics of the tested checkpoint, and the figures, where the logger takes images."""
+    """Log the settings, the metrics of the tested checkpoint and, if the logger takes images, the figures."""
     metrics = {f"test_{name}": value for name, value in results.get("test", {}).items()}
     metrics |= {f"best_val_{name}": value for name, value in results["validation"].items()}
     hyperparameters = {name: value for name, value in settings.flat().items() if name != "logger"}
     if isinstance(logger, TensorBoardLogger):
-        time.sleep(1)  # opens a second file, named by the second: it would replace that of a fit that took less
-        logger.log_hyperparams(hyperparameters, metrics, step)  # its page of hyperparameters shows both
+        time.sleep(1)  # a new file is named by the second, and would replace that of a fit within the same second
+        logger.log_hyperparams(hyperparameters, metrics, step)  # TensorBoard's HParams page shows both
     else:
         logger.log_hyperparams(hyperparameters)
         logger.log_metrics(metrics, step)

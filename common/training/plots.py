@@ -11,11 +11,11 @@ from common.data.data_module import RecommendationDataModule
 from common.model.metrics import click_metrics
 from common.model.recommender import Recommender
 
-BIN_ROWS, MOST_BINS = 50, 20  # of the reliability figure: rows of the rarer class that a bin should have
+BIN_ROWS, MOST_BINS = 50, 20  # of the reliability figure: rows of the rarer class per bin, and the most bins
 
 
 def caption(model: Recommender, data: RecommendationDataModule, folder: Path) -> str:
-    """What a figure shows, for its top: model, dataset and run."""
+    """The title of a figure: model, dataset and run."""
     sample = ", built-in sample" if data.is_sample else ""
     return f"{model.display_name}, {data.dataset}{sample}, {folder.parent.name}/{folder.name}"
 
@@ -25,7 +25,7 @@ def plot_learning_curves(
 ) -> None:
     """Losses and the monitored metric by epoch; the tested checkpoint is marked.
 
-    weight: of the validation's loss in the training loss; None: they are not to be compared.
+    weight: factor that makes the validation loss comparable with the training loss; None: there is no such factor.
     """
     import pandas as pd
 
@@ -34,13 +34,13 @@ def plot_learning_curves(
     left, right = figure.subplots(1, 2)
     left.plot(rows.epoch, rows.train_loss, "o-", label="training")
     if weight is not None:
-        # RMSE is the root of what is trained on
+        # ratings are trained on squared error, whose root is the RMSE
         loss = rows.val_log_loss if "val_log_loss" in rows else rows.val_rmse**2
         left.plot(rows.epoch, weight * loss, "s-", label="validation")
     left.set(title="loss", xlabel="epochs")
     left.legend()
     right.plot(rows.epoch, rows[monitor], "o-")
-    if rows[monitor].notna().any():  # an AUC of rows of one class is not defined
+    if rows[monitor].notna().any():  # the AUC is undefined if all rows are of one class
         better = rows[monitor].idxmin() if mode == "min" else rows[monitor].idxmax()
         label = f"tested checkpoint, {rows[monitor][better]:.4f}"
         right.plot(rows.epoch[better], rows[monitor][better], "*", markersize=16, label=label)
@@ -54,7 +54,7 @@ def plot_clicks(
     model: Recommender, data: RecommendationDataModule, probability: Tensor, click: Tensor, folder: Path
 ) -> None:
     """roc.png and reliability.png of the test rows."""
-    from sklearn.metrics import roc_curve  # here, as it is slow to import and not needed before the end
+    from sklearn.metrics import roc_curve  # imported here because it is slow and only needed at the end
 
     measured = click_metrics(probability, click)
     figure = Figure((4.5, 4.8), layout="constrained")
@@ -91,7 +91,7 @@ def plot_clicks(
 
 
 def reliability(probability: np.ndarray, click: np.ndarray) -> np.ndarray:
-    """Mean prediction, click rate and its 95 % interval (Wilson) in bins of equally many rows: (bins, 4)."""
+    """Mean prediction, click rate, and the ends of its 95 % interval (Wilson), in bins of equal size: (bins, 4)."""
     from scipy.stats import binomtest
 
     rarer = min(click.sum(), len(click) - click.sum())

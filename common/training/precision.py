@@ -1,4 +1,4 @@
-"""In which number format the matrix products of a training run are computed."""
+"""The number format in which the matrix products of a training run are computed."""
 
 from typing import Literal
 
@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 Precision = Literal["32-true", "bf16-mixed"]
-WIDE, ROWS = 128, 256  # least inputs and outputs of a layer, and rows of a batch, whose products bf16 makes faster
+WIDE, ROWS = 128, 256  # from this layer width (inputs and outputs) and batch size on, bf16 makes products faster
 
 
 def has_bf16() -> bool:
-    """Whether the processor, or the GPU if there is one, multiplies bf16 natively."""
+    """Whether the processor, or the GPU if there is one, supports bf16 natively."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     processor = torch.cpu.get_capabilities()
@@ -23,8 +23,8 @@ def resolve_precision(
 ) -> Precision:
     """ "auto" becomes the faster one: bf16 if it is native, the model has a wide layer and the batches are not small.
 
-    Else float32: casts would cost more than the products gain (docs/speed.md). A rule and not a stopwatch, so that the
-    same run on the same machine gives the same result. Other names are Lightning's.
+    Otherwise float32: the casts would cost more than the products gain (docs/speed.md). A fixed rule instead of a
+    timing, so that the same run on the same machine gives the same result. The other names are Lightning's.
     """
     if precision != "auto":
         return precision

@@ -1,4 +1,4 @@
-"""What is written and shown of a finished run."""
+"""What a run prints and records: its length, the table of test metrics, memory and versions."""
 
 import platform
 from pathlib import Path
@@ -11,16 +11,16 @@ import torch
 from common.data.data_module import RecommendationDataModule
 from common.training.run_folder import BEST_CHECKPOINT
 
-FEW_STEPS = 150
+FEW_STEPS = 150  # a run with fewer prints advice
 
 
 def print_steps(epochs: int, steps: int, precision: str, data: RecommendationDataModule) -> None:
-    """How long the run will be and in which precision, and what to change where that is short; steps: of an epoch."""
+    """Print the length and precision of the run, and what to change if it is short; steps: per epoch."""
     print(f"Training for {_count(epochs, 'epoch')} of {_count(steps, 'step')}, precision {precision}.", flush=True)
     if epochs * steps < FEW_STEPS and not data.is_sample:
         print(
-            f"{_count(epochs * steps, 'step')} in all may be too few to learn from {len(data.rows['train']):,} rows: a "
-            f"smaller batch_size (now {data.batch_size:,}) or more max_epochs (now {epochs:,}) makes more.",
+            f"{_count(epochs * steps, 'step')} may be too few to learn from {len(data.rows['train']):,} rows. Set a "
+            f"smaller batch_size (now {data.batch_size:,}) or a larger max_epochs (now {epochs:,}) for more steps.",
             flush=True,
         )
 
@@ -30,13 +30,13 @@ def _count(number: int, what: str) -> str:
 
 
 def print_table(results: dict[str, Any], folder: Path) -> None:
-    """Test metrics of the model and its baselines, and where everything was written."""
-    import pandas as pd  # here, as it is slow to import and not needed before the end
+    """Print the test metrics of the model and its baselines, and where everything was written."""
+    import pandas as pd  # imported here because it is slow and only needed at the end
 
     rows: dict[str, dict] = {results["model"]: results["test"]}
     for name, metrics in results["baselines"].items():
         rows[name] = metrics | {
-            f"{metric}: {results['model']} minus it (95 %)": with_interval(interval)
+            f"{metric}: {results['model']} minus baseline (95 %)": with_interval(interval)
             for metric, interval in results["differences"][name].items()
         }
     if results["best_possible"]:
@@ -46,11 +46,9 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
     print(pd.DataFrame.from_dict(rows, "index").to_string(float_format="{:.4f}".format, na_rep=""))
     if better := better_baselines(results["test"], results["baselines"]):
         print(f"Worse than {better}. Try a smaller batch_size, more max_epochs or a lower learning_rate.")
-    if folder.name.startswith("version_"):  # not one of several runs of one command
+    if folder.name.startswith("version_"):  # otherwise it is one of several runs of a command
         print(f"Score new rows: python predict.py {folder / BEST_CHECKPOINT} RAW_FILE")
-        print(
-            "Then: inspect_model.py, export_onnx.py; other seeds: seeds.py; a search of DLRM's settings: tune_dlrm.py"
-        )
+        print("See also: inspect_model.py, export_onnx.py; seeds.py (several seeds); tune_dlrm.py (DLRM's settings)")
     print(f"Results, checkpoints and figures: {folder}", flush=True)
 
 
@@ -60,7 +58,7 @@ def with_interval(found: dict[str, float]) -> str:
 
 
 def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
-    """The baselines that are better than the model in an AUC or the RMSE, to the digits that are shown; "" if none."""
+    """The baselines that beat the model in an AUC or the RMSE, to the digits shown; "" if there are none."""
     found = []
     for name, metrics in baselines.items():
         better = [
@@ -75,17 +73,17 @@ def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, floa
 
 
 def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far; nan where the system does not tell."""
+    """Largest resident memory of this process so far; nan if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
         return float("nan")
-    unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
+    unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a result depends on."""
+    """Versions of everything that a result depends on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one process, resumed by its settings, finished when results.json is there."""
+"""The folder of a run: locked by one process, resumed only with equal settings, finished once it has results.json."""
 
 import io
 import json
@@ -18,21 +18,21 @@ from common.paths import output_root
 from common.process_group import broadcast, is_rank_zero, peer_failures_as_user_errors
 
 BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the folder
-# Settings that may change on resume; they affect at most the dropout masks
+# settings that may change on resume; they affect at most the dropout masks
 NOT_COMPARED = ("resume", "logger", "num_workers", "devices", "num_nodes", "strategy", "shard_table")
 
 
 @contextmanager
 def claim_run_folder(script: str, settings: dict, folder: str | Path | None = None) -> Iterator[Path]:
-    """The folder of this run, locked until the block ends: `folder`, else $RUN_FOLDER, else runs/<script>/version_N.
+    """The folder of this run, locked until the block ends: `folder`, $RUN_FOLDER or runs/<script>/version_N.
 
-    With settings["resume"] it is the folder of the newest unfinished run that no process holds. Rank zero locks the
+    With settings["resume"], version_N is the newest unfinished run that no process has locked. Rank zero locks the
     folder and prints; the other ranks receive its path. A run that fails before its first validation leaves no folder.
 
     Raises: UserError if that run had other settings, or the folder cannot be written.
     """
     folder = folder or os.environ.get("RUN_FOLDER")
-    # a Ray cluster restarts all workers, and needs the original error for that
+    # a Ray cluster restarts all workers, and needs the original error to do so
     deaths = nullcontext() if settings.get("strategy") == "ray" else peer_failures_as_user_errors()
     if is_rank_zero():
         with deaths, _locked(script, settings, folder) as held:
@@ -45,7 +45,7 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
     else:
         folder = broadcast(folder)
         if folder is None:
-            raise UserError("set RUN_FOLDER, the same for all processes: the folder that the run writes to.")
+            raise UserError("set the environment variable RUN_FOLDER, the same for all processes, to the run's folder.")
         with deaths, redirect_stdout(io.StringIO()):
             yield Path(folder)
 
@@ -60,7 +60,7 @@ def _locked(script: str, settings: dict, chosen: str | Path | None) -> Iterator[
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock or _lock(folder)
         if lock is None:
-            raise UserError(f"another process is at work in {folder}.")
+            raise UserError(f"another process is using {folder}.")
         keep_unchanged(
             folder / "settings.json", {k: v for k, v in settings.items() if k not in NOT_COMPARED}, "settings"
         )
@@ -68,7 +68,7 @@ def _locked(script: str, settings: dict, chosen: str | Path | None) -> Iterator[
         yield folder
     except OSError as error:
         raise as_user_error(error, folder or home) from error
-    except (KeyboardInterrupt, SystemExit) as error:  # the latter is what Lightning makes of the former
+    except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the former into the latter
         kind = Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt
         raise kind(_how_to_go_on(folder, chosen is not None)) from error
     finally:
@@ -79,7 +79,7 @@ def _locked(script: str, settings: dict, chosen: str | Path | None) -> Iterator[
 
 
 def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
-    """The newest unfinished run, locked, or a new folder. Prints which."""
+    """With `resume` the newest unfinished run, locked; otherwise, or if there is none, a new folder. Prints which."""
     folder, lock = _newest_unfinished(home) if resume else (None, None)
     if resume:
         print(f"Continuing {folder}" if folder else "No unfinished run to resume: starting a new one.", flush=True)
@@ -108,19 +108,19 @@ def _newest_unfinished(home: Path) -> tuple[Path | None, FileLock | None]:
 
 
 def version_folders(home: Path) -> dict[int, Path]:
-    """The folders home/version_N by N."""
+    """The folders home/version_N, by N."""
     folders = {path.name.removeprefix("version_"): path for path in home.glob("version_*")}
     return {int(number): path for number, path in folders.items() if number.isdecimal()}
 
 
 def new_version_folder(home: Path) -> Path:
-    """home/version_N of the next N, made. Raises: UserError where it cannot be."""
+    """Create home/version_N for the next N. Raises: UserError if that fails."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         number = max(version_folders(home), default=-1) + 1
         while True:
             folder = home / f"version_{number}"
-            with suppress(FileExistsError):  # another process may take the same number at the same time
+            with suppress(FileExistsError):  # another process took the same number
                 folder.mkdir()
                 return folder
             number += 1
@@ -129,11 +129,11 @@ def new_version_folder(home: Path) -> Path:
 
 
 def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable[[Path], bool]) -> Path:
-    """The newest home/version_N whose settings.json is `identity` and that is not complete, otherwise a new one.
+    """The newest incomplete home/version_N whose settings.json equals `identity`; a new folder if there is none.
 
-    Says which ones are damaged.
+    Prints which ones are damaged.
     """
-    identity = json.loads(json.dumps(identity))  # as in the file: tuples are lists
+    identity = json.loads(json.dumps(identity))  # as in the file, where tuples are lists
     for _, folder in sorted(version_folders(home).items(), reverse=True):
         kept = folder / "settings.json"
         try:
@@ -154,7 +154,7 @@ def _lock(folder: Path) -> FileLock | None:
 
 
 def keep_unchanged(path: Path, content: dict, what: str) -> None:
-    """Keep `content` in `path`; where a run before has left it there, it must be the same: else UserError."""
+    """Write `content` to `path`. Raises: UserError if an earlier run has left something else there."""
     content = json.loads(json.dumps(content))
     if path.exists():
         earlier = read_json(path)

@@ -1,7 +1,4 @@
-"""One setting, several seeds: mean and spread, what the averaged predictions reach, and paired differences.
-
-N: test rows, K: tasks.
-"""
+"""Runs with several seeds: mean and spread, metrics of the averaged predictions, and paired differences."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +13,7 @@ from common.errors import check
 from common.model.metrics import metrics_of
 from common.training.fit import PREDICTIONS
 
-CONFIDENCE = 0.95  # of intervals
+CONFIDENCE = 0.95  # of all intervals
 
 Results = dict[str, Any]  # the contents of a results.json
 
@@ -24,27 +21,27 @@ Results = dict[str, Any]  # the contents of a results.json
 def train_seeds(
     train: Callable[..., Results], seeds: Iterable[int], folder: str | Path, **changes: Any
 ) -> list[Results]:
-    """What `train` of a script returns for each seed; changes: other values for its settings, by name.
+    """What a script's `train` returns for each seed; changes: settings to change, by name.
 
-    Each is a run of its own, in seed_N of the folder. The same call continues: finished runs are kept.
+    Each run has its own folder, seed_N in `folder`. Repeating the call continues: finished runs are kept.
     """
     return [train(run_folder=Path(folder, f"seed_{seed}"), seed=seed, **changes) for seed in seeds]
 
 
 def values(results: Sequence[Results], metric: str, baseline: str | None = None) -> np.ndarray:
-    """A test metric of each run, or of a baseline in it; nan where it is undefined."""
+    """A test metric of each run, or of its baseline; nan if it is undefined."""
     tested = [each["baselines"][baseline] if baseline else each["test"] for each in results]
-    return np.array([metrics[metric] for metrics in tested], float)  # undefined is None in results.json
+    return np.array([metrics[metric] for metrics in tested], float)  # undefined metrics are None in results.json
 
 
 def mean_and_sd(numbers: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The standard deviation is that of a sample: nan for a single number."""
+    """Mean and sample standard deviation; the latter is nan for a single number."""
     return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
-    """Mean difference of numbers that belong together by seed, and its CONFIDENCE interval (Student's t)."""
-    from scipy import stats  # here, as it is slow to import
+    """Mean difference of numbers paired by seed, and the ends of its CONFIDENCE interval (Student's t)."""
+    from scipy import stats  # imported here because it is slow
 
     mean, sd = mean_and_sd(ours - theirs)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, max(1, len(ours) - 1)) * sd / math.sqrt(len(ours))
@@ -54,20 +51,20 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, floa
 def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
     """Test metrics of the mean prediction of several runs.
 
-    Raises: UserError if a run has no predictions, or the runs are not of the same test rows.
+    Raises: UserError if a run has no predictions, or the runs have different test rows.
     """
     paths = [Path(each["run_folder"], PREDICTIONS) for each in results]
     total, target, groups = 0.0, None, None
     for path in paths:
-        check(path.exists(), f"{path} is missing: the run is unfinished, or of an earlier version. Train it again.")
+        check(path.exists(), f"{path} is missing: the run is unfinished or from an earlier version. Train it again.")
         with np.load(path) as arrays:
             prediction, found = arrays["prediction"], arrays["target"]
             groups = arrays.get("groups")
         target = found if target is None else target
         check(
             np.array_equal(found, target),
-            f"{paths[0]} and {path} are not of the same test rows in the same order. "
-            "Average runs of the same data, split, target and number of processes.",
+            f"{paths[0]} and {path} are not for the same test rows in the same order. "
+            "Only runs with the same data, split, target and number of processes can be averaged.",
         )
         total = total + prediction.astype(np.float64)
     mean, truth = torch.from_numpy(total / len(paths)), torch.from_numpy(target).double()
@@ -75,7 +72,7 @@ def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
 
 
 def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
-    """For each group of runs, by name: mean ± sd of the test metrics, and those of the mean prediction; baselines."""
+    """Test metrics of each group of runs, as mean ± sd and for the averaged predictions; then the baselines'."""
     rows = {}
     for name, results in groups.items():
         metrics = list(results[0]["test"])
@@ -89,7 +86,7 @@ def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
 
 
 def difference_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
-    """The first group minus its baselines, the other groups minus the first; seeds are paired."""
+    """The first group minus its baselines, and the other groups minus the first, paired by seed."""
     (name, first), *others = groups.items()
     metrics = [m for m in first[0]["test"] if m.startswith(("auc", "rmse", "log_loss"))]
     pairs = {f"{name} - {baseline}": (first, first, baseline) for baseline in first[0]["baselines"]}
@@ -106,6 +103,6 @@ def difference_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
 
 
 def with_sd(numbers: Sequence[float] | np.ndarray) -> str:
-    """ "0.7514 ± 0.0017"; without the spread where all numbers are equal."""
+    """ "0.7514 ± 0.0017"; without the spread if all numbers are equal."""
     mean, sd = mean_and_sd(numbers)
     return f"{mean:.4f} ± {sd:.4f}" if sd > 0 else f"{mean:.4f}"
