@@ -95,7 +95,8 @@ class TableDataModule(RecommendationDataModule):
         self.schema = table.schema if self.weighted else without_weights(table.schema)
         weights = len(self.schema.of_role("weight"))
         check(
-            weights == self.weighted, f'{where}: weighted=True needs one column of the role "weight"; found {weights}.'
+            weights == self.weighted,
+            f'{where}: weighted=True needs one column with the role "weight"; found {weights}.',
         )
         self.tasks = self.choose_tasks()
         parts = {part: len(paths) for part, paths in files.items()}
