@@ -84,7 +84,7 @@ def _plot_curves(trials: list[Trial], best: Trial, title: str, path: Path) -> No
     value = best_row(best)[METRIC]
     axes.axhline(value, linestyle=":", color="gray", label=f"best: trial {best['number']}, {value:.4f}")
     axes.set_ylim(*_zoom([best_row(trial)[METRIC] for trial in trials]))
-    axes.set(xlabel="epoch", ylabel=METRIC, title=f"{len(trials)} trials, where they differ")
+    axes.set(xlabel="epoch", ylabel="validation AUC", title=f"{len(trials)} trials (axis limited to the better ones)")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle(title, fontsize="small")
     figure.savefig(path, dpi=120)
@@ -128,11 +128,11 @@ def _plot_settings(trials: list[Trial], title: str, path: Path) -> None:
             # values below the limits are drawn at the lower edge
             marker = "o" if value >= limits[0] else "v"
             axes.plot(position, max(value, limits[0]), marker, color=COLORS[trial["state"]], alpha=0.7, clip_on=False)
-        axes.set(xlabel=name, ylabel=METRIC, ylim=limits)
+        axes.set(xlabel=name, ylabel="validation AUC", ylim=limits)
     for axes in grid[len(names) :]:
         axes.set_visible(False)
     figure.suptitle(
-        f"{title}\nbest validation of each trial (orange: stopped early; a triangle: below)", fontsize="medium"
+        f"{title}\nbest validation of each trial (orange: stopped early; triangle: below the axis)", fontsize="medium"
     )
     figure.savefig(path, dpi=120)
 
