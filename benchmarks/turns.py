@@ -101,7 +101,7 @@ def summarise(turns: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
             "median per second": speeds.median(),
             "least": speeds.min(),
             "most": speeds.max(),
-            "ours is so many times as fast": ratios.median(),
+            "our speed ÷ theirs": ratios.median(),
             "ratio, least": ratios.min(),
             "ratio, most": ratios.max(),
             "goal": pd.Series({name: contender.at_least for name, contender in comparison.contenders.items()}),

@@ -156,7 +156,7 @@ class HistoryPreprocessor:
         first = np.searchsorted(self.movie_key, key)
         since = np.where(time == NO_TIME, 0, np.searchsorted(self.time_key, (row << TIME_BITS) + time))
         position = np.searchsorted(self.position_key, (first << ID_BITS) + since).clip(max=len(self.position_key) - 1)
-        own = self.by_movie[position]  # the user's first rating of the movie that is no earlier
+        own = self.by_movie[position]  # the user's first rating of the movie that is not earlier
         is_own = known & (self.movie_key[position] == key) & ((time == NO_TIME) | (self.time[own] == time))
         until = np.searchsorted(self.time_key, (row << TIME_BITS) + time, "right")
         after = np.where(time == NO_TIME, self.start[row + 1], until)

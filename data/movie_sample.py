@@ -44,7 +44,7 @@ def _write(target: Path, users: int) -> None:
     user_effect, movie_effect = rng.normal(0, USER_SCALE, users), rng.normal(0, MOVIE_SCALE, MOVIES)
     popularity = 1 / (np.arange(MOVIES) + 20.0)
 
-    # all users at once, one rating of each after the other; shorter histories are cut at the end
+    # all users in parallel, rating by rating; shorter histories are truncated at the end
     length = RATINGS_PER_USER[1]
     counts = rng.integers(RATINGS_PER_USER[0], length + 1, users)
     movie = (np.log(popularity) + rng.gumbel(size=(users, MOVIES))).argsort(1)[:, : -length - 1 : -1]  # none twice

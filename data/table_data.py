@@ -57,9 +57,13 @@ class TableDataset(MemmapDataset):
 class TableDataModule(RecommendationDataModule):
     """Batches (dense (B, I) float32, ids (B, F) int32, label float32) of a table described by columns.json or in code.
 
+    The path of a row: table_reader and table_text parse the file, table_values checks the values and table_columns
+    stores them. table_rows splits the rows and writes them as table_encoder encodes them, which table_fit has fitted on
+    training rows. common/data/loader.py makes the batches.
+
     A subclass sets `source`, `one_label`, `weighted` and `settings` (split, dense_transform, min_count, num_bins), and
-    gives make_sample(), official() and choose_tasks(). A column of several values in a cell takes several columns of
-    the ids (`slots`). weighted: training batches have weights, of mean 1, beside the label.
+    implements make_sample(), official() and choose_tasks(). A column with several values in a cell has several columns
+    of ids (`slots`). weighted: training batches have row weights, of mean 1, beside the label.
     """
 
     source: Source

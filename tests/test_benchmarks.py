@@ -38,7 +38,7 @@ def test_ratios_are_medians_within_a_turn():
     contenders = {"ours": Contender(lambda: 0.0), "peer": Contender(lambda: 0.0, 1.8)}
     table = summarise(turns, Comparison("", 3, contenders))
     assert list(table.index) == ["ours", "peer"]
-    ratio = ["ours is so many times as fast", "ratio, least", "ratio, most", "goal"]
+    ratio = ["our speed ÷ theirs", "ratio, least", "ratio, most", "goal"]
     assert table.loc["peer", ratio].tolist() == [2.0, 1.5, 4.0, 1.8]
     assert table.loc["peer", ["median per second", "least", "most", "peak RSS GiB"]].tolist() == [10.0, 5.0, 20.0, 3.0]
     assert table.loc["ours", ratio[:3]].tolist() == [1.0, 1.0, 1.0]

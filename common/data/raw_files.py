@@ -65,7 +65,7 @@ def find_dataset(
     )
     say_once(
         f"No folder {root / dataset}: using the built-in sample. `{source.command}`"
-        f"{f', with DATASET = {dataset!r} in it,' if len(source.datasets) > 1 else ''} gets the real data."
+        f"{f', with DATASET = {dataset!r} at its top,' if len(source.datasets) > 1 else ''} gets the real data."
     )
     return make_sample(), True
 

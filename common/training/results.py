@@ -36,7 +36,7 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
     rows: dict[str, dict] = {results["model"]: results["test"]}
     for name, metrics in results["baselines"].items():
         rows[name] = metrics | {
-            f"{metric}: {results['model']} minus baseline (95 %)": with_interval(interval)
+            f"{metric}: model - baseline (95 %)": with_interval(interval)
             for metric, interval in results["differences"][name].items()
         }
     if results["best_possible"]:
