@@ -59,7 +59,7 @@ RULES: dict[str, Rule] = {
     "negatives": _integer(1, 1000),
     **dict.fromkeys(("history_length", "num_bins"), SIZE),
     **dict.fromkeys(("history_ratings", "start_from_biases"), FLAG),
-    "weighted": FLAG,
+    **dict.fromkeys(("weighted", "label_inputs"), FLAG),
     "negative_rate": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0, at most 1"),
     "num_workers": _integer(0, 128),
     # MODEL

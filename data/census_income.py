@@ -50,8 +50,9 @@ class MultiTaskDataModule(TableDataModule):
 
     The training file of Census-Income (KDD) or Adult is the training split; the test file is halved into validation and
     test. Dense values are as in the file, nan if missing, with `bin_edges`; each is encoded as a category too, because
-    some amounts (of capital gains, say) carry a meaning of their own. tasks: names of the labels. min_count: training
-    rows that a value needs to get an id. num_bins: bins per dense column.
+    some amounts (of capital gains, say) carry a meaning of their own. tasks: names of the labels. label_inputs:
+    whether the labels of other tasks are inputs. min_count: training rows that a value needs to get an id. num_bins:
+    bins per dense column.
     """
 
     source, one_label = SOURCE, False
@@ -62,6 +63,7 @@ class MultiTaskDataModule(TableDataModule):
         dataset: str,
         data_root: str | None,
         tasks: Sequence[str],
+        label_inputs: bool,
         min_count: int,
         num_bins: int,
         weighted: bool,
@@ -72,8 +74,9 @@ class MultiTaskDataModule(TableDataModule):
         super().__init__(
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
-        check_settings({"tasks": tasks, "min_count": min_count, "num_bins": num_bins, "weighted": weighted})
-        self.weighted = weighted
+        check_settings({"tasks": tasks, "label_inputs": label_inputs, "min_count": min_count, "num_bins": num_bins})
+        check_settings({"weighted": weighted})
+        self.weighted, self.label_inputs = weighted, label_inputs
         self.tasks = list(tasks)
         self.settings = {"dense_transform": PIECEWISE, "min_count": min_count, "num_bins": num_bins}
 

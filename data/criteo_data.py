@@ -1,10 +1,12 @@
-"""Criteo display advertising (Kaggle 2014), MovieLens-1M as clicks, or your own click table (see data/table_data.py).
+"""Criteo display advertising (Kaggle 2014), or another table with one label: MovieLens-1M as clicks, the income in
+Census-Income (KDD) or Adult, or your own table (see data/table_data.py).
 
 `python data/criteo_data.py` downloads Criteo's raw files (4.6 GB), parses them and prints a summary.
 """
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
@@ -16,11 +18,13 @@ from common.data.raw_files import Source, missing_file
 from common.errors import check, run_script
 from common.paths import data_root
 from common.settings import check_settings
+from data import census_income
+from data.census_schema import RELEASES
 from data.criteo_sample import criteo_sample
 from data.criteo_schema import CRITEO
 from data.movie_clicks import MOVIE_CLICKS, click_table
 from data.movie_raw import ML_1M
-from data.table_data import TableDataModule, summarize
+from data.table_data import TableDataModule, other_labels_as_inputs, summarize
 from data.table_description import Description
 
 ARCHIVES = {  # by folder below DATA_ROOT
@@ -35,7 +39,11 @@ ARCHIVES = {  # by folder below DATA_ROOT
         checksum="md5:df9b1b3766d9ff91d5ca3eb3d23bed27",
     )
 }
-SOURCE = Source("python data/criteo_data.py", ARCHIVES, also="`python data/movie_rating_seq.py` downloads ml-1m.")
+SOURCE = Source(
+    "python data/criteo_data.py",
+    ARCHIVES,
+    also="`python data/movie_rating_seq.py` downloads ml-1m, `python data/census_income.py` the two censuses.",
+)
 RAW_FILE = "train.txt"
 
 
@@ -103,13 +111,20 @@ class ClickDataModule(TableDataModule):
 
 
 def official(folder: Path) -> Description:
-    """The Kaggle dataset or MovieLens-1M, whichever is in the folder. Raises: UserError if neither is."""
+    """The Kaggle dataset, MovieLens-1M, or Census-Income or Adult with the income as label, whichever is in the folder.
+
+    Raises: UserError if none is.
+    """
     for name in (RAW_FILE, f"{RAW_FILE}.gz"):
         if (folder / name).exists():
             return Description("criteo", CRITEO, {"all": folder / name})
     if list(folder.glob(f"{ML_1M.ratings_file}*")):
         return Description("movie-clicks-rows", MOVIE_CLICKS, {"all": click_table(folder, SOURCE)})
-    lack = f"no {RAW_FILE} (nor {RAW_FILE}.gz, {ML_1M.ratings_file} or columns.json)"
+    if any(list(folder.glob(f"{release.train_file}*")) for release in RELEASES):
+        table = census_income.official(folder)
+        return replace(table, schema=other_labels_as_inputs(table.schema, ["income"]))
+    others = ", ".join((ML_1M.ratings_file, *(release.train_file for release in RELEASES)))
+    lack = f"no {RAW_FILE} (nor {RAW_FILE}.gz, {others} or columns.json)"
     raise missing_file(folder, lack, SOURCE)
 
 

@@ -7,6 +7,7 @@ or a folder of such files.
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,14 @@ class TableDataModule(RecommendationDataModule):
 
     A subclass sets `source`, `one_label`, `weighted` and `settings` (split, dense_transform, min_count, num_bins), and
     implements make_sample(), official() and choose_tasks(). A column with several values in a cell has several columns
-    of ids (`slots`). weighted: training batches have row weights, of mean 1, beside the label.
+    of ids (`slots`). weighted: training batches have row weights, of mean 1, beside the label. label_inputs:
+    labels that are not among the tasks are inputs.
     """
 
     source: Source
     one_label: bool  # whether the labels of a batch have the shape (B,), not (B, K)
     weighted: bool
+    label_inputs = False
     settings: dict[str, Any]
     tasks: list[str]
     rows: dict[str, np.ndarray]
@@ -103,6 +106,8 @@ class TableDataModule(RecommendationDataModule):
             f'{where}: weighted=True needs one column with the role "weight"; found {weights}.',
         )
         self.tasks = self.choose_tasks()
+        if self.label_inputs:
+            self.schema = other_labels_as_inputs(self.schema, self.tasks)
         parts = {part: len(paths) for part, paths in files.items()}
         settings = {"split": "time" if self.schema.of_role("time") else "random"} | self.settings
         # later starts verify only this entry, the encoded rows, and not the columns they were made from
@@ -185,6 +190,14 @@ class TableDataModule(RecommendationDataModule):
 def without_weights(schema: Schema) -> Schema:
     columns = [replace(column, role="excluded") if column.role == "weight" else column for column in schema.columns]
     return replace(schema, columns=tuple(columns))
+
+
+def other_labels_as_inputs(schema: Schema, tasks: Sequence[str]) -> Schema:
+    """The schema with these tasks alone; the columns of the other labels are categories."""
+    kept = {name: schema.tasks[name] for name in tasks}
+    others = set(schema.label_columns) - {task.column for task in kept.values()}
+    columns = [replace(column, role="categorical") if column.name in others else column for column in schema.columns]
+    return replace(schema, columns=tuple(columns), tasks=kept)
 
 
 def parse(name: str, schema: Schema, files: dict[str, list[Path]]) -> Columns:

@@ -25,7 +25,7 @@ from data.criteo_data import ClickDataModule
 from deepfm.deepfm import DeepFM
 
 DATA = dict(
-    dataset="criteo",  # folder in data_root; or "ml-1m", or a table of your own
+    dataset="criteo",  # folder in data_root; or "ml-1m", "adult", "census-income-kdd", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
     split="time",  # or "random": 8:1:1, on the full dataset equal to BARS Criteo_x4 (docs/protocols.md)
     dense_transform="log+missing",  # or "log" without inputs for "missing", "signed_log", "bucket", "quantile"

@@ -28,7 +28,7 @@ from dlrm.sharded import ShardedDLRM
 
 # "paper" is the Kaggle run of the paper's code; values that differ were chosen on validation rows by tune_dlrm.py
 DATA = dict(
-    dataset="criteo",  # folder in data_root; or "ml-1m", or a table of your own
+    dataset="criteo",  # folder in data_root; or "ml-1m", "adult", "census-income-kdd", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
     split="time",  # or "random": 8:1:1, on the full dataset equal to BARS Criteo_x4 (docs/protocols.md)
     dense_transform="log",  # log(1 + x), scaled; or "log+missing" with 0/1 inputs, "signed_log", "bucket", "quantile"

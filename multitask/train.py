@@ -30,6 +30,7 @@ DATA = dict(
     dataset="census-income-kdd",  # folder in data_root; or "adult", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
     tasks=("income", "never_married"),  # the paper's group 1; group 2: ("education", "never_married")
+    label_inputs=False,  # True: labels that are not in tasks are inputs; in the paper none is
     min_count=5,  # training rows in which a value must occur to get its own id
     num_bins=16,  # of each numeric column, by quantiles
     weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not

@@ -18,8 +18,10 @@ from data import census_income
 from data.census_income import MultiTaskDataModule, correlation
 from data.census_sample import census_sample
 from data.census_schema import CENSUS_INCOME_KDD as RELEASE
+from data.criteo_data import ClickDataModule
 from data.table_fit import quantile_edges
 from data.table_preprocessor import TablePreprocessor
+from deepfm.train import DATA as CLICK_DATA
 from multitask.train import DATA
 
 SCHEMA = RELEASE.schema
@@ -133,6 +135,34 @@ def test_batches_hold_the_labels_of_the_tasks_in_their_order(tmp_path, raw):
     assert (numbers.numpy() == expected[0][rows]).all() and (ids.numpy() == expected[1][rows]).all()
     assert (label.numpy() == expected[2][rows][:, [2, 0]]).all()
     assert ids.dtype == torch.int32 and label.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("tasks", "added"), [(("income",), {"marital status", "education"}), (("education", "income"), {"marital status"})]
+)
+def test_labels_of_other_tasks_can_be_inputs(tmp_path, raw, tasks, added):
+    data = open_data(tmp_path, raw, tasks=tasks, label_inputs=True, min_count=1)
+    inputs = [name for name in SCHEMA.names if name in added or name in INPUTS]
+    assert [field.name for field in data.encoder.fields] == inputs
+    _, ids, label = data.read(data.rows["val"])
+    _, _, expected = open_data(tmp_path, tasks=tasks, min_count=1).read(data.rows["val"])
+    assert (label == expected).all()
+    for name in added:
+        values = [[row[SCHEMA.names.index(name)] for row in rows] for rows in raw]
+        known = ["unseen", "missing", *sorted(set(values[0]))]
+        found = [known[i] for i in ids[:, inputs.index(name)]]
+        assert found == [values[1][row - TRAIN] for row in data.rows["val"]]
+
+
+def test_models_of_one_label_learn_the_income_from_all_other_columns(tmp_path, raw):
+    data = ClickDataModule(**CLICK_DATA | {"dataset": "census-income-kdd", "data_root": str(tmp_path)}, seed=0)
+    expected = open_data(tmp_path, raw, tasks=("income",), label_inputs=True, min_count=data.settings["min_count"])
+    data.setup()
+    assert data.protocol == expected.protocol and data.schema == expected.schema
+    categorical = [field.source == "text" for field in expected.encoder.fields]
+    for name, rows in data.rows.items():
+        (_, ids, label), (_, expected_ids, expected_label) = data.read(rows), expected.read(expected.rows[name])
+        assert (label == expected_label[:, 0]).all() and (ids == expected_ids[:, categorical]).all()
 
 
 def test_encoder_travels_as_plain_values(tmp_path, raw):
