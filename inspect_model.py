@@ -132,7 +132,10 @@ def embeddings(model: Recommender, preprocessor: Preprocessor, name: str, inputs
     packed: Any = model.factors if isinstance(model, BST) else model.embedding
     number, values = fields(preprocessor).index(name), values_of(preprocessor, name)
     ids = np.array(list(values.values()), int)
-    vectors = packed.weight.detach()[int(packed.offsets[number]) + ids].numpy()
+    rows = int(packed.offsets[number]) + ids
+    vectors = packed.weight.detach()[rows].numpy()
+    if (regression := getattr(model, "regression", None)) is not None:  # first-order weights are sums of the two
+        vectors[:, -1] += regression.table.weight[rows, 0].numpy()
     if inputs is None:
         return Embeddings(name, list(values), vectors, None)
     if isinstance(preprocessor, HistoryPreprocessor):

@@ -21,7 +21,8 @@ HIDDEN_UNITS = (400, 400, 400)  # of DeepFM
 BOTTOM_MLP_UNITS, TOP_MLP_UNITS = (512, 256, 64), (512, 256)  # of DLRM in the Kaggle run of the paper's code
 ADAM = dict(optimizer="adam", learning_rate=1e-3, embedding_learning_rate=None, embedding_l2=0.0)
 ADAM |= dict(schedule="linear", warmup_steps=0)
-DEEPFM = dict(embedding_dim=EMBEDDING_DIM, hidden_units=HIDDEN_UNITS, dropout=0.0, batch_norm=False, optimizer=ADAM)
+DEEPFM = dict(embedding_dim=EMBEDDING_DIM, hidden_units=HIDDEN_UNITS, dropout=0.0, batch_norm=False)
+DEEPFM |= dict(on_regression=False, optimizer=ADAM)
 ONE_EPOCH = dict(max_epochs=1, validations_per_epoch=1, patience=1, seed=1)
 
 

@@ -68,7 +68,7 @@ RULES: dict[str, Rule] = {
     "expert_units": _tuple_of(SIZE, "(128, 64)", 1),
     "num_blocks": _integer(1, 100),
     "dropout": SHARE,
-    **dict.fromkeys(("batch_norm", "self_interaction", "use_sequence"), FLAG),
+    **dict.fromkeys(("batch_norm", "on_regression", "self_interaction", "use_sequence"), FLAG),
     "variant": _one_of("mmoe", "omoe", "shared_bottom", "single_task"),
     "task_weights": _tuple_of(WEIGHT, "(1.0, 0.5)"),
     "slots": _or_none(_tuple_of(_integer(1, 1024), "(1, 3)")),

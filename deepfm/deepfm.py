@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.model.embedding import PackedEmbedding
+from common.model.fixed_regression import FixedRegression
 from common.model.fused_fm import factorization_machine
 from common.model.layers import mlp
 from common.model.recommender import CTRModel
@@ -19,8 +20,9 @@ class DeepFM(CTRModel):
     """logit = y_FM + y_DNN (eq. 1; the sigmoid is in the loss), both on the same embedding vectors.
 
     num_dense: I; cardinalities: number of ids of each categorical field; hidden_units: widths of the deep part;
-    dropout: of its layers; slots, pooling: for fields with several values in a cell, see PackedEmbedding; optimizer:
-    arguments of build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B,).
+    dropout: of its layers; on_regression: whether a FixedRegression is added; slots, pooling: for fields with several
+    values in a cell, see PackedEmbedding; optimizer: arguments of build_optimizer. Forward: dense (B, I), ids (B, F),
+    or more columns of ids with `slots` -> logits (B,).
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class DeepFM(CTRModel):
         embedding_dim: int,
         hidden_units: Sequence[int],
         dropout: float,
+        on_regression: bool,
         batch_norm: bool,
         optimizer: dict[str, Any],
     ):
@@ -45,6 +48,7 @@ class DeepFM(CTRModel):
         widths = [(num_dense + len(cardinalities)) * embedding_dim, *hidden_units]
         self.deep = mlp(widths, dropout, batch_norm)
         self.deep_output = nn.Linear(widths[-1], 1)
+        self.regression = FixedRegression(num_dense, cardinalities, slots, pooling) if on_regression else None
         # small initial vectors: N(0, 1) would start at a log loss near 30
         nn.init.normal_(self.embedding.weight, std=0.01)
         nn.init.normal_(self.dense_embedding, std=0.01)
@@ -55,4 +59,7 @@ class DeepFM(CTRModel):
         fm, v = factorization_machine(dense, self.dense_embedding, self.embedding(ids))  # (B,), (B, (I + F) D)
         # Differs from the paper: there y_DNN is already a sigmoid, and eq. 1 would apply it a second time
         y_dnn = self.deep_output(self.deep(v)).squeeze(1)  # eq. 3 and 4
+        if self.regression is not None:
+            # Differs from the paper: w may start from a logistic regression; L2 then pulls it there instead of to 0
+            fm = fm + self.regression(dense, ids)
         return self.bias + fm + y_dnn

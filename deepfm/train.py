@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 from common.cluster.launch import on_ray
 from common.errors import run_script
 from common.settings import Settings
-from common.training.baselines import click_baselines
+from common.training.baselines import click_baselines, fit_regression
 from common.training.fit import fit_and_test
 from common.training.plots import plot_clicks
 from common.training.run_folder import claim_run_folder
@@ -39,6 +39,7 @@ MODEL = dict(
     embedding_dim=16,  # k in the paper, which uses 10
     hidden_units=(128, 128),  # of the deep part; paper: (400, 400, 400), no better here and three times slower
     dropout=0.2,  # of the deep part; paper: 0.5
+    on_regression=False,  # True: first-order weights start from a logistic regression (docs/recipes.md)
     batch_norm=False,  # in the deep part; each process normalises by its own rows
 )
 OPTIMIZER = dict(
@@ -86,6 +87,8 @@ def train(
             optimizer=settings.optimizer,
         )
         model.bias.data.fill_(data.base_logits[0])  # starts at the click rate of the training rows
+        if model.regression is not None:
+            fit_regression(model.regression, data)
         return fit_and_test(
             model,
             data,

@@ -134,7 +134,7 @@ OPTIMIZER = {"optimizer": "adam", "learning_rate": 1e-3, "embedding_learning_rat
 OPTIMIZER |= {"schedule": "linear", "warmup_steps": 0}
 SMALL_MODELS = {
     DeepFM: {"num_dense": 2, "cardinalities": [5, 6], "embedding_dim": 4, "hidden_units": [8]}
-    | {"dropout": 0.0, "batch_norm": False, "optimizer": OPTIMIZER},
+    | {"dropout": 0.0, "batch_norm": False, "on_regression": False, "optimizer": OPTIMIZER},
     BST: {"num_movies": 6, "num_genres": 2, "user_cardinalities": [4, 3], "history_length": 3, "embedding_dim": 4}
     | {"num_heads": 2, "num_blocks": 1, "num_factors": 2, "hidden_units": [8], "dropout": 0.0, "target": "rating"}
     | {"rating_range": [1.0, 5.0], "rating_units": [0.0, 1.0], "use_sequence": True, "optimizer": OPTIMIZER},

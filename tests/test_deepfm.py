@@ -26,6 +26,7 @@ def make_model(**changes) -> DeepFM:
         "hidden_units": [16, 8],
         "dropout": 0.0,
         "batch_norm": False,
+        "on_regression": False,
     }
     model = build(DeepFM, settings, changes)
     for parameter in model.parameters():
@@ -70,6 +71,7 @@ def test_as_every_model():
 
 def test_starts_near_the_loss_of_a_coin():
     sizes = {"embedding_dim": 16, "hidden_units": [400], "dropout": 0.0, "batch_norm": False}
+    sizes["on_regression"] = False
     model = DeepFM(13, [1000] * 26, **sizes, optimizer=OPTIMIZER)
     dense, ids = torch.randn(256, 13), torch.randint(1000, (256, 26)).int()
     loss = model.loss(model(dense, ids), torch.randint(2, (256,)).float())

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 SIZES, SLOTS, POOLING = [4, 7, 9], [1, 3, 4], [None, "mean", "sum"]
 FIELDS = {"slots": SLOTS, "pooling": POOLING}
 MODELS = {
-    DeepFM: {"num_dense": 2, "cardinalities": SIZES, "embedding_dim": 4, "hidden_units": [16], "batch_norm": False},
+    DeepFM: {"num_dense": 2, "cardinalities": SIZES, "embedding_dim": 4, "hidden_units": [16], "batch_norm": False}
+    | {"on_regression": False},
     DLRM: {"num_dense": 2, "cardinalities": SIZES, "embedding_dim": 4, "bottom_mlp_units": [8], "top_mlp_units": [16]}
     | {"self_interaction": False},
     MMoE: {"bin_edges": [[-1.0, 0, 1], [0.0, 2]], "cardinalities": SIZES, "tasks": ["a", "b"], "variant": "mmoe"}

@@ -69,7 +69,8 @@ class Recommender(pl.LightningModule):
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         # torch's name for what DDP skips: the tables, whose touched rows are averaged in on_after_backward
-        return [f"{name}.weight" for name, module in self.named_modules() if isinstance(module, PackedEmbedding)]
+        tables = ((name, module) for name, module in self.named_modules() if isinstance(module, PackedEmbedding))
+        return [f"{name}.weight" for name, table in tables if table.weight.requires_grad]
 
     def on_fit_start(self) -> None:
         self.training_offset = self.data.training_offset

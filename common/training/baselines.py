@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.data.data_module import SPLITS
 from common.model.embedding import pooling_weights
+from common.model.fixed_regression import FixedRegression
 from common.process_group import on_rank_zero
 
 if TYPE_CHECKING:
@@ -20,17 +22,28 @@ TRAIN_ROWS = 1_000_000  # at most; the last ones, which are closest to the test 
 @on_rank_zero
 def click_baselines(data: Any) -> dict[str, Tensor]:
     """Click probabilities (N,) of both baselines for the test rows of a module with batches (dense, ids, label)."""
-    splits = data.rows["train"][-TRAIN_ROWS:], data.rows["val"], data.rows["test"]
-    (x_train, y_train), (x_val, y_val), (x_test, y_test) = (
-        one_hot(dense, ids, label, data.cardinalities, data.slots, data.pooling)
-        for dense, ids, label in map(data.read, splits)
-    )
+    (x_train, y_train), (x_val, y_val), (x_test, y_test) = (design(data, split) for split in SPLITS)
     model = tuned_logistic_regression(x_train, y_train, x_val, y_val, data.training_offset)
     rate = torch.logit(torch.tensor(y_train.mean(), dtype=torch.float64)).sub(data.training_offset).sigmoid()
     constant = {"constant": rate.expand(len(y_test))}
     if model is None:
         return constant
     return {"logistic regression": torch.from_numpy(model.predict_proba(x_test)[:, 1])} | constant
+
+
+def fit_regression(regression: FixedRegression, data: Any) -> None:
+    """Give it the weights of the tuned logistic regression, less the model's own bias, which is the base logit."""
+    model = tuned_logistic_regression(*design(data, "train"), *design(data, "val"), data.training_offset)
+    if model is not None:
+        bias = model.intercept_.item() - data.base_logits[0]
+        regression.set(torch.from_numpy(model.coef_[0]), bias)
+
+
+def design(data: Any, split: str) -> "tuple[sparse.csr_array, np.ndarray]":
+    """Design matrix and labels of a split, of the training rows at most TRAIN_ROWS."""
+    rows = data.rows[split][-TRAIN_ROWS:] if split == "train" else data.rows[split]
+    dense, ids, label = data.read(rows)
+    return one_hot(dense, ids, label, data.cardinalities, data.slots, data.pooling)
 
 
 def tuned_logistic_regression(x_train, y_train, x_val, y_val, offset: float) -> "LogisticRegression | None":
