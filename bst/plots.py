@@ -57,9 +57,8 @@ def _plot_attention(model: BST, data: HistoryDataModule, prediction: Tensor, tit
     figure = Figure((14, 0.6 + 2.3 * len(rows)), layout="constrained")
     for i, axes in enumerate(figure.subplots(-(-len(rows) // 2), 2, squeeze=False).flat[: len(rows)]):
         positions = [p for p in range(history.shape[1])[-SHOWN_RATINGS:] if history[i, p] != PADDING]
-        names = [f"{data.title(int(history[i, p]))}  ({residual[i, p]:+.1f})" for p in positions] + [
-            "the target itself"
-        ]
+        names = [f"{data.title(int(history[i, p]))}  ({residual[i, p]:+.1f})" for p in positions]
+        names.append("the target itself")
         axes.barh(range(len(names)), weights[i, [*positions, -1]], tick_label=names)
         truth = f"{'liked' if target[i] else 'not liked'}" if click else f"rated {target[i]:g}"
         guess = f"predicted {prediction[chosen[i]]:.0%}" if click else f"predicted {prediction[chosen[i]]:.1f}"

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 import numpy as np
 
 from common.data.download import Archive, ensure_dataset
-from common.data.raw_files import Source, missing_file, raw_file
+from common.data.raw_files import Source, find_file, missing_file, raw_file
 from common.errors import check, run_script
 from common.paths import data_root
 from common.settings import check_settings
@@ -98,11 +98,8 @@ class MultiTaskDataModule(TableDataModule):
 def official(folder: Path) -> Description:
     """Census-Income (KDD) or Adult, whichever is in the folder. Raises: UserError if neither is."""
     for release in RELEASES:
-        if list(folder.glob(f"{release.train_file}*")):
-            files = {
-                part: raw_file(folder, name, SOURCE)
-                for part, name in (("train", release.train_file), ("test", release.test_file))
-            }
+        if train := find_file(folder, release.train_file):
+            files = {"train": train, "test": raw_file(folder, release.test_file, SOURCE)}
             return Description(release.name, release.schema, files)
     names = " nor ".join(release.train_file for release in RELEASES)
     raise missing_file(folder, f"neither {names} (plain or .gz) nor columns.json", SOURCE)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 import numpy as np
 
 from common.data.download import Archive, ensure_dataset
-from common.data.raw_files import Source, missing_file
+from common.data.raw_files import Source, find_file, missing_file
 from common.errors import check, run_script
 from common.paths import data_root
 from common.settings import check_settings
@@ -115,12 +115,11 @@ def official(folder: Path) -> Description:
 
     Raises: UserError if none is.
     """
-    for name in (RAW_FILE, f"{RAW_FILE}.gz"):
-        if (folder / name).exists():
-            return Description("criteo", CRITEO, {"all": folder / name})
-    if list(folder.glob(f"{ML_1M.ratings_file}*")):
+    if path := find_file(folder, RAW_FILE):
+        return Description("criteo", CRITEO, {"all": path})
+    if find_file(folder, ML_1M.ratings_file):
         return Description("movie-clicks-rows", MOVIE_CLICKS, {"all": click_table(folder, SOURCE)})
-    if any(list(folder.glob(f"{release.train_file}*")) for release in RELEASES):
+    if any(find_file(folder, release.train_file) for release in RELEASES):
         table = census_income.official(folder)
         return replace(table, schema=other_labels_as_inputs(table.schema, ["income"]))
     others = ", ".join((ML_1M.ratings_file, *(release.train_file for release in RELEASES)))

@@ -19,6 +19,7 @@ from common.data.raw_files import (
     Stream,
     bounded_lines,
     decode_line,
+    find_file,
     gzip_errors,
     line_blocks,
     missing_file,
@@ -134,7 +135,7 @@ SEPARATORS_TO_BLANKS = bytes.maketrans(b":,", b"  ")
 def detect_release(folder: Path, source: Source) -> Release:
     """The release whose ratings file is in the folder. Raises: UserError if there is none, or a file is missing."""
     for release in RELEASES:
-        if any((folder / f"{release.ratings_file}{end}").exists() for end in ("", ".gz")):
+        if find_file(folder, release.ratings_file):
             for name in release.files:
                 raw_file(folder, name, source)
             return release

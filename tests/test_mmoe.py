@@ -149,6 +149,13 @@ def test_gate_log_survives_a_resume(tmp_path):
     assert second.rows == [{"epoch": 0}]
 
 
+def test_loss_weight_makes_the_losses_of_training_and_validation_equal():
+    model, logits, target = make_model(task_weights=[2.0] * 3), torch.randn(6, 3), torch.randint(2, (6, 3)).float()
+    validation = model.metrics.measure(model.predict(logits), target)["log_loss"]
+    assert model.loss(logits, target).item() == pytest.approx(model.loss_weight * validation, rel=1e-5)
+    assert make_model(task_weights=[1.0, 2.0, 1.0]).loss_weight is None
+
+
 @pytest.mark.parametrize(
     "changes, words", [({"variant": "single_task"}, "takes one task"), ({"task_weights": [1.0]}, "task_weights is")]
 )

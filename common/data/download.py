@@ -198,21 +198,17 @@ def _damaged(archive: Path, error: Exception) -> UserError:
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Base name and content of all regular files, including those of a tar inside a zip."""
     with _reading(archive):
-        yield from _members_of(archive)
-
-
-def _members_of(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    if not zipfile.is_zipfile(archive):
-        with open(archive, "rb") as file:
-            yield from _tar_members(file)
-        return
-    with zipfile.ZipFile(archive) as outer:
-        for member in outer.infolist():
-            with outer.open(member) as stream:
-                if member.filename.endswith((".tar.gz", ".tgz")):
-                    yield from _tar_members(stream)
-                elif not member.is_dir():
-                    yield Path(member.filename).name, stream
+        if not zipfile.is_zipfile(archive):
+            with open(archive, "rb") as file:
+                yield from _tar_members(file)
+            return
+        with zipfile.ZipFile(archive) as outer:
+            for member in outer.infolist():
+                with outer.open(member) as stream:
+                    if member.filename.endswith((".tar.gz", ".tgz")):
+                        yield from _tar_members(stream)
+                    elif not member.is_dir():
+                        yield Path(member.filename).name, stream
 
 
 def _tar_members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:

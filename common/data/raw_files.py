@@ -76,11 +76,15 @@ def say_once(text: str) -> None:
     print(text, flush=True)
 
 
+def find_file(folder: Path, name: str) -> Path | None:
+    """Path of `name` in `folder`, plain or .gz; None if there is neither."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+
+
 def raw_file(folder: Path, name: str, source: Source) -> Path:
-    """Path of `name` in `folder`, plain or .gz. Raises: UserError if there is neither."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.exists():
-            return path
+    """As find_file. Raises: UserError if there is neither."""
+    if path := find_file(folder, name):
+        return path
     raise missing_file(folder, f"no {name} (nor {name}.gz)", source)
 
 

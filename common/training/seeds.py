@@ -88,7 +88,7 @@ def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
 def difference_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
     """The first group minus its baselines, and the other groups minus the first, paired by seed."""
     (name, first), *others = groups.items()
-    metrics = [m for m in first[0]["test"] if m.startswith(("auc", "rmse", "log_loss"))]
+    metrics = [m for m in first[0]["test"] if m.startswith(("auc", "gauc", "rmse", "log_loss"))]
     pairs = {f"{name} - {baseline}": (first, first, baseline) for baseline in first[0]["baselines"]}
     pairs |= {f"{other} - {name}": (results, first, None) for other, results in others}
     rows = {
