@@ -136,7 +136,7 @@ def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
         done = run([deepfm, "-"], given)
         assert done.returncode == 0, done.stderr
         assert done.stdout == expected
-        assert "300 rows" in done.stderr
+        assert b"300 rows" in done.stderr
 
 
 def test_unseen_categories_are_counted(tmp_path, lines, deepfm):
