@@ -170,7 +170,7 @@ def mmoe(axes: Axes, left: float, bottom: float) -> Panel:
     experts = panel.frame(3, 1.02, 3.28)
     for lower, upper in [(dense, encoding), (ids, table), (encoding, x), (table, x), (x, experts)]:
         panel.up(lower, upper)
-    logits = panel.box("output", 6, 2.15, 4.1, "logits, one for each task", "(B, K)")
+    logits = panel.box("output", 6, 2.15, 4.1, "one logit per task", "(B, K)")
     for task, at, gate_at, experts_at in [("1", 1.02, 0.5, 1.65), ("K", 3.28, 3.8, 2.65)]:
         gate = panel.box(INTERACTION, 3, gate_at, 0.8, f"gate {task}", "(B, E)")
         mix = panel.box(INTERACTION, 4, at, 1.84, "Σ gateᵢ · expertᵢ", "(B, O)")
