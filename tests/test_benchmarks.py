@@ -10,10 +10,12 @@ from torch.testing import assert_close
 
 import benchmarks.results
 import deepfm.train
+import multitask.train
 from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours
 from benchmarks.accuracy import dense_updates
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
 from benchmarks.results import BEGIN, END, results_sections
+from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
 from common.training.fit import PREDICTIONS
@@ -82,6 +84,22 @@ def test_mmoe_has_the_sizes_of_the_comparison(monkeypatch):
     dense, ids, label = map(torch.from_numpy, data.read(data.rows["train"][:8]))
     assert data.is_sample and model(dense, ids).shape == label.shape == (8, 2)
     assert ours.speed(model, data, "32-true", "val_auc_mean") > 0
+
+
+def test_boosted_trees_are_compared_on_the_test_rows_of_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(boosted_trees, "TREES", 50)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    sample = census_sample(1500, 600)
+    (tmp_path / "census-income-kdd").mkdir()
+    for name in ("census-income.data", "census-income.test"):
+        rows = [line.split(", ") for line in (sample / name).read_text().splitlines()]
+        lines = [", ".join([*row[:-1], "50000+." if int(row[0]) > 40 else "- 50000."]) for row in rows]
+        (tmp_path / "census-income-kdd" / name).write_text("\n".join(lines) + "\n")
+    results = multitask.train.train(tasks=("never_married", "income"), max_epochs=1, num_experts=2)
+    capsys.readouterr()
+    boosted_trees.main(results["run_folder"])
+    printed = capsys.readouterr().out
+    assert f"50 trees: test AUC 1.0000; the run's is {results['test']['auc_income']:.4f} (" in printed
 
 
 def test_full_vocabulary(monkeypatch, tmp_path):
