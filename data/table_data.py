@@ -193,7 +193,7 @@ def without_weights(schema: Schema) -> Schema:
 
 
 def other_labels_as_inputs(schema: Schema, tasks: Sequence[str]) -> Schema:
-    """The schema with these tasks alone; the columns of the other labels are categories."""
+    """The schema with only these tasks; the columns of other labels become categories."""
     kept = {name: schema.tasks[name] for name in tasks}
     others = set(schema.label_columns) - {task.column for task in kept.values()}
     columns = [replace(column, role="categorical") if column.name in others else column for column in schema.columns]

@@ -82,7 +82,7 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def raw_file(folder: Path, name: str, source: Source) -> Path:
-    """As find_file. Raises: UserError if there is neither."""
+    """Like find_file, but raises UserError if there is neither."""
     if path := find_file(folder, name):
         return path
     raise missing_file(folder, f"no {name} (nor {name}.gz)", source)

@@ -1,4 +1,4 @@
-"""A logistic regression whose weights stay as they are, for a model to learn what it leaves.
+"""A logistic regression with fixed weights, on top of which a model learns the rest.
 
 B: rows of a batch, I: dense columns, F: categorical fields, R: rows of the embedding table.
 """
@@ -12,9 +12,9 @@ from common.model.embedding import PackedEmbedding
 
 
 class FixedRegression(nn.Module):
-    """Bias + sum_i w_i x_i, 0 until the weights are set: dense (B, I), ids (B, F) or (B, S) -> logits (B,).
+    """Bias + sum_i w_i x_i, which is 0 until the weights are set: dense (B, I), ids (B, F) or (B, S) -> logits (B,).
 
-    As in DeepFM, x is 1 for a category and the value for a dense column.
+    As in DeepFM, x is 1 for a category, and the value of a dense column.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ def click_baselines(data: Any) -> dict[str, Tensor]:
 
 
 def fit_regression(regression: FixedRegression, data: Any) -> None:
-    """Give it the weights of the tuned logistic regression, less the model's own bias, which is the base logit."""
+    """Set the weights to those of the tuned regression, and the bias to the part that exceeds the base logit."""
     model = tuned_logistic_regression(*design(data, "train"), *design(data, "val"), data.training_offset)
     if model is not None:
         bias = model.intercept_.item() - data.base_logits[0]
@@ -40,7 +40,7 @@ def fit_regression(regression: FixedRegression, data: Any) -> None:
 
 
 def design(data: Any, split: str) -> "tuple[sparse.csr_array, np.ndarray]":
-    """Design matrix and labels of a split, of the training rows at most TRAIN_ROWS."""
+    """Design matrix and labels of a split; at most TRAIN_ROWS training rows."""
     rows = data.rows[split][-TRAIN_ROWS:] if split == "train" else data.rows[split]
     dense, ids, label = data.read(rows)
     return one_hot(dense, ids, label, data.cardinalities, data.slots, data.pooling)
