@@ -46,6 +46,7 @@ SETTINGS = {
         "tasks": [("income",), ("never_married", "income")],
         "min_count": [1, 5],
         "num_bins": [4, 16],
+        "label_inputs": [False, True],
     },
     HistoryDataModule: {
         "split": ["leave_last", "time", "random"],
