@@ -66,6 +66,7 @@ TRAINING = dict(
     logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
     resume=False,  # True: continue the newest unfinished run
 )
+WITHOUT_SEQUENCE_L2 = 0.75  # times embedding_l2, of the model without its sequence: its own best on validation rows
 
 
 @on_ray("bst", TRAINING)
@@ -106,7 +107,8 @@ def fit(
         if not settings.model["use_sequence"]:
             return rating_baselines(data)
         print("\nTraining one of the baselines, the same model without its sequence", flush=True)
-        without = settings.changed({"use_sequence": False})
+        l2 = settings.optimizer["embedding_l2"] * WITHOUT_SEQUENCE_L2
+        without = settings.changed({"use_sequence": False, "embedding_l2": l2})
         with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:
             ablation = fit(without, data, inner)
         predictions = saved_predictions(inner)  # including those of the baselines
