@@ -65,7 +65,9 @@ def test_a_gradient_that_is_not_finite_stops_before_its_step(root, outputs, monk
         return original(self, batch, batch_index) + bad
 
     monkeypatch.setattr(DeepFM, "training_step", training_step)
-    with pytest.raises(UserError, match=rf"the loss is 0\.\d+ and the sum of its gradients nan in epoch 0, step {step};"):
+    with pytest.raises(
+        UserError, match=rf"the loss is 0\.\d+ and the sum of its gradients nan in epoch 0, step {step};"
+    ):
         run("deepfm", root)
     if step > 5:
         assert kept(outputs)["global_step"] == 5
