@@ -11,7 +11,7 @@ from scipy import stats
 import seeds
 from common.errors import UserError
 from common.model.metrics import task_metrics
-from common.training.seeds import averaged_metrics, paired_difference, train_seeds, values
+from common.training.seeds import averaged_metrics, paired_difference, train_seeds, values, with_sd
 from data.census_sample import census_sample
 from deepfm.train import train
 from multitask.train import train as train_mmoe
@@ -89,3 +89,8 @@ def test_paired_difference_is_students():
 def test_undefined_metrics_are_nan():
     runs = [{"test": {"auc": None}, "baselines": {"constant": {"auc": 0.5}}}]
     assert np.isnan(values(runs, "auc"))[0] and values(runs, "auc", "constant")[0] == 0.5
+
+
+def test_equal_numbers_have_no_spread():
+    assert np.std([0.1] * 3, ddof=1) > 0  # by rounding
+    assert with_sd([0.1] * 3) == "0.1000" and with_sd([0.1, 0.3]) == "0.2000 ± 0.1414"

@@ -105,4 +105,4 @@ def difference_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
 def with_sd(numbers: Sequence[float] | np.ndarray) -> str:
     """ "0.7514 ± 0.0017"; without the spread if all numbers are equal."""
     mean, sd = mean_and_sd(numbers)
-    return f"{mean:.4f} ± {sd:.4f}" if sd > 0 else f"{mean:.4f}"
+    return f"{mean:.4f} ± {sd:.4f}" if np.ptp(numbers) > 0 else f"{mean:.4f}"
