@@ -155,6 +155,7 @@ def conclude(
         )
     tested = []
     for trial in best:
+        log(record, f"\nTesting trial {trial['number']}")
         # a finished trial is not trained again: it continues from its last checkpoint, so it is only tested
         results = dlrm.train(
             run_folder=str(record.folder(trial["number"])), **fixed, **lists_to_tuples(trial["config"])
