@@ -3,8 +3,10 @@
 It needs only the checkpoint (runs/<model>/version_N/checkpoints/best.ckpt), not the training data. For several
 checkpoints of the same data, e.g. of several seeds, it writes the mean prediction; all but the first must end in .ckpt.
 RAW_FILE has the format of the training data, plain or gzipped; - is standard input:
-    DeepFM, DLRM   Criteo rows, with labels (train.txt) or without (test.txt)
-    all three      Census-Income or Adult rows, with or without the income, ? for unknown values; or
+    DeepFM, DLRM   Criteo rows, with labels (train.txt) or without (test.txt);
+                   or MovieLens click rows (docs/protocols.md)
+    DeepFM, DLRM,
+    MMoE           Census-Income or Adult rows, with or without the income, ? for unknown values; or
                    rows of your own table, with or without labels, the columns in any order if line 1 names them;
                    columns with the role "kept" are copied to the output
     BST            user::movie[::rating[::timestamp]], with the separator of the training data (TAB in 100K, comma in

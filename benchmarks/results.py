@@ -41,6 +41,7 @@ FIRST, LAST = "ml-1m, random", "criteo"  # what any reader can reproduce leads; 
 NOT_OF_THE_COMMAND = ("seed", "data_root", "resume")
 MAIN = ("auc", "rmse")  # metrics that rank the baselines; an AUC of a task starts with auc_
 SHOWN = (*MAIN, "gauc", "log_loss", "mae")  # metrics of the table, besides those of tasks
+LABEL = {"adult": "income", "census-income-kdd": "income"}  # the one that models of one label learn
 
 Results = dict[str, Any]  # the contents of a results.json, with the run's folder
 
@@ -85,21 +86,22 @@ def _section(dataset: str, protocol: str, found: dict[tuple[str, str, str], list
     commands = []
     for number, ((script, model, settings), results) in enumerate(sorted(found.items()), 1):
         results.sort(key=lambda result: result["seed"])
-        metrics = [name for name in results[0]["test"] if name in SHOWN or name.startswith("auc_")]
+        columns = _columns(results[0])
         seeds = f"{len(results)} seeds" if len(results) > 1 else "1 seed"
-        rows.append((f"**{model}** ({number}), {seeds}", {name: with_sd(values(results, name)) for name in metrics}))
+        cells = {column: with_sd(values(results, name)) for name, column in columns.items()}
+        rows.append((f"**{model}** ({number}), {seeds}", cells))
         if len(results) > 1:
             averaged = averaged_metrics(results)
-            cells = {name: f"{averaged[name]:.4f}" for name in metrics if name in averaged}
+            cells = {column: f"{averaged[name]:.4f}" for name, column in columns.items()}
             rows.append((f"({number}) averaged predictions", cells))
         first = results[0]
         best = _strongest(first["baselines"])
         for baseline, differences in first["differences"].items():
             if baseline == best or baseline.startswith(model):  # the strongest one, and BST without its sequence
-                cells = {name: with_interval(difference) for name, difference in differences.items()}
+                cells = {c: with_interval(differences[name]) for name, c in columns.items() if name in differences}
                 rows.append((f"({number}) minus {baseline}, 95 %", cells))
         for baseline, tested in first["baselines"].items():
-            cells = {name: with_sd(values(results, name, baseline)) for name in metrics if name in tested}
+            cells = {c: with_sd(values(results, name, baseline)) for name, c in columns.items() if name in tested}
             baselines[baseline][number] = cells
         seconds = np.median([result["wall_seconds"] for result in results])
         commands.append(f"{number}. `{script}/train.py`{_changes(script, json.loads(settings))}: {seconds:.0f} s\n")
@@ -114,6 +116,15 @@ def _section(dataset: str, protocol: str, found: dict[tuple[str, str, str], list
     )
     elsewhere = ELSEWHERE.get((dataset, protocol.split()[0].rstrip(",")))
     return f"\n{table}\n" + (f"Elsewhere: {elsewhere}\n\n" if elsewhere else "") + "".join(commands) + "\n"
+
+
+def _columns(result: Results) -> dict[str, str]:
+    """The metrics of the table, and the names of their columns: of tasks no mean loss, of one task no mean AUC."""
+    names = [name for name in result["test"] if name in SHOWN or name.startswith("auc_")]
+    tasks = sum(name.startswith("auc_") for name in names) - 1
+    names = [name for name in names if name != ("log_loss" if tasks > 1 else "auc_mean")]
+    label = LABEL.get(result["dataset"])
+    return {name: f"auc_{label}" if name == "auc" and label else name for name in names}
 
 
 def _strongest(baselines: dict[str, dict[str, float]]) -> str | None:

@@ -47,7 +47,7 @@ MODEL = dict(
     use_sequence=True,  # False: leave out the transformer
 )
 OPTIMIZER = dict(
-    optimizer="adam",
+    optimizer="adam",  # or "adagrad", "sgd", both with embedding_l2=0
     learning_rate=3e-3,
     embedding_learning_rate=6e-3,  # of the factors, of which each row is in few batches
     embedding_l2=1.6e-4,  # on the factors in a batch
@@ -66,7 +66,7 @@ TRAINING = dict(
     logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
     resume=False,  # True: continue the newest unfinished run
 )
-WITHOUT_SEQUENCE_L2 = 0.75  # times embedding_l2, of the model without its sequence: its own best on validation rows
+WITHOUT_SEQUENCE_L2_FACTOR = 0.75  # of embedding_l2, for the model without its sequence: best on validation rows
 
 
 @on_ray("bst", TRAINING)
@@ -107,7 +107,7 @@ def fit(
         if not settings.model["use_sequence"]:
             return rating_baselines(data)
         print("\nTraining one of the baselines, the same model without its sequence", flush=True)
-        l2 = settings.optimizer["embedding_l2"] * WITHOUT_SEQUENCE_L2
+        l2 = settings.optimizer["embedding_l2"] * WITHOUT_SEQUENCE_L2_FACTOR
         without = settings.changed({"use_sequence": False, "embedding_l2": l2})
         with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:
             ablation = fit(without, data, inner)

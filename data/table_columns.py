@@ -170,7 +170,7 @@ class Columns:
         return self._pieces.whole(f"{self.schema.names.index(name)}.numbers", np.float64)
 
     def categories(self, name: str, block: int) -> Categories:
-        """A block of a categorical column, with positions in `keys` instead of keys."""
+        """A block of a categorical column; `keys` are int32 positions in those of the column, not keys themselves."""
         column = self.schema.names.index(name)
         start, end = self._key_ends[f"{column}.keys"][block : block + 2].tolist()
         has_counts = f"{column}.counts" in self._pieces.index

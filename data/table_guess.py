@@ -88,7 +88,7 @@ def guess_table(path: Path) -> tuple[dict[str, Any], str]:
     columns = {name: entry for name, (entry, *_) in entries.items()}
     text = inspected.report(entries)
     if splits:
-        text += f'\nColumn {splits[0]!r} may be a split: see "split" in data/table_schema.py.\n'
+        text += f'\nColumn {splits[0]!r} may be a split: see "split" in docs/your_data.md.\n'
     if not any(entry["role"] == "label" for entry in columns.values()):
         text += '\nNo column looks like a label: give one the role "label" and "positive", a list of its values.\n'
     return inspected.content | {"split": None, "columns": columns}, text

@@ -48,9 +48,9 @@ class TablePreprocessor:
         Raises: UserError naming the line and column of the first wrong row.
         """
         for dense, ids, labels, kept in read_stream(stream, name, self.schema, self._encode, scoring=True):
-            known = ids[:, self.encoder.starts]
+            first_ids = ids[:, self.encoder.starts]
             for field, unseen, missing in zip(
-                self._unseen, (known == OOV).sum(0).tolist(), (known == MISSING).sum(0).tolist(), strict=True
+                self._unseen, (first_ids == OOV).sum(0).tolist(), (first_ids == MISSING).sum(0).tolist(), strict=True
             ):
                 self._unseen[field] += unseen
                 self._values[field] += len(ids) - missing

@@ -43,7 +43,7 @@ MODEL = dict(
     batch_norm=False,  # in the deep part; each process normalises by its own rows
 )
 OPTIMIZER = dict(
-    optimizer="adam",  # as in the paper, but it steps only the table rows in a batch
+    optimizer="adam",  # as in the paper, but it steps only the table rows in a batch; or "adagrad", "sgd"
     learning_rate=1e-3,
     embedding_learning_rate=3e-3,  # of the table, whose vectors start small and are stepped rarely
     embedding_l2=5e-3,  # on the table rows in a batch

@@ -47,7 +47,7 @@ MODEL = dict(
     dropout=0.3,  # of experts and towers
 )
 OPTIMIZER = dict(
-    optimizer="adam",
+    optimizer="adam",  # or "adagrad", "sgd", both with embedding_l2=0
     learning_rate=2e-3,
     embedding_learning_rate=None,  # of the table; None: learning_rate
     embedding_l2=0.0,  # on the table rows in a batch
