@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from common.paths import data_root
 
+FIRST = ("test_cluster.py", "test_tune.py")  # they wait for Ray, and should not be the last ones
+
 tqdm.set_lock(RLock())  # its own is shared with forked processes, which tests kill: one that held it would stop all
 
 
@@ -47,6 +49,7 @@ def rng() -> np.random.Generator:
 
 
 def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: item.path.name not in FIRST)
     for item in items:
         if (marker := item.get_closest_marker("real_data")) and not (data_root() / marker.args[0]).exists():
             where = os.environ.get("DATA_ROOT", "DATA_ROOT (not set)")
