@@ -86,13 +86,13 @@ def _section(dataset: str, protocol: str, found: dict[tuple[str, str, str], list
     commands = []
     for number, ((script, model, settings), results) in enumerate(sorted(found.items()), 1):
         results.sort(key=lambda result: result["seed"])
-        columns = _columns(results[0])
+        columns = columns_of(results[0])
         seeds = f"{len(results)} seeds" if len(results) > 1 else "1 seed"
         cells = {column: with_sd(values(results, name)) for name, column in columns.items()}
         rows.append((f"**{model}** ({number}), {seeds}", cells))
         if len(results) > 1:
             averaged = averaged_metrics(results)
-            cells = {column: f"{averaged[name]:.4f}" for name, column in columns.items()}
+            cells = {column: f"{averaged[name]:.4f}" for name, column in columns.items() if name in averaged}
             rows.append((f"({number}) averaged predictions", cells))
         first = results[0]
         best = _strongest(first["baselines"])
@@ -118,7 +118,7 @@ def _section(dataset: str, protocol: str, found: dict[tuple[str, str, str], list
     return f"\n{table}\n" + (f"Elsewhere: {elsewhere}\n\n" if elsewhere else "") + "".join(commands) + "\n"
 
 
-def _columns(result: Results) -> dict[str, str]:
+def columns_of(result: Results) -> dict[str, str]:
     """The metrics of the table, and the names of their columns: of tasks no mean loss, of one task no mean AUC."""
     names = [name for name in result["test"] if name in SHOWN or name.startswith("auc_")]
     tasks = sum(name.startswith("auc_") for name in names) - 1

@@ -14,7 +14,7 @@ import multitask.train
 from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours
 from benchmarks.accuracy import dense_updates
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
-from benchmarks.results import BEGIN, END, results_sections
+from benchmarks.results import BEGIN, END, columns_of, results_sections
 from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
@@ -189,3 +189,16 @@ def test_the_results_have_spread_average_interval_and_command(tmp_path, monkeypa
     text = readme.read_text()
     assert text.startswith(f"before\n{BEGIN}#### ml-1m, random\n{sections['ml-1m, random']}#### criteo, old\n\nkept\n")
     assert text.endswith(f"#### criteo, random\n{other}{END}\nafter\n")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metrics", "columns"),
+    [
+        ("adult", ["auc", "log_loss", "calibration"], ["auc_income", "log_loss"]),
+        ("adult", ["auc_income", "auc_mean", "log_loss"], ["auc_income", "log_loss"]),
+        ("mine", ["auc_a", "auc_b", "auc_mean", "log_loss"], ["auc_a", "auc_b", "auc_mean"]),
+        ("mine", ["auc", "gauc", "log_loss"], ["auc", "gauc", "log_loss"]),
+    ],
+)
+def test_models_of_one_label_share_the_column_of_its_task(dataset, metrics, columns):
+    assert list(columns_of({"dataset": dataset, "test": dict.fromkeys(metrics, 0.5)}).values()) == columns

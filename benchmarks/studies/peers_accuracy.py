@@ -1,0 +1,141 @@
+"""DeepFM of other packages on MovieLens-1M as clicks: `python benchmarks/studies/peers_accuracy.py [PEER...]`.
+
+The rows are those of `train(dataset="ml-1m", split="random")`, with its vector size and widths. Validation AUC chooses
+the epoch and the L2 of each peer, with one seed; three seeds of the choice are tested. It needs the packages of
+benchmarks/requirements.txt.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, ahead of this folder
+
+import numpy as np
+import torch
+
+from common.errors import run_script
+from common.model.metrics import click_metrics
+from data.criteo_data import ClickDataModule
+from deepfm.train import DATA
+
+HIDDEN_UNITS, EMBEDDING_DIM, DROPOUT, LEARNING_RATE = (256, 128), 16, 0.2, 1e-3
+L2 = (1e-5, 1e-4)  # as many tries as ours had; 1e-5 is the default of both
+EPOCHS, SEEDS = 8, (1, 2, 3)
+
+Rows = tuple[dict[str, np.ndarray], np.ndarray]  # ids of each field by name, labels
+Epochs = Iterator[Callable[[Rows], np.ndarray]]  # after each epoch, a function that predicts
+
+
+def rows_of(data: ClickDataModule, split: str) -> Rows:
+    _, ids, label = data.read(data.rows[split])
+    return {f"C{i}": ids[:, i].astype(np.int64) for i in range(ids.shape[1])}, label
+
+
+def deepctr(data: ClickDataModule, train: Rows, l2: float, seed: int) -> Epochs:
+    from deepctr_torch.inputs import SparseFeat
+    from deepctr_torch.models import DeepFM
+
+    columns = [SparseFeat(f"C{i}", size, EMBEDDING_DIM) for i, size in enumerate(data.cardinalities)]
+    model = DeepFM(
+        columns,
+        columns,
+        dnn_hidden_units=HIDDEN_UNITS,
+        dnn_dropout=DROPOUT,
+        l2_reg_linear=l2,
+        l2_reg_embedding=l2,
+        seed=seed,
+    )
+    model.compile(torch.optim.Adam(model.parameters(), LEARNING_RATE), "binary_crossentropy")
+    for _ in range(EPOCHS):
+        model.fit(*train, batch_size=data.batch_size, epochs=1, verbose=0)
+        yield lambda rows: model.predict(rows[0], 8192)[:, 0]
+
+
+def fuxictr(data: ClickDataModule, train: Rows, l2: float, seed: int) -> Epochs:
+    """The package's layers, loader and fit(), assembled as in its model zoo."""
+    from fuxictr.features import FeatureMap
+    from fuxictr.pytorch.dataloaders import RankDataLoader
+    from fuxictr.pytorch.layers import FactorizationMachine, FeatureEmbedding, MLP_Block
+    from fuxictr.pytorch.models import BaseModel
+
+    class DeepFM(BaseModel):
+        def __init__(self, features: FeatureMap, **settings):
+            super().__init__(features, embedding_regularizer=l2, **settings)
+            self.embedding_layer = FeatureEmbedding(features, EMBEDDING_DIM)  # its L2 is on layers of this name
+            self.fm = FactorizationMachine(features)
+            self.deep = MLP_Block(features.sum_emb_out_dim(), list(HIDDEN_UNITS), output_dim=1, dropout_rates=DROPOUT)
+            self.compile("adam", "binary_crossentropy", LEARNING_RATE)
+            self.reset_parameters()
+
+        def forward(self, batch: dict) -> dict:
+            inputs = self.get_inputs(batch)
+            v = self.embedding_layer(inputs)
+            return {"y_pred": self.output_activation(self.fm(inputs, v) + self.deep(v.flatten(1)))}
+
+        def eval_step(self) -> None:
+            """This script validates."""
+
+        def load_weights(self, checkpoint: str) -> None:
+            """fit() would load those of its own validation."""
+
+    torch.manual_seed(seed)
+    features = FeatureMap("ml-1m", "")
+    features.labels, features.default_emb_dim = ["label"], EMBEDDING_DIM
+    for i, size in enumerate(data.cardinalities):
+        features.features[f"C{i}"] = {"source": "", "type": "categorical", "vocab_size": size}
+    features.num_fields = features.get_num_fields()
+    features.set_column_index()
+    model = DeepFM(features, model_root="", metrics=["AUC"], verbose=0)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def save(rows: Rows) -> str:
+            path = Path(folder) / f"{len(rows[1])}.npz"
+            np.savez(path, label=rows[1], **rows[0])
+            return str(path)
+
+        def predict(rows: Rows) -> np.ndarray:
+            return model.predict(RankDataLoader(features, "test", test_data=save(rows), batch_size=8192))
+
+        batches, _ = RankDataLoader(features, "train", save(train), batch_size=data.batch_size)
+        for _ in range(EPOCHS):
+            model.fit(batches, epochs=1)
+            yield predict
+
+
+PEERS = {"deepctr-torch": deepctr, "fuxictr": fuxictr}
+
+
+def best_epoch(
+    peer: Callable, data: ClickDataModule, l2: float, seed: int, test: bool
+) -> tuple[float, dict[str, float]]:
+    """Validation AUC of the best epoch, and its test metrics, if they are asked for."""
+    train, val, held_out = (rows_of(data, split) for split in ("train", "val", "test"))
+    best, tested = 0.0, {}
+    for predict in peer(data, train, l2, seed):
+        auc = _metrics(predict, val)["auc"]
+        if auc > best:
+            best, tested = auc, _metrics(predict, held_out) if test else {}
+    return best, tested
+
+
+def _metrics(predict: Callable[[Rows], np.ndarray], rows: Rows) -> dict[str, float]:
+    return click_metrics(torch.from_numpy(predict(rows)).double(), torch.from_numpy(rows[1]).double())
+
+
+def main(*names: str) -> None:
+    data = ClickDataModule(**DATA | {"dataset": "ml-1m", "split": "random"}, seed=1)
+    data.setup()
+    for name in names or PEERS:
+        found = {l2: best_epoch(PEERS[name], data, l2, SEEDS[0], test=False)[0] for l2 in L2}
+        print(name, "validation AUC by L2:", {l2: round(auc, 4) for l2, auc in found.items()}, flush=True)
+        l2 = max(found, key=found.__getitem__)
+        tested = [best_epoch(PEERS[name], data, l2, seed, test=True)[1] for seed in SEEDS]
+        for metric in ("auc", "log_loss"):
+            values = [each[metric] for each in tested]
+            print(f"{name}, L2 {l2:g}: {metric} {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main, "[PEER...]")
