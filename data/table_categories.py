@@ -105,6 +105,15 @@ def number_texts(numbers: np.ndarray) -> pa.Array:
     return pa.array([None if number != number else number_text(number) for number in numbers.tolist()], pa.string())
 
 
+def distinct_numbers(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct numbers, of which nan may be one, and the position of each number (N,) among them.
+
+    Arrow's hash table takes a tenth of the time of np.unique, which sorts.
+    """
+    encoded = pa.array(numbers + 0.0).dictionary_encode()  # -0.0 + 0.0 is 0.0
+    return encoded.dictionary.to_numpy(zero_copy_only=False), encoded.indices.to_numpy()
+
+
 @dataclass(frozen=True)
 class Categories:
     """A categorical column of some rows. codes: (N,) int32, the entry of each row; an entry is one key of `keys`.

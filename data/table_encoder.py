@@ -11,7 +11,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.table_categories import FIRST_ID, Categories, Field, is_long, number_texts, text_bytes, text_keys, texts_of
+from data.table_categories import (
+    FIRST_ID,
+    Categories,
+    Field,
+    distinct_numbers,
+    is_long,
+    number_texts,
+    text_bytes,
+    text_keys,
+    texts_of,
+)
 from data.table_schema import Schema
 from data.table_values import Values
 
@@ -128,7 +138,7 @@ class TableEncoder:
                 of_keys = ids_of(field, categories.keys)
             else:
                 numbers = as_category(field.source, field.edges, values.numbers[field.name])
-                distinct, codes = np.unique(numbers, return_inverse=True)
+                distinct, codes = distinct_numbers(numbers)
                 categories = Categories(codes, text_keys(number_texts(distinct)))
                 of_keys = field.ids(categories.keys)
             ids[:, start : start + field.slots] = field.encode(categories, of_keys)

@@ -11,7 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from common.settings import LOG_TRANSFORMS, POOLINGS
-from data.table_categories import MISSING_KEY, Field, in_order_of_text, is_long, number_texts, text_keys
+from data.table_categories import (
+    MISSING_KEY,
+    Field,
+    distinct_numbers,
+    in_order_of_text,
+    is_long,
+    number_texts,
+    text_keys,
+)
 from data.table_columns import Columns
 from data.table_encoder import PIECEWISE, Dense, TableEncoder, as_category, in_chunks, log_transformed
 from data.table_schema import Column
@@ -59,7 +67,8 @@ def _fit_texts(column: Column, settings: dict[str, Any], columns: Columns, train
 
 def _fit_numbers(column: Column, source: str, settings: dict[str, Any], raw: np.ndarray) -> Field:
     edges = quantile_edges(raw, QUANTILE_BINS) if source == "quantile" else None
-    distinct, counts = np.unique(as_category(source, edges, raw), return_counts=True)
+    distinct, codes = distinct_numbers(as_category(source, edges, raw))
+    counts = np.bincount(codes, minlength=len(distinct))
     texts = number_texts(distinct)
     keys = text_keys(texts)
     order = np.argsort(keys)
