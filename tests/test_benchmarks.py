@@ -14,7 +14,7 @@ import multitask.train
 from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours
 from benchmarks.accuracy import dense_updates
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
-from benchmarks.results import BEGIN, END, columns_of, results_sections
+from benchmarks.results import BEGIN, ELSEWHERE, END, columns_of, results_sections
 from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
@@ -174,7 +174,7 @@ def test_the_results_have_spread_average_interval_and_command(tmp_path, monkeypa
         "| (1) minus constant, 95 % | +0.3900 ± 0.1000 |  |",
         "| constant | 0.5000 |  |",
         "",
-        "Elsewhere: on another random 8:1:1 split of these rows LightGBM .8890, logistic regression .8737.",
+        f"Elsewhere: {ELSEWHERE['ml-1m', 'random']}",
         "",
         "1. `deepfm/train.py` with `train(dataset='ml-1m', hidden_units=(8,))`: 7 s",
         "",
