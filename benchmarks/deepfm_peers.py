@@ -4,8 +4,10 @@ Each takes the data of criteo_shaped.py; packages are imported when they are use
 """
 
 import tempfile
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,10 +56,14 @@ def rechub(data: RawRows) -> float:
     return timed(lambda: trainer.train_one_epoch(loader), len(loader.dataset))
 
 
-def fuxictr(data: RawRows) -> float:
-    """The package's layers, loader and fit(); it leaves assembling the model to its users."""
+def fuxictr_model(
+    num_dense: int, cardinalities: Sequence[int], hidden_units: Sequence[int], dropout: float = 0.0, l2: float = 0.0
+) -> tuple[Any, Any]:
+    """DeepFM of the package's layers, which it leaves to its users to assemble, and its feature map.
+
+    Columns are I0, I1, ... and C0, C1, ...; l2: on all embedding tables, the first-order weights included.
+    """
     from fuxictr.features import FeatureMap
-    from fuxictr.pytorch.dataloaders import RankDataLoader
     from fuxictr.pytorch.layers import FactorizationMachine, FeatureEmbedding, MLP_Block
     from fuxictr.pytorch.models import BaseModel
 
@@ -66,7 +72,7 @@ def fuxictr(data: RawRows) -> float:
             super().__init__(features, **settings)
             self.embedding = FeatureEmbedding(features, EMBEDDING_DIM)
             self.fm = FactorizationMachine(features)
-            self.deep = MLP_Block(features.sum_emb_out_dim(), list(HIDDEN_UNITS), output_dim=1)
+            self.deep = MLP_Block(features.sum_emb_out_dim(), list(hidden_units), output_dim=1, dropout_rates=dropout)
             self.compile("adam", "binary_crossentropy", LEARNING_RATE)
             self.reset_parameters()
 
@@ -81,16 +87,23 @@ def fuxictr(data: RawRows) -> float:
         def load_weights(self, checkpoint: str) -> None:
             """which fit() would load at the end."""
 
-    columns, label = data.columns()
-    features = FeatureMap("criteo", "")
+    features = FeatureMap("table", "")
     features.labels, features.default_emb_dim = ["label"], EMBEDDING_DIM
-    for i in range(data.num_dense):
+    for i in range(num_dense):
         features.features[f"I{i}"] = {"source": "", "type": "numeric"}
-    for i, size in enumerate(data.cardinalities):
+    for i, size in enumerate(cardinalities):
         features.features[f"C{i}"] = {"source": "", "type": "categorical", "vocab_size": size}
     features.num_fields = features.get_num_fields()
     features.set_column_index()
-    model = Peer(features, model_root="", metrics=["AUC"], verbose=0)
+    return Peer(features, model_root="", metrics=["AUC"], verbose=0, embedding_regularizer=l2 or None), features
+
+
+def fuxictr(data: RawRows) -> float:
+    """The package's layers, loader and fit()."""
+    from fuxictr.pytorch.dataloaders import RankDataLoader
+
+    columns, label = data.columns()
+    model, features = fuxictr_model(data.num_dense, data.cardinalities, HIDDEN_UNITS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.npz"
         np.savez(path, label=label, **columns)

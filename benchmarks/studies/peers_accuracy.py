@@ -15,13 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, a
 import numpy as np
 import torch
 
+from benchmarks.deepfm_peers import EMBEDDING_DIM, LEARNING_RATE, fuxictr_model
 from common.errors import run_script
 from common.model.metrics import click_metrics
 from data.criteo_data import ClickDataModule
 from deepfm.train import DATA
 
-HIDDEN_UNITS, EMBEDDING_DIM, DROPOUT, LEARNING_RATE = (256, 128), 16, 0.2, 1e-3
-L2 = (1e-5, 1e-4)  # as many tries as ours had; 1e-5 is the default of both
+HIDDEN_UNITS, DROPOUT = (256, 128), 0.2
+L2 = (1e-5, 1e-4)  # as many tries as our DeepFM had; 1e-5 is the default of DeepCTR-Torch
 EPOCHS, SEEDS = 8, (1, 2, 3)
 
 Rows = tuple[dict[str, np.ndarray], np.ndarray]  # ids of each field by name, labels
@@ -54,40 +55,11 @@ def deepctr(data: ClickDataModule, train: Rows, l2: float, seed: int) -> Epochs:
 
 
 def fuxictr(data: ClickDataModule, train: Rows, l2: float, seed: int) -> Epochs:
-    """The package's layers, loader and fit(), assembled as in its model zoo."""
-    from fuxictr.features import FeatureMap
+    """The package's layers, loader and fit()."""
     from fuxictr.pytorch.dataloaders import RankDataLoader
-    from fuxictr.pytorch.layers import FactorizationMachine, FeatureEmbedding, MLP_Block
-    from fuxictr.pytorch.models import BaseModel
-
-    class DeepFM(BaseModel):
-        def __init__(self, features: FeatureMap, **settings):
-            super().__init__(features, embedding_regularizer=l2, **settings)
-            self.embedding_layer = FeatureEmbedding(features, EMBEDDING_DIM)  # its L2 is on layers of this name
-            self.fm = FactorizationMachine(features)
-            self.deep = MLP_Block(features.sum_emb_out_dim(), list(HIDDEN_UNITS), output_dim=1, dropout_rates=DROPOUT)
-            self.compile("adam", "binary_crossentropy", LEARNING_RATE)
-            self.reset_parameters()
-
-        def forward(self, batch: dict) -> dict:
-            inputs = self.get_inputs(batch)
-            v = self.embedding_layer(inputs)
-            return {"y_pred": self.output_activation(self.fm(inputs, v) + self.deep(v.flatten(1)))}
-
-        def eval_step(self) -> None:
-            """This script validates."""
-
-        def load_weights(self, checkpoint: str) -> None:
-            """fit() would load those of its own validation."""
 
     torch.manual_seed(seed)
-    features = FeatureMap("ml-1m", "")
-    features.labels, features.default_emb_dim = ["label"], EMBEDDING_DIM
-    for i, size in enumerate(data.cardinalities):
-        features.features[f"C{i}"] = {"source": "", "type": "categorical", "vocab_size": size}
-    features.num_fields = features.get_num_fields()
-    features.set_column_index()
-    model = DeepFM(features, model_root="", metrics=["AUC"], verbose=0)
+    model, features = fuxictr_model(0, data.cardinalities, HIDDEN_UNITS, DROPOUT, l2)
     with tempfile.TemporaryDirectory() as folder:
 
         def save(rows: Rows) -> str:
