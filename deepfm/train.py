@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -87,15 +88,18 @@ def train(
             optimizer=settings.optimizer,
         )
         model.bias.data.fill_(data.base_logits[0])  # starts at the click rate of the training rows
-        if model.regression is not None:
-            fit_regression(model.regression, data)
+        baselines = click_baselines
+        if model.regression is not None and (regression := fit_regression(data)):
+            # what exceeds the base rate, at which the model's own bias starts
+            model.regression.set(regression.coef_[0], regression.intercept_.item() - data.base_logits[0])
+            baselines = partial(click_baselines, regression=regression)
         return fit_and_test(
             model,
             data,
             folder,
             settings,
             monitor="val_auc",
-            baselines=click_baselines,
+            baselines=baselines,
             plot=plot_clicks,
             callbacks=callbacks,
         )

@@ -40,7 +40,7 @@ def test_logits_are_those_of_scikit_learn():
     truth = LogisticRegression(C=3.0).fit(x, label)
     regression = FixedRegression(2, SIZES, SLOTS, POOLING)
     assert not regression(dense, ids).any()
-    regression.set(torch.from_numpy(truth.coef_[0]), truth.intercept_.item())
+    regression.set(truth.coef_[0], truth.intercept_.item())
     expected = torch.from_numpy(truth.decision_function(x)).float()
     torch.testing.assert_close(regression(dense, ids), expected, rtol=0, atol=1e-5)
 

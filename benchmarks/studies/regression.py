@@ -12,7 +12,7 @@ import torch
 
 from common.errors import run_script
 from common.model.metrics import click_metrics
-from common.training.baselines import design, tuned_logistic_regression
+from common.training.baselines import design, fit_regression
 from data.criteo_data import ClickDataModule
 from deepfm.train import DATA
 
@@ -23,9 +23,8 @@ def main(dataset: str = "criteo", split: str = "time") -> None:
     for transform in TRANSFORMS:
         data = ClickDataModule(**DATA | {"dataset": dataset, "split": split, "dense_transform": transform}, seed=1)
         data.setup()
-        (x_train, y_train), (x_val, y_val) = design(data, "train"), design(data, "val")
-        model = tuned_logistic_regression(x_train, y_train, x_val, y_val, data.training_offset)
-        if model is not None:
+        x_val, y_val = design(data, "val")
+        if model := fit_regression(data):
             probability = torch.from_numpy(model.predict_proba(x_val)[:, 1])
             measured = click_metrics(probability, torch.from_numpy(y_val).double())
             print(f"{transform}: C {model.C}, " + ", ".join(f"{name} {value:.4f}" for name, value in measured.items()))

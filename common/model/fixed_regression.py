@@ -5,6 +5,7 @@ B: rows of a batch, I: dense columns, F: categorical fields, R: rows of the embe
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,9 +36,9 @@ class FixedRegression(nn.Module):
         with torch.autocast(dense.device.type, enabled=False):
             return self.bias + dense @ self.dense_weight + self.table(ids).sum((1, 2))
 
-    def set(self, weights: Tensor, bias: float) -> None:
+    def set(self, weights: np.ndarray, bias: float) -> None:
         """weights (R + I,): of the rows of the table, then of the dense columns."""
         rows = len(self.table.weight)
-        self.table.weight.copy_(weights[:rows, None])
-        self.dense_weight.copy_(weights[rows:])
+        self.table.weight.copy_(torch.from_numpy(weights[:rows, None]))
+        self.dense_weight.copy_(torch.from_numpy(weights[rows:]))
         self.bias.fill_(bias)

@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.data_module import SPLITS
 from common.model.embedding import pooling_weights
-from common.model.fixed_regression import FixedRegression
 from common.process_group import on_rank_zero
 
 if TYPE_CHECKING:
@@ -20,23 +18,23 @@ TRAIN_ROWS = 1_000_000  # at most; the last ones, which are closest to the test 
 
 
 @on_rank_zero
-def click_baselines(data: Any) -> dict[str, Tensor]:
-    """Click probabilities (N,) of both baselines for the test rows of a module with batches (dense, ids, label)."""
-    (x_train, y_train), (x_val, y_val), (x_test, y_test) = (design(data, split) for split in SPLITS)
-    model = tuned_logistic_regression(x_train, y_train, x_val, y_val, data.training_offset)
-    rate = torch.logit(torch.tensor(y_train.mean(), dtype=torch.float64)).sub(data.training_offset).sigmoid()
-    constant = {"constant": rate.expand(len(y_test))}
-    if model is None:
+def click_baselines(data: Any, regression: "LogisticRegression | None" = None) -> dict[str, Tensor]:
+    """Click probabilities (N,) of both baselines for the test rows of a module with batches (dense, ids, label).
+
+    regression: as fit_regression returned it; None: it is fitted here.
+    """
+    x_test, _ = design(data, "test")
+    click_rate = torch.tensor(data.base_logits[0], dtype=torch.float64).sigmoid()
+    constant = {"constant": click_rate.expand(x_test.shape[0])}
+    regression = regression or fit_regression(data)
+    if regression is None:
         return constant
-    return {"logistic regression": torch.from_numpy(model.predict_proba(x_test)[:, 1])} | constant
+    return {"logistic regression": torch.from_numpy(regression.predict_proba(x_test)[:, 1])} | constant
 
 
-def fit_regression(regression: FixedRegression, data: Any) -> None:
-    """Set the weights to those of the tuned regression, and the bias to the part that exceeds the base logit."""
-    model = tuned_logistic_regression(*design(data, "train"), *design(data, "val"), data.training_offset)
-    if model is not None:
-        bias = model.intercept_.item() - data.base_logits[0]
-        regression.set(torch.from_numpy(model.coef_[0]), bias)
+def fit_regression(data: Any) -> "LogisticRegression | None":
+    """The tuned logistic regression on the training rows; None if they are all of one class."""
+    return tuned_logistic_regression(*design(data, "train"), *design(data, "val"), data.training_offset)
 
 
 def design(data: Any, split: str) -> "tuple[sparse.csr_array, np.ndarray]":
