@@ -76,7 +76,7 @@ RULES: dict[str, Rule] = {
         _tuple_of((lambda value: value in (None, *POOLINGS), "None, 'mean' or 'sum'"), "(None, 'sum')")
     ),
     # OPTIMIZER
-    "optimizer": _one_of("adam", "adagrad", "sgd"),
+    "optimizer": _one_of("adam", "dense_adam", "adagrad", "sgd"),
     "learning_rate": RATE,
     "embedding_learning_rate": _or_none(RATE),
     "embedding_l2": WEIGHT,

@@ -46,10 +46,10 @@ MODEL = dict(
     dropout=0.0,  # of both MLPs; paper: none
 )
 OPTIMIZER = dict(
-    optimizer="adam",  # or "adagrad", or "sgd" (paper, at 0.1: far too slow unless there are millions of rows)
+    optimizer="adam",  # or "dense_adam", "adagrad", "sgd" (paper, at 0.1: far too slow with few rows)
     learning_rate=2.4e-3,
     embedding_learning_rate=None,  # of the table; None: learning_rate
-    embedding_l2=0.0,  # on the table rows in a batch; only with "adam"
+    embedding_l2=0.0,  # on the table rows in a batch, with "dense_adam" on all
     schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )

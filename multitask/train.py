@@ -47,10 +47,10 @@ MODEL = dict(
     dropout=0.3,  # of experts and towers
 )
 OPTIMIZER = dict(
-    optimizer="adam",  # or "adagrad", "sgd", both with embedding_l2=0
+    optimizer="adam",  # or "dense_adam", or "adagrad", "sgd", both with embedding_l2=0
     learning_rate=2e-3,
     embedding_learning_rate=None,  # of the table; None: learning_rate
-    embedding_l2=0.0,  # on the table rows in a batch
+    embedding_l2=0.0,  # on the table rows in a batch, with "dense_adam" on all
     schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )

@@ -7,7 +7,7 @@ import torch
 
 from common.errors import UserError
 from common.model.embedding import PackedEmbedding
-from common.model.optimizer import LazyAdam, build_optimizer
+from common.model.optimizer import DenseAdam, LazyAdam, build_optimizer
 from common.model.sparse_gradients import touched_rows
 
 ROWS, DIM, STEPS = 6, 3, 20
@@ -71,6 +71,22 @@ def test_dense_parameters_take_adams_step_beside_a_sparse_one():
     assert table[1].abs().min() > 0 and table[0].abs().max() == 0
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_dense_adam_steps_all_rows(weight_decay):
+    start = torch.randn(ROWS, DIM)
+    ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
+    settings = {"lr": 0.03, "weight_decay": weight_decay, "fused": True}
+    optimizers = DenseAdam([ours], **settings), torch.optim.Adam([theirs], **settings)
+    for _ in range(STEPS):
+        rows = torch.randint(ROWS, (4,))  # with repetitions
+        ours.grad = sparse(rows.tolist(), torch.randn(4, DIM))
+        theirs.grad = torch.zeros(ROWS, DIM).index_add(0, rows, ours.grad._values())
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
 def test_a_reloaded_state_goes_on_exactly():
     def steps(optimizer, table, count):
         generator = torch.Generator().manual_seed(int(optimizer.state[table]["step"]) if optimizer.state[table] else 0)
@@ -104,7 +120,7 @@ def test_l2_reaches_the_tables_alone_and_only_with_adam():
         build_optimizer(model, 10, optimizer="sgd", **settings)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "dense_adam", "adagrad", "sgd"])
 def test_linear_schedule_ends_at_zero_for_each_group(optimizer):
     model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
     rates = {"learning_rate": 0.1, "embedding_learning_rate": 0.4, "embedding_l2": 0.0}

@@ -33,7 +33,6 @@ class LazyAdam(torch.optim.Adam):
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     self._step_rows(parameter, parameter.grad, group)
-                    parameter.grad = None  # done, so Adam's step below skips it
         super().step()
         return loss
 
@@ -65,8 +64,17 @@ class LazyAdam(torch.optim.Adam):
         )
         for table, stepped in zip(tables, (value, average, average_square), strict=True):
             table.index_copy_(0, rows, stepped)
+        parameter.grad = None  # done, so Adam's step skips it
 
 
+class DenseAdam(LazyAdam):
+    """torch.optim.Adam for sparse gradients too: every step moves all rows, by their moments and the L2."""
+
+    def _step_rows(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        parameter.grad = grad.to_dense()  # for Adam's step
+
+
+ADAMS = {"adam": LazyAdam, "dense_adam": DenseAdam}
 DECAYS: dict[str, Callable[[float], float]] = {  # factor of the learning rate, by the share of steps taken
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + cos(pi * done)) / 2,
@@ -86,14 +94,15 @@ def build_optimizer(
 ) -> OptimizerConfig | OptimizerLRSchedulerConfig:
     """Optimizer and learning rate schedule, as LightningModule.configure_optimizers returns them.
 
-    optimizer: "adam" (LazyAdam), "adagrad" or "sgd". embedding_learning_rate: of the tables; None: learning_rate.
-    embedding_l2: on the table rows that a batch touches. schedule: "linear" or "cosine" (to 0 at total_steps), or
-    "plateau" (see PlateauSchedule). For the first warmup_steps the rate rises linearly.
+    optimizer: "adam" (LazyAdam), "dense_adam", "adagrad" or "sgd". embedding_learning_rate: of the tables; None:
+    learning_rate. embedding_l2: on the table rows that a batch touches, with "dense_adam" on all. schedule: "linear" or
+    "cosine" (to 0 at total_steps), or "plateau" (see PlateauSchedule). For the first warmup_steps the rate rises
+    linearly.
 
     Raises: UserError if embedding_l2 is set for an optimizer that cannot apply it to sparse gradients, or warmup_steps
     is not less than the number of steps of the run.
     """
-    check(optimizer == "adam" or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")
+    check(optimizer in ADAMS or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")
     tables = [module.weight for module in model.modules() if isinstance(module, PackedEmbedding)]
     others = [parameter for parameter in model.parameters() if all(parameter is not table for table in tables)]
     embedding_rate = learning_rate if embedding_learning_rate is None else embedding_learning_rate
@@ -102,8 +111,8 @@ def build_optimizer(
         {"params": tables, "lr": embedding_rate, "weight_decay": embedding_l2},
     ]
     built: torch.optim.Optimizer
-    if optimizer == "adam":
-        built = LazyAdam(groups, fused=True)
+    if optimizer in ADAMS:
+        built = ADAMS[optimizer](groups, fused=True)
     else:
         built = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[optimizer](groups)
     if total_steps is not None:
