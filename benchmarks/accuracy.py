@@ -1,6 +1,6 @@
 """The effect of the speed-ups on metrics, on the real data in DATA_ROOT: `python benchmarks/accuracy.py [MODEL ...]`.
 
-Trains each model with the settings of its script, once per seed in SEEDS, in float32 and then with one change each.
+Trains each model with the settings of its script and the changes of VARIANTS, once per seed in SEEDS.
 The packed table and int32 ids change only the order of sums (tests/test_embedding.py), so they are not among the
 variants. Writes accuracy.csv, with every run, and accuracy.md to OUTPUT.
 """
@@ -8,48 +8,28 @@ variants. Writes accuracy.csv, with every run, and accuracy.md to OUTPUT.
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 import pandas as pd
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from common.errors import check, run_script
 from common.files import markdown_table
-from common.model.embedding import PackedEmbedding
 from common.paths import output_root
 
 MODELS = {"deepfm": "auc", "dlrm": "auc", "multitask": "auc_mean", "bst": "rmse"}  # folder: metric in the table
 SEEDS = (1, 2, 3)
 OUTPUT = output_root() / "runs" / "accuracy"
 
-
-@contextmanager
-def dense_updates() -> Iterator[None]:
-    """Every step reads and writes all rows of a table, as nn.Embedding with torch.optim.Adam does."""
-
-    def forward(table: PackedEmbedding, ids: Tensor) -> Tensor:
-        return functional.embedding(ids + table.offsets, table.weight)
-
-    with patch.object(PackedEmbedding, "forward", forward), patch("common.model.optimizer.LazyAdam", torch.optim.Adam):
-        yield
-
-
-# Name: (how it trains, changes for train). Adam normalises every gradient, so any L2, however small, pulls rows without
-# another gradient to 0: dense updates are tried with several values, and validation chooses.
-VARIANTS: dict[str, tuple[Callable[[], AbstractContextManager], dict]] = {
-    "touched rows, float32": (nullcontext, {"precision": "32-true"}),
-    "touched rows, bf16": (nullcontext, {"precision": "bf16-mixed"}),
-    "dense updates, no L2": (dense_updates, {"precision": "32-true", "embedding_l2": 0.0}),
-    "dense updates, L2 1e-6": (dense_updates, {"precision": "32-true", "embedding_l2": 1e-6}),
-    "dense updates, L2 1e-5": (dense_updates, {"precision": "32-true", "embedding_l2": 1e-5}),
-    "dense updates, L2 1e-4": (dense_updates, {"precision": "32-true", "embedding_l2": 1e-4}),
+# Name: changes for train. Adam normalises every gradient, so any L2, however small, pulls rows without another gradient
+# to 0: dense updates are tried with several values, and validation chooses.
+VARIANTS: dict[str, dict] = {
+    "touched rows, float32": {"precision": "32-true"},
+    "touched rows, bf16": {"precision": "bf16-mixed"},
+} | {
+    f"dense updates, L2 {l2:g}": {"precision": "32-true", "optimizer": "dense_adam", "embedding_l2": l2}
+    for l2 in (0.0, 1e-6, 1e-5, 1e-4)
 }
 
 
@@ -61,10 +41,9 @@ def main(*names: str) -> None:
     rows = []
     for model in models:
         train, metric = importlib.import_module(f"{model}.train").train, MODELS[model]
-        for variant, (how, changes) in VARIANTS.items():
+        for variant, changes in VARIANTS.items():
             for seed in SEEDS:
-                with how():
-                    results = train(seed=seed, **changes)
+                results = train(seed=seed, **changes)
                 check(not results["is_sample"], "there is no real data; set DATA_ROOT (see README.md).")
                 rows.append(
                     {

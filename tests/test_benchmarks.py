@@ -12,7 +12,6 @@ import benchmarks.results
 import deepfm.train
 import multitask.train
 from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours
-from benchmarks.accuracy import dense_updates
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
 from benchmarks.results import BEGIN, ELSEWHERE, END, columns_of, results_sections
 from benchmarks.studies import boosted_trees
@@ -113,30 +112,6 @@ def test_full_vocabulary(monkeypatch, tmp_path):
     assert dense.shape == (5000, 13) and set(label) == {0, 1}
     assert ids.min() == 2 and (ids.max(0) < data.cardinalities).all()
     assert len(np.unique(ids[:, 1])) > 40  # few values are frequent, but most occur
-
-
-def test_dense_updates_move_all_rows_and_end(data):
-    dense, ids, label = data.batches()[0]
-
-    def moved_rows() -> int:
-        torch.manual_seed(0)
-        model = ours.deepfm(data)
-        optimizer = model.configure_optimizers()["optimizer"]
-        before = model.embedding.weight.detach().clone()
-        for rows in (slice(0, 32), slice(32, 64)):
-            optimizer.zero_grad()
-            model.loss(model(dense[rows], ids[rows]), label[rows]).backward()
-            optimizer.step()
-            after = model.embedding.weight.detach().clone()
-            moved, before = int((after != before).any(1).sum()), after
-        return moved
-
-    touched = moved_rows()
-    with dense_updates():
-        assert (
-            moved_rows() > 1.3 * touched
-        )  # rows touched only in the first step are moved by their moments in the second
-    assert moved_rows() == touched
 
 
 def test_a_profile_finds_the_embedding(data):
