@@ -1,5 +1,6 @@
 """Every test writes to a temporary folder; tests marked real_data need the real datasets."""
 
+import gc
 import os
 from pathlib import Path
 from threading import RLock
@@ -46,6 +47,11 @@ def seed() -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules and collected tests out of garbage collections, of which each training run begins with one."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items) -> None:

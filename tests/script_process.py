@@ -12,33 +12,46 @@ REPO = Path(__file__).resolve().parents[1]  # not from common.paths: the process
 LIBRARIES = ["torch", "pytorch_lightning", "torchmetrics", "matplotlib.figure", "pandas", "pyarrow.csv", "sklearn"]
 SECONDS = 300
 
+Stream = tuple[Path, int] | None
+
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(LIBRARIES)
 
 
-def run_process(script: str, *arguments: Any, folder: Path, **environment: Any) -> subprocess.CompletedProcess:
+def run_process(
+    script: str | Path, *arguments: Any, folder: Path, streams: dict[int, Stream] | None = None, **environment: Any
+) -> subprocess.CompletedProcess:
     """`python script *arguments` in a folder, with the variables of `environment`: its exit code, stdout and stderr.
 
-    It is imported from nowhere but the place of the script, with nothing on standard input.
+    It is imported from nowhere but the place of the script. streams: of the numbers 0, 1 and 2, path and flags, or None
+    if it is closed; others are as usual, with nothing on standard input.
     """
     written = [folder / f".{name}" for name in ("stdout", "stderr")]
+    usual: dict[int, Stream] = {i: (path, os.O_WRONLY | os.O_CREAT) for i, path in enumerate(written, 1)}
     command = [str(REPO / script), *map(str, arguments)]
     variables = os.environ | {name: str(value) for name, value in environment.items()}
-    process = processes.Process(target=_run, args=(command, folder, variables, written))
+    given = {0: (Path(os.devnull), os.O_RDONLY)} | usual | (streams or {})
+    process = processes.Process(target=_run, args=(command, folder, variables, given))
     process.start()
     process.join(SECONDS)
     if process.exitcode is None:
         process.kill()
         raise subprocess.TimeoutExpired(command, SECONDS)
-    texts = [path.read_text() for path in written]
+    texts = [path.read_text() if path.exists() else "" for path in written]
     for path in written:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return subprocess.CompletedProcess(command, process.exitcode, *texts)
 
 
-def _run(command: list[str], folder: Path, variables: dict[str, str], written: list[Path]) -> None:
-    for number, path in enumerate(written, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+def _run(command: list[str], folder: Path, variables: dict[str, str], streams: dict[int, Stream]) -> None:
+    for number, stream in streams.items():
+        name, mode = ("stdin", "r") if number == 0 else (("stdout", "stderr")[number - 1], "w")
+        if stream is None:
+            os.close(number)
+            setattr(sys, name, None)  # as Python starts with a closed stream
+        else:
+            os.dup2(os.open(*stream), number)
+            setattr(sys, name, open(number, mode, closefd=False))
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)

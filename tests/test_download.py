@@ -1,8 +1,6 @@
 """Downloads from a local server that drops connections, lies, redirects, is slow and fails."""
 
 import hashlib
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +15,7 @@ from common.paths import REPO
 from data.census_income import ARCHIVES as CENSUS
 from data.criteo_data import ARCHIVES as CRITEO
 from data.movie_rating_seq import ARCHIVES as MOVIES
+from tests.script_process import run_process
 from tests.test_unpack import make_zip
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -222,13 +221,14 @@ def test_official_addresses_are_https_and_have_checksums():
         assert known.checksum or all(known.files.values())
 
 
-def test_a_script_without_a_network(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-    code = "import sys; sys.argv = ['x']; import common.data.download as d; d.PAUSES = (); import runpy; "
-    code += f"runpy.run_path({str(REPO / 'data' / 'movie_rating_seq.py')!r}, run_name='__main__')"
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r}); {code}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def test_a_script_without_a_network(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""import runpy, sys
+sys.path.insert(0, {str(REPO)!r})
+import common.data.download
+common.data.download.PAUSES = ()
+runpy.run_path({str(REPO / "data" / "movie_rating_seq.py")!r}, run_name="__main__")""")
+    done = run_process(script, folder=tmp_path, DATA_ROOT=tmp_path, HTTPS_PROXY="http://127.0.0.1:1")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: cannot download ml-1m.zip") and "https://files.grouplens.org" in last

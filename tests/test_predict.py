@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -132,11 +131,14 @@ def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
     (tmp_path / "test.txt.gz").write_bytes(packed)
     predict(deepfm, tmp_path / "test.txt.gz", tmp_path / "gz.csv")
     assert (tmp_path / "gz.csv").read_bytes() == expected
-    for given in (packed, (tmp_path / "test.txt").read_bytes()):
-        done = run([deepfm, "-"], given)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == expected
-        assert b"300 rows" in done.stderr
+    command = [sys.executable, REPO / "predict.py", deepfm, "-"]
+    piped = subprocess.run(command, cwd=tmp_path, input=packed, capture_output=True)
+    assert piped.returncode == 0, piped.stderr
+    assert piped.stdout == expected and b"300 rows" in piped.stderr
+    given = {0: (tmp_path / "test.txt", os.O_RDONLY)}
+    redirected = run_process("predict.py", deepfm, "-", folder=tmp_path, streams=given)
+    assert redirected.returncode == 0, redirected.stderr
+    assert redirected.stdout.encode() == expected and "300 rows" in redirected.stderr
 
 
 def test_unseen_categories_are_counted(tmp_path, lines, deepfm):
@@ -275,12 +277,6 @@ def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
         list(preprocessor.batches(io.BytesIO(b"1::2\n" + b"1" * 2 * LINE_BYTES), "here"))
 
 
-def run(arguments: list, given: bytes = b"", redirect: str = "") -> subprocess.CompletedProcess:
-    """redirect: of the shell."""
-    command = shlex.join(map(str, [sys.executable, REPO / "predict.py", *arguments]))
-    return subprocess.run(["sh", "-c", f"{command} {redirect}"], cwd=REPO.parent, input=given, capture_output=True)
-
-
 def test_errors(tmp_path, root, lines, deepfm):
     raw = write_lines(tmp_path / "bad.txt", [*lines[:20], "a broken line"])
     done = run_process("predict.py", deepfm, raw, tmp_path / "out.csv", folder=tmp_path)
@@ -297,19 +293,19 @@ def test_errors(tmp_path, root, lines, deepfm):
 
 
 @pytest.mark.parametrize(
-    ("given", "redirect", "message"),
+    ("given", "number", "stream", "message"),
     [
-        ("train.txt", "> /dev/full", "cannot write standard output: No space left on device."),
-        ("train.txt", ">&-", "cannot write standard output: it is closed."),
-        ("-", "<&-", "cannot read standard input: it is closed."),
-        ("-", "0> /dev/null", "cannot read standard input: Bad file descriptor."),
+        ("train.txt", 1, (Path("/dev/full"), os.O_WRONLY), "cannot write standard output: No space left on device."),
+        ("train.txt", 1, None, "cannot write standard output: it is closed."),
+        ("-", 0, None, "cannot read standard input: it is closed."),
+        ("-", 0, (Path(os.devnull), os.O_WRONLY), "cannot read standard input: Bad file descriptor."),
     ],
 )
-def test_streams_that_fail(root, deepfm, given, redirect, message):
-    arguments = [str(root / "criteo" / name) if name == "train.txt" else name for name in given.split()]
-    done = run([deepfm, *arguments], redirect=redirect)
-    assert done.returncode == 1 and b"Traceback" not in done.stderr
-    assert done.stderr.decode().splitlines()[-1] == f"error: {message}"
+def test_streams_that_fail(tmp_path, root, deepfm, given, number, stream, message):
+    given = root / "criteo" / given if given == "train.txt" else given
+    done = run_process("predict.py", deepfm, given, folder=tmp_path, streams={number: stream})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == f"error: {message}"
 
 
 def test_the_output_keeps_what_it_is_given(tmp_path, root, deepfm):
@@ -336,8 +332,8 @@ def test_the_output_is_none_of_the_inputs(tmp_path, root, lines, deepfm):
     for output, name in ((raw, "raw.txt"), (tmp_path / "again", "raw.txt"), (tmp_path / "link", "best.ckpt")):
         with pytest.raises(UserError, match=rf"{output} is {tmp_path / name}, which would be overwritten"):
             predict(checkpoint, raw, output)
-    done = run([checkpoint, "-", raw], redirect=f"< {raw}")
-    assert done.returncode == 1 and b"raw.txt is standard input, which would be overwritten" in done.stderr
+    done = run_process("predict.py", checkpoint, "-", raw, folder=tmp_path, streams={0: (raw, os.O_RDONLY)})
+    assert done.returncode == 1 and "raw.txt is standard input, which would be overwritten" in done.stderr
     assert raw.read_text().splitlines() == lines and load(checkpoint)
 
 

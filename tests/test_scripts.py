@@ -134,8 +134,8 @@ run_script(lambda: train(hidden_units=(4,), embedding_dim=2, max_epochs=1, data_
     done = subprocess.run(["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], cwd=tmp_path)
     assert done.returncode == 0
     checkpoint = outputs / "runs" / "deepfm" / "version_0" / "checkpoints" / "best.ckpt"
-    command = [sys.executable, REPO / "predict.py", checkpoint, tmp_path / "criteo" / "train.txt", tmp_path / "out.csv"]
-    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *map(str, command)])
+    files = checkpoint, tmp_path / "criteo" / "train.txt", tmp_path / "out.csv"
+    done = run_process("predict.py", *files, folder=tmp_path, streams={2: None})
     assert done.returncode == 0 and len((tmp_path / "out.csv").read_text().splitlines()) == 301
 
 
@@ -157,9 +157,9 @@ run_script(lambda: (data_root(), output_root()))"""
 def test_the_readmes_python_runs(tmp_path, outputs, rng):
     (code,) = re.findall("```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
-    environment = os.environ | {"DATA_ROOT": str(tmp_path), "PYTHONPATH": str(REPO)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    script = tmp_path / "readme.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(REPO)!r})\n{code}")
+    done = run_process(script, folder=tmp_path, DATA_ROOT=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith(str(outputs / "runs" / "deepfm" / "version_0"))
 
