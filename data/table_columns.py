@@ -107,18 +107,17 @@ def _prepared(schema: Schema, rows: Rows) -> tuple[int, dict[str, np.ndarray], d
 def _number_keys(pieces: Pieces, target: Path, column: int) -> None:
     """Write a column's distinct keys, the texts of the long ones, and the keys of all entries as positions."""
     keys = pieces.whole(f"{column}.keys", np.uint64)
-    order = np.argsort(keys)
-    ordered = keys[order]
-    is_new = np.ones(len(keys), bool)
-    is_new[1:] = ordered[1:] != ordered[:-1]
-    distinct, first = ordered[is_new], order[is_new]
-    del ordered
-    entries = np.empty(len(keys), np.int32)
-    entries[order] = np.cumsum(is_new, dtype=np.int32) - np.int32(1)
-    del order
-    number = np.cumsum(is_long(keys)) - 1  # of the text of each long key
+    found = pa.array(keys).dictionary_encode()  # a hash table: faster than sorting all keys
+    distinct, codes = found.dictionary.to_numpy(), found.indices.to_numpy()
+    order = np.argsort(distinct)
+    number = np.empty(len(distinct), np.int32)
+    number[order] = np.arange(len(distinct), dtype=np.int32)
+    entries, distinct = number[codes], distinct[order]
+    long = np.flatnonzero(is_long(keys))  # the keys that have a text
     texts = texts_of(pieces.whole(f"{column}.texts", np.uint8), pieces.whole(f"{column}.lengths", np.int32))
-    content, starts = text_bytes(texts.take(pa.array(number[first[is_long(distinct)]])))
+    first = np.empty(len(distinct), np.int64)
+    first[entries[long[::-1]]] = np.arange(len(long))[::-1]  # the first of equal keys is written last
+    content, starts = text_bytes(texts.take(pa.array(first[is_long(distinct)])))
     arrays = {"entries": entries, "keys": distinct, "texts": content, "lengths": np.diff(starts).astype(np.int32)}
     for kind, array in arrays.items():
         (target / f"{column}.{kind}").write_bytes(array.data)
