@@ -113,11 +113,11 @@ def _number_keys(pieces: Pieces, target: Path, column: int) -> None:
     number = np.empty(len(distinct), np.int32)
     number[order] = np.arange(len(distinct), dtype=np.int32)
     entries, distinct = number[codes], distinct[order]
-    long = np.flatnonzero(is_long(keys))  # the keys that have a text
+    long = np.flatnonzero(is_long(keys))  # these have a text, equal ones the same
+    text = np.empty(len(distinct), np.int64)
+    text[entries[long]] = np.arange(len(long))
     texts = texts_of(pieces.whole(f"{column}.texts", np.uint8), pieces.whole(f"{column}.lengths", np.int32))
-    first = np.empty(len(distinct), np.int64)
-    first[entries[long[::-1]]] = np.arange(len(long))[::-1]  # the first of equal keys is written last
-    content, starts = text_bytes(texts.take(pa.array(first[is_long(distinct)])))
+    content, starts = text_bytes(texts.take(pa.array(text[is_long(distinct)])))
     arrays = {"entries": entries, "keys": distinct, "texts": content, "lengths": np.diff(starts).astype(np.int32)}
     for kind, array in arrays.items():
         (target / f"{column}.{kind}").write_bytes(array.data)
