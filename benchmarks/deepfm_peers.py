@@ -57,7 +57,12 @@ def rechub(data: RawRows) -> float:
 
 
 def fuxictr_model(
-    num_dense: int, cardinalities: Sequence[int], hidden_units: Sequence[int], dropout: float = 0.0, l2: float = 0.0
+    num_dense: int,
+    cardinalities: Sequence[int],
+    hidden_units: Sequence[int],
+    learning_rate: float,
+    dropout: float = 0.0,
+    l2: float = 0.0,
 ) -> tuple[Any, Any]:
     """DeepFM of the package's layers, which it leaves to its users to assemble, and its feature map.
 
@@ -73,7 +78,7 @@ def fuxictr_model(
             self.embedding = FeatureEmbedding(features, EMBEDDING_DIM)
             self.fm = FactorizationMachine(features)
             self.deep = MLP_Block(features.sum_emb_out_dim(), list(hidden_units), output_dim=1, dropout_rates=dropout)
-            self.compile("adam", "binary_crossentropy", LEARNING_RATE)
+            self.compile("adam", "binary_crossentropy", learning_rate)
             self.reset_parameters()
 
         def forward(self, batch: dict) -> dict:
@@ -103,7 +108,7 @@ def fuxictr(data: RawRows) -> float:
     from fuxictr.pytorch.dataloaders import RankDataLoader
 
     columns, label = data.columns()
-    model, features = fuxictr_model(data.num_dense, data.cardinalities, HIDDEN_UNITS)
+    model, features = fuxictr_model(data.num_dense, data.cardinalities, HIDDEN_UNITS, LEARNING_RATE)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.npz"
         np.savez(path, label=label, **columns)

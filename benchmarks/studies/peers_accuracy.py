@@ -1,13 +1,14 @@
 """DeepFM of other packages on MovieLens-1M as clicks: `python benchmarks/studies/peers_accuracy.py [PEER...]`.
 
 The rows are those of `train(dataset="ml-1m", split="random")`, with its vector size and widths. Validation AUC chooses
-the epoch and the L2 of each peer, with one seed; three seeds of the choice are tested. It needs the packages of
-benchmarks/requirements.txt.
+the epoch, the L2 and the learning rate of each peer, with one seed; three seeds of the choice are tested. It needs the
+packages of benchmarks/requirements.txt.
 """
 
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, ahead of this folder
@@ -15,14 +16,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, a
 import numpy as np
 import torch
 
-from benchmarks.deepfm_peers import EMBEDDING_DIM, LEARNING_RATE, fuxictr_model
+from benchmarks.deepfm_peers import EMBEDDING_DIM, fuxictr_model
 from common.errors import run_script
 from common.model.metrics import click_metrics
 from data.criteo_data import ClickDataModule
 from deepfm.train import DATA
 
 HIDDEN_UNITS, DROPOUT = (256, 128), 0.2
-L2 = (1e-5, 1e-4)  # as many tries as our DeepFM had; 1e-5 is the default of DeepCTR-Torch
+# as many as our DeepFM had; the first is the default of DeepCTR-Torch
+TRIES = tuple(product((1e-5, 3e-5, 1e-4, 3e-4), (1e-3, 3e-3)))  # L2, learning rate
 EPOCHS, SEEDS = 8, (1, 2, 3)
 
 Rows = tuple[dict[str, np.ndarray], np.ndarray]  # ids of each field by name, labels
@@ -34,7 +36,7 @@ def rows_of(data: ClickDataModule, split: str) -> Rows:
     return {f"C{i}": ids[:, i].astype(np.int64) for i in range(ids.shape[1])}, label
 
 
-def deepctr(data: ClickDataModule, train: Rows, l2: float, seed: int) -> Epochs:
+def deepctr(data: ClickDataModule, train: Rows, l2: float, rate: float, seed: int) -> Epochs:
     from deepctr_torch.inputs import SparseFeat
     from deepctr_torch.models import DeepFM
 
@@ -48,18 +50,18 @@ def deepctr(data: ClickDataModule, train: Rows, l2: float, seed: int) -> Epochs:
         l2_reg_embedding=l2,
         seed=seed,
     )
-    model.compile(torch.optim.Adam(model.parameters(), LEARNING_RATE), "binary_crossentropy")
+    model.compile(torch.optim.Adam(model.parameters(), rate), "binary_crossentropy")
     for _ in range(EPOCHS):
         model.fit(*train, batch_size=data.batch_size, epochs=1, verbose=0)
         yield lambda rows: model.predict(rows[0], 8192)[:, 0]
 
 
-def fuxictr(data: ClickDataModule, train: Rows, l2: float, seed: int) -> Epochs:
+def fuxictr(data: ClickDataModule, train: Rows, l2: float, rate: float, seed: int) -> Epochs:
     """The package's layers, loader and fit()."""
     from fuxictr.pytorch.dataloaders import RankDataLoader
 
     torch.manual_seed(seed)
-    model, features = fuxictr_model(0, data.cardinalities, HIDDEN_UNITS, DROPOUT, l2)
+    model, features = fuxictr_model(0, data.cardinalities, HIDDEN_UNITS, rate, DROPOUT, l2)
     with tempfile.TemporaryDirectory() as folder:
 
         def save(rows: Rows) -> str:
@@ -80,12 +82,12 @@ PEERS = {"deepctr-torch": deepctr, "fuxictr": fuxictr}
 
 
 def best_epoch(
-    peer: Callable, data: ClickDataModule, l2: float, seed: int, test: bool
+    peer: Callable, data: ClickDataModule, l2: float, rate: float, seed: int, test: bool
 ) -> tuple[float, dict[str, float]]:
     """Validation AUC of the best epoch, and its test metrics, if they are asked for."""
     train, val, held_out = (rows_of(data, split) for split in ("train", "val", "test"))
     best, tested = 0.0, {}
-    for predict in peer(data, train, l2, seed):
+    for predict in peer(data, train, l2, rate, seed):
         auc = _metrics(predict, val)["auc"]
         if auc > best:
             best, tested = auc, _metrics(predict, held_out) if test else {}
@@ -100,13 +102,15 @@ def main(*names: str) -> None:
     data = ClickDataModule(**DATA | {"dataset": "ml-1m", "split": "random"}, seed=1)
     data.setup()
     for name in names or PEERS:
-        found = {l2: best_epoch(PEERS[name], data, l2, SEEDS[0], test=False)[0] for l2 in L2}
-        print(name, "validation AUC by L2:", {l2: round(auc, 4) for l2, auc in found.items()}, flush=True)
-        l2 = max(found, key=found.__getitem__)
-        tested = [best_epoch(PEERS[name], data, l2, seed, test=True)[1] for seed in SEEDS]
+        found = {}
+        for l2, rate in TRIES:
+            found[l2, rate] = best_epoch(PEERS[name], data, l2, rate, SEEDS[0], test=False)[0]
+            print(f"{name}, L2 {l2:g}, rate {rate:g}: validation AUC {found[l2, rate]:.4f}", flush=True)
+        l2, rate = max(found, key=found.__getitem__)
+        tested = [best_epoch(PEERS[name], data, l2, rate, seed, test=True)[1] for seed in SEEDS]
         for metric in ("auc", "log_loss"):
             values = [each[metric] for each in tested]
-            print(f"{name}, L2 {l2:g}: {metric} {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}", flush=True)
+            print(f"{name}, L2 {l2:g}, rate {rate:g}: {metric} {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}")
 
 
 if __name__ == "__main__":
