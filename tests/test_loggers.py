@@ -1,6 +1,7 @@
 """TensorBoard's files and another Lightning logger, read back."""
 
 import struct
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def test_a_resumed_run_goes_on_in_the_same_files(monkeypatch):
         interrupt(patch, DeepFM, "training_step", 105)  # the steps after 90 are repeated
         with pytest.raises(Interrupted):
             train(**SMALL, logger="tensorboard")
+    time.sleep(1)  # files are named by the second; resuming in another process takes longer
     numbers, _ = read_events(Path(train(**SMALL, logger="tensorboard", resume=True)["run_folder"], "tensorboard"))
     assert numbers.keys() == whole.keys()
     for tag in ("train_loss", "train_loss_step", "learning_rate", "val_auc", "test_auc"):
