@@ -18,7 +18,7 @@ import torch
 from torch.autograd.profiler import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 
-from benchmarks import mmoe_rechub, ours
+from benchmarks import bst_plain, mmoe_rechub, ours
 from benchmarks.criteo_shaped import OUTPUT, RawRows
 from common.data.data_module import RecommendationDataModule
 from common.data.loader import MemmapDataset
@@ -104,6 +104,8 @@ def main() -> None:
         add(columns, name, build(data), data, "val_auc")
     census = mmoe_rechub.sample()
     add(columns, "MMoE", mmoe_rechub.model(census), census, "val_auc_mean")
+    ratings = bst_plain.rows()
+    add(columns, "BST", bst_plain.our_model(ratings), ratings, "val_rmse")
     table = pd.DataFrame(columns)
     share = table / table.loc["a step"]
     rows = [[row, *(f"{table[c][row]:.2f} ({share[c][row]:.0%})" for c in table.columns)] for row in table.index]
