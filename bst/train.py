@@ -47,10 +47,10 @@ MODEL = dict(
     use_sequence=True,  # False: leave out the transformer
 )
 OPTIMIZER = dict(
-    optimizer="adam",  # or "dense_adam", or "adagrad", "sgd", both with embedding_l2=0
+    optimizer="dense_adam",  # steps all factors; "adam", those in a batch: faster for millions; or "adagrad", "sgd"
     learning_rate=3e-3,
     embedding_learning_rate=6e-3,  # of the factors, of which each row is in few batches
-    embedding_l2=1.6e-4,  # on the factors in a batch, with "dense_adam" on all
+    embedding_l2=2e-5,  # on the factors that are stepped; 1.6e-4 with "adam", 0 with "adagrad" and "sgd"
     schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )

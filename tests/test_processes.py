@@ -43,9 +43,10 @@ def test_sgd_gives_the_same_weights(trained, model):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=lambda text, name=name: name + text)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "dense_adam"])
 @pytest.mark.parametrize("model", ["DeepFM", "DLRM", "MMoE", "BST"])
-def test_own_optimizer_gives_the_same_logits(trained, model):
-    one, two = (results[f"{model} adam"]["logits"] for results in trained)
+def test_own_optimizers_give_the_same_logits(trained, model, optimizer):
+    one, two = (results[f"{model} {optimizer}"]["logits"] for results in trained)
     torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
 
 

@@ -120,6 +120,11 @@ def test_other_schedules_end_the_same(start, whole, monkeypatch, schedule, warmu
     check_ends_the_same(start, whole, monkeypatch, settings, DeepFM, "training_step", call)
 
 
+def test_dense_adam_ends_the_same(start, whole, monkeypatch):
+    settings = {"optimizer": "dense_adam", "embedding_l2": 1e-4}
+    check_ends_the_same(start, whole, monkeypatch, settings, DeepFM, "training_step", 12)
+
+
 @pytest.mark.parametrize("save", range(4, 15))
 def test_ends_the_same_after_a_death_right_after_a_checkpoint(start, whole, monkeypatch, outputs, save):
     """Also after timed checkpoints, here after each batch. A validation follows batches 5 and 10."""

@@ -58,7 +58,7 @@ def run(model: pl.LightningModule, batch: list[torch.Tensor], devices: int) -> d
 def main(devices: int, path: str) -> None:
     results = {}
     for kind, module in MAKERS.items():
-        for optimizer, l2 in (("sgd", 0.0), ("adam", 1e-3)):
+        for optimizer, l2 in (("sgd", 0.0), ("adam", 1e-3), ("dense_adam", 1e-3)):
             pl.seed_everything(1, verbose=False)
             model = module.make_model(optimizer=optimizer, embedding_l2=l2, learning_rate=0.01).train()
             results[f"{kind.__name__} {optimizer}"] = run(model, module.make_batch(ROWS), devices)
