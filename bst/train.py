@@ -66,7 +66,6 @@ TRAINING = dict(
     logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
     resume=False,  # True: continue the newest unfinished run
 )
-WITHOUT_SEQUENCE_L2_FACTOR = 0.75  # of embedding_l2, for the model without its sequence: best on validation rows
 
 
 @on_ray("bst", TRAINING)
@@ -107,8 +106,7 @@ def fit(
         if not settings.model["use_sequence"]:
             return rating_baselines(data)
         print("\nTraining one of the baselines, the same model without its sequence", flush=True)
-        l2 = settings.optimizer["embedding_l2"] * WITHOUT_SEQUENCE_L2_FACTOR
-        without = settings.changed({"use_sequence": False, "embedding_l2": l2})
+        without = settings.changed({"use_sequence": False})
         with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:
             ablation = fit(without, data, inner)
         predictions = saved_predictions(inner)  # including those of the baselines
