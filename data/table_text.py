@@ -126,8 +126,6 @@ class TextBlock:
         plain = self.content.replace(b"\r\n", b"\n") if b"\r" in self.content else self.content
         if _has_control_bytes(plain):
             raise self._explained("control characters")
-        if not self.skips_blank and (b"\n\n" in plain or plain.startswith(b"\n")):  # pyarrow would read missing values
-            raise self._explained("a blank line")
         if plain.startswith(BOM):  # pyarrow would drop it; the file's own is already removed
             raise self._explained("a byte order mark")
         try:
@@ -145,8 +143,11 @@ class TextBlock:
                 table = self._read(plain, dict.fromkeys(wanted, pa.string()))
             except pa.ArrowInvalid as error:
                 raise self._explained(str(error)) from error
-        if self.schema.quoted and len(table) != count_lines(plain):
-            self._check_quotes()
+        if len(table) != count_lines(plain):
+            if self.schema.quoted:
+                self._check_quotes()
+            elif not self.skips_blank:
+                raise self._explained("a blank line")
         columns = {name: table.column(name).combine_chunks() for name in wanted}
         if self.schema.strip:
             missing = pa.array(self.schema.missing, pa.string())
@@ -166,7 +167,7 @@ class TextBlock:
                 quote_char='"' if schema.quoted else False,
                 double_quote=schema.quoted,
                 newlines_in_values=schema.quoted,
-                ignore_empty_lines=self.skips_blank,
+                ignore_empty_lines=True,
                 invalid_row_handler=self._on_invalid,
             ),
             pyarrow.csv.ConvertOptions(
