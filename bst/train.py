@@ -47,7 +47,7 @@ MODEL = dict(
     use_sequence=True,  # False: leave out the transformer
 )
 OPTIMIZER = dict(
-    optimizer="dense_adam",  # steps all factors; "adam", those in a batch: faster for millions; or "adagrad", "sgd"
+    optimizer="dense_adam",  # steps all factors; "adam", those in a batch: faster with millions; or "adagrad", "sgd"
     learning_rate=3e-3,
     embedding_learning_rate=6e-3,  # of the factors, of which each row is in few batches
     embedding_l2=2e-5,  # on the factors that are stepped; 1.6e-4 with "adam", 0 with "adagrad" and "sgd"

@@ -1,6 +1,5 @@
 """The baseline of the multi-task models: a tuned logistic regression per task, on the same inputs."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,6 @@ def logistic_regression(data: MultiTaskDataModule) -> dict[str, Tensor]:
     probabilities = []
     for k in range(len(data.tasks)):
         model = tuned_logistic_regression(x_train, y_train[:, k], x_val, y_val[:, k], data.training_offset)
-        probability = model.predict_proba(x_test)[:, 1] if model else np.full(x_test.shape[0], y_train[:, k].mean())
-        probabilities.append(torch.from_numpy(probability))
+        base = torch.full((x_test.shape[0],), data.base_logits[k], dtype=torch.float64).sigmoid()
+        probabilities.append(torch.from_numpy(model.predict_proba(x_test)[:, 1]) if model else base)
     return {"logistic regression": torch.stack(probabilities, 1)}

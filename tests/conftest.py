@@ -50,7 +50,7 @@ def rng() -> np.random.Generator:
 
 
 def pytest_collection_finish() -> None:
-    """Leave the modules and collected tests out of garbage collections, of which each training run begins with one."""
+    """Each training run begins with a garbage collection: leave the modules and collected tests out of it."""
     gc.freeze()
 
 

@@ -50,7 +50,9 @@ def _run(command: list[str], folder: Path, variables: dict[str, str], streams: d
             os.close(number)
             setattr(sys, name, None)  # as Python starts with a closed stream
         else:
-            os.dup2(os.open(*stream), number)
+            opened = os.open(*stream)
+            os.dup2(opened, number)
+            os.close(opened)
             setattr(sys, name, open(number, mode, closefd=False))
     os.environ.clear()
     os.environ.update(variables)

@@ -1,4 +1,4 @@
-"""LazyAdam against torch.optim.Adam and against a loop over rows."""
+"""LazyAdam and DenseAdam against torch.optim.Adam, and LazyAdam against a loop over rows."""
 
 from copy import deepcopy
 
@@ -110,10 +110,11 @@ def test_touched_rows_sums_repetitions():
     assert rows.tolist() == [1, 4] and grad[:, 0].tolist() == [1, 2]
 
 
-def test_l2_reaches_the_tables_alone_and_only_with_adam():
+@pytest.mark.parametrize("optimizer", ["adam", "dense_adam"])
+def test_l2_reaches_the_tables_alone_and_only_with_an_adam(optimizer):
     model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
     settings = {"learning_rate": 1e-3, "embedding_learning_rate": None, "embedding_l2": 0.5} | LINEAR
-    built = build_optimizer(model, 10, optimizer="adam", **settings)
+    built = build_optimizer(model, 10, optimizer=optimizer, **settings)
     decay = {id(p): g["weight_decay"] for g in built["optimizer"].param_groups for p in g["params"]}
     assert decay == {id(p): 0.5 * (p is model["table"].weight) for p in model.parameters()}
     with pytest.raises(UserError, match=r"embedding_l2 is 0\.5; with 'sgd' it must be 0"):

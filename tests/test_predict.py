@@ -132,10 +132,10 @@ def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
     predict(deepfm, tmp_path / "test.txt.gz", tmp_path / "gz.csv")
     assert (tmp_path / "gz.csv").read_bytes() == expected
     command = [sys.executable, REPO / "predict.py", deepfm, "-"]
-    piped = subprocess.run(command, cwd=tmp_path, input=packed, capture_output=True)
+    piped = subprocess.run(command, cwd=tmp_path, input=(tmp_path / "test.txt").read_bytes(), capture_output=True)
     assert piped.returncode == 0, piped.stderr
     assert piped.stdout == expected and b"300 rows" in piped.stderr
-    given = {0: (tmp_path / "test.txt", os.O_RDONLY)}
+    given = {0: (tmp_path / "test.txt.gz", os.O_RDONLY)}
     redirected = run_process("predict.py", deepfm, "-", folder=tmp_path, streams=given)
     assert redirected.returncode == 0, redirected.stderr
     assert redirected.stdout.encode() == expected and "300 rows" in redirected.stderr

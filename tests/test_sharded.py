@@ -47,7 +47,7 @@ def compare(rank: int, port: int, folder: Path) -> None:
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     sharded.CHUNK = 5  # so that there are several chunks
     same = {"rtol": 0, "atol": 1e-12, "check_dtype": False}  # Adam reads its number of steps as float32
-    for optimizer, l2 in (("sgd", 0.0), ("adam", 1e-3), ("adagrad", 0.0)):
+    for optimizer, l2 in (("sgd", 0.0), ("adam", 1e-3), ("dense_adam", 1e-3), ("adagrad", 0.0)):
         torch.manual_seed(0)
         settings = {"cardinalities": SIZES, "optimizer": optimizer, "embedding_l2": l2}
         if optimizer == "adagrad":  # a field of two values in a cell, or one and padding

@@ -23,8 +23,7 @@ from data.criteo_data import ClickDataModule
 from deepfm.train import DATA
 
 HIDDEN_UNITS, DROPOUT = (256, 128), 0.2
-# as many as our DeepFM had; the first is the default of DeepCTR-Torch
-TRIES = tuple(product((1e-5, 3e-5, 1e-4, 3e-4), (1e-3, 3e-3)))  # L2, learning rate
+TRIES = tuple(product((1e-5, 3e-5, 1e-4, 3e-4), (1e-3, 3e-3)))  # (L2, rate); an L2 of 1e-5 is DeepCTR-Torch's default
 EPOCHS, SEEDS = 8, (1, 2, 3)
 
 Rows = tuple[dict[str, np.ndarray], np.ndarray]  # ids of each field by name, labels
@@ -110,7 +109,8 @@ def main(*names: str) -> None:
         tested = [best_epoch(PEERS[name], data, l2, rate, seed, test=True)[1] for seed in SEEDS]
         for metric in ("auc", "log_loss"):
             values = [each[metric] for each in tested]
-            print(f"{name}, L2 {l2:g}, rate {rate:g}: {metric} {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}")
+            spread = f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+            print(f"{name}, L2 {l2:g}, rate {rate:g}: {metric} {spread}", flush=True)
 
 
 if __name__ == "__main__":

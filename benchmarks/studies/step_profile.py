@@ -24,7 +24,7 @@ from common.data.data_module import RecommendationDataModule
 from common.data.loader import MemmapDataset
 from common.files import markdown_table
 from common.model.embedding import SparseLookup
-from common.model.optimizer import LazyAdam
+from common.model.optimizer import DenseAdam, LazyAdam
 from common.model.recommender import Recommender
 from common.training.precision import resolve_precision
 
@@ -33,11 +33,12 @@ OTHER = "other operations of the model"
 WATCHED = {  # methods that torch does not record as operations
     (MemmapDataset, "__getitem__"): "data loading",
     (LazyAdam, "_step_rows"): "optimizer, touched rows",
+    (DenseAdam, "_step_rows"): "optimizer, dense",
     (torch.optim.Adam, "step"): "optimizer, dense",
     (Recommender, "training_step"): "forward",
 }
 KINDS = {  # prefix of an operation's name -> the kind it counts as
-    **{name: name for name in list(WATCHED.values())[:3]},
+    **{name: name for name in list(WATCHED.values())[:4]},
     **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"), "matrix products"),
     f"{SparseLookup.__name__}Backward": "embedding, backward (sort and sum)",
     SparseLookup.__name__: "embedding, lookup",
