@@ -62,7 +62,7 @@ def _plot_attention(model: BST, data: HistoryDataModule, prediction: Tensor, tit
         axes.barh(range(len(names)), weights[i, [*positions, -1]], tick_label=names)
         truth = f"{'liked' if target[i] else 'not liked'}" if click else f"rated {target[i]:g}"
         guess = f"predicted {prediction[chosen[i]]:.0%}" if click else f"predicted {prediction[chosen[i]]:.1f}"
-        axes.set_title(f"{data.title(int(movie_id[i]))}: {truth}, {guess}", fontsize=9)
+        axes.set_title(f"{data.title(int(movie_id[i]))}\n{truth}, {guess}", fontsize=9)
         axes.tick_params(labelsize=7)
     figure.suptitle(
         f"{title}: attention to the latest ratings, averaged over heads\n"

@@ -7,6 +7,7 @@ from threading import RLock
 
 # models are small here, and on a busy machine threads spend more time waiting for each other than working
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # its workers would hardly run beside other tests
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from tqdm import tqdm
 
 from common.paths import data_root
 
-FIRST = ("test_cluster.py", "test_tune.py")  # they wait for Ray, and should not be the last ones
+# the longest files, so that no process has one left when the others are done; those of Ray wait for other processes
+FIRST = [f"test_{name}.py" for name in ("cluster", "tune", "resume", "scripts", "processes", "export", "bst_train")]
 
 tqdm.set_lock(RLock())  # its own is shared with forked processes, which tests kill: one that held it would stop all
 
@@ -55,7 +57,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    items.sort(key=lambda item: item.path.name not in FIRST)
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
     for item in items:
         if (marker := item.get_closest_marker("real_data")) and not (data_root() / marker.args[0]).exists():
             where = os.environ.get("DATA_ROOT", "DATA_ROOT (not set)")
