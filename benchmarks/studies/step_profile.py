@@ -27,18 +27,19 @@ from common.model.embedding import SparseLookup
 from common.model.optimizer import DenseAdam, LazyAdam
 from common.model.recommender import Recommender
 from common.training.precision import resolve_precision
+from data.movie_history import HistoryDataset
 
 FIRST, STEPS = 5, 20  # of the profiled steps
 OTHER = "other operations of the model"
 WATCHED = {  # methods that torch does not record as operations
-    (MemmapDataset, "__getitem__"): "data loading",
+    **{(owner, "__getitem__"): "data loading" for owner in (MemmapDataset, HistoryDataset)},
     (LazyAdam, "_step_rows"): "optimizer, touched rows",
     (DenseAdam, "_step_rows"): "optimizer, dense",
     (torch.optim.Adam, "step"): "optimizer, dense",
     (Recommender, "training_step"): "forward",
 }
 KINDS = {  # prefix of an operation's name -> the kind it counts as
-    **{name: name for name in list(WATCHED.values())[:4]},
+    **{name: name for name in WATCHED.values() if name != "forward"},
     **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"), "matrix products"),
     f"{SparseLookup.__name__}Backward": "embedding, backward (sort and sum)",
     SparseLookup.__name__: "embedding, lookup",
