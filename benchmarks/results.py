@@ -28,19 +28,17 @@ BEGIN, END = "<!-- results: python benchmarks/results.py -->\n", "<!-- end of re
 HEADING = "#### "
 # by dataset and first word of the protocol: published figures, or those of others' code on these rows
 ELSEWHERE = {
-    (
-        "ml-1m",
-        "random",
-    ): "DeepFM of FuxiCTR .9016 ± .0006 (best of eight settings on validation rows), of DeepCTR-Torch .8918 ± .0013 "
-    "(of two), each with 8 epochs (`benchmarks/studies/peers_accuracy.py`). On another random 8:1:1 split of these "
-    "rows LightGBM .8890, logistic regression .8737.",
+    ("ml-1m", "random"): (
+        "DeepFM of FuxiCTR .9016 ± .0006 (best of eight settings on validation rows), of DeepCTR-Torch .8918 ± .0013 "
+        "(of two), each with 8 epochs (`benchmarks/studies/peers_accuracy.py`). On another random 8:1:1 split of these "
+        "rows LightGBM .8890, logistic regression .8737."
+    ),
     ("ml-1m", "leave_last"): "an untuned port of BST has RMSE .9437 to .9484.",
     ("census-income-kdd", "published"): "the paper's MMoE (mean) has income .9359, never married .9927.",
-    (
-        "criteo",
-        "time",
-    ): "FuxiCTR on these rows: DeepFM .7478 to .7484, DLRM .7485. On other rows and splits, of the full "
-    "dataset: BARS x4_001 DeepFM .8143; x1 DeepFM .8138, DLRM .8138.",
+    ("criteo", "time"): (
+        "FuxiCTR on these rows: DeepFM .7478 to .7484, DLRM .7485. On other rows and splits, of the full "
+        "dataset: BARS x4_001 DeepFM .8143; x1 DeepFM .8138, DLRM .8138."
+    ),
 }
 FIRST, LAST = "ml-1m, random", "criteo"  # what any reader can reproduce leads; a sample that is not public comes last
 NOT_OF_THE_COMMAND = ("seed", "data_root", "resume")

@@ -12,6 +12,7 @@ REPO = Path(__file__).resolve().parents[1]  # not from common.paths: the process
 LIBRARIES = ["torch", "pytorch_lightning", "torchmetrics", "matplotlib.figure", "pandas", "pyarrow.csv", "sklearn"]
 SECONDS = 300
 
+STREAMS = ("stdin", "stdout", "stderr")
 Stream = tuple[Path, int] | None
 
 processes = multiprocessing.get_context("forkserver")
@@ -26,7 +27,7 @@ def run_process(
     It is imported from nowhere but the place of the script. streams: of the numbers 0, 1 and 2, path and flags, or None
     if it is closed; others are as usual, with nothing on standard input.
     """
-    written = [folder / f".{name}" for name in ("stdout", "stderr")]
+    written = [folder / f".{name}" for name in STREAMS[1:]]
     usual: dict[int, Stream] = {i: (path, os.O_WRONLY | os.O_CREAT) for i, path in enumerate(written, 1)}
     command = [str(REPO / script), *map(str, arguments)]
     variables = os.environ | {name: str(value) for name, value in environment.items()}
@@ -45,7 +46,7 @@ def run_process(
 
 def _run(command: list[str], folder: Path, variables: dict[str, str], streams: dict[int, Stream]) -> None:
     for number, stream in streams.items():
-        name, mode = ("stdin", "r") if number == 0 else (("stdout", "stderr")[number - 1], "w")
+        name, mode = STREAMS[number], "w" if number else "r"
         if stream is None:
             os.close(number)
             setattr(sys, name, None)  # as Python starts with a closed stream

@@ -95,9 +95,8 @@ def test_factorization_reaches_its_minimum(rng):
 
 
 @pytest.mark.real_data("ml-1m")
-def test_factorization_is_no_straw_man(monkeypatch):
+def test_factorization_is_no_straw_man():
     """Surprise's tuned SVD has a test RMSE of 0.9155."""
-    monkeypatch.setattr("bst.baselines.PENALTIES", (0.07, 0.15))  # with the second, it would be one
     data = HistoryDataModule(**DATA, seed=0)
     data.setup()
     target = data.targets("test")
