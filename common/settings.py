@@ -73,7 +73,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_norm", "on_regression", "self_interaction", "use_sequence"), FLAG),
     "variant": _one_of("mmoe", "omoe", "shared_bottom", "single_task"),
     "task_weights": _tuple_of(WEIGHT, "(1.0, 0.5)"),
-    "slots": _or_none(_tuple_of(_integer(1, 1024), "(1, 3)")),
     "pooling": _or_none(
         _tuple_of((lambda value: value in (None, *POOLINGS), "None, 'mean' or 'sum'"), "(None, 'sum')")
     ),
