@@ -38,7 +38,7 @@ def _is_number(value: object) -> bool:
 
 # of dense inputs: a number ("log" is signed and centred), with a 0/1 input for "missing" or with its quantile as a
 # category, or a category alone
-Transform = Literal["log", "log+missing", "log+quantile", "clamped_log", "clamped_log+missing", "bucket", "quantile"]
+Transform = Literal["log", "log+missing", "log+quantile", "clamped_log", "bucket", "quantile"]
 Pooling = Literal["mean", "sum"]  # of the vectors of several values in a cell; the first is the default
 DENSE_TRANSFORMS, POOLINGS = get_args(Transform), get_args(Pooling)
 
