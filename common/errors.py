@@ -26,11 +26,9 @@ def run_script(main: Callable[..., object], usage: str = "") -> None:
     SIGTERM; for the last two the line may say how to continue.
     """
     _open_standard_streams()
-    answer_help(sys.modules[main.__module__].__doc__)
-    arguments = sys.argv[1:]
+    answer_early(sys.modules[main.__module__].__doc__, usage)
     try:
-        check_arguments(arguments, usage)
-        main(*arguments)
+        main(*sys.argv[1:])
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
@@ -42,11 +40,18 @@ def run_script(main: Callable[..., object], usage: str = "") -> None:
         sys.exit(1)
 
 
-def answer_help(docstring: str | None) -> None:
-    """Print a script's docstring and exit, if the command line asks for --help."""
+def answer_early(docstring: str | None, usage: str = "") -> None:
+    """Exit if the command line asks for --help, the script's docstring, or does not match `usage`.
+
+    A script calls it before imports that take seconds.
+    """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((docstring or "").strip())
         sys.exit()
+    try:
+        check_arguments(sys.argv[1:], usage)
+    except UserError as error:
+        sys.exit(f"error: {printable(str(error))}")
 
 
 def check_arguments(arguments: list[str], usage: str) -> None:

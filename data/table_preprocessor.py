@@ -3,7 +3,8 @@
 N: rows of a block, K: outputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.data.raw_files import Stream
+from common.errors import check
 from data.table_categories import EMPTY_SLOT, FIRST_ID, MISSING, OOV
 from data.table_encoder import PIECEWISE, TableEncoder, nearly_unseen
 from data.table_reader import Rows, read_stream
@@ -31,6 +33,16 @@ class TablePreprocessor:
         self.kept = tuple(column.name for column in self.schema.of_role("kept"))
         fields = [field.name for field in self.encoder.fields]
         self._unseen, self._values = dict.fromkeys(fields, 0), dict.fromkeys(fields, 0)
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Add columns to `kept`. Raises: UserError for one that the table does not have."""
+        for name in names:
+            check(name in self.schema.names, f"there is no column {name!r}; there are {', '.join(self.schema.names)}.")
+        columns = [
+            c if c.name not in names or c.role != "excluded" else replace(c, role="kept") for c in self.schema.columns
+        ]
+        self.schema = replace(self.schema, columns=tuple(columns))
+        self.kept += tuple(name for name in names if name not in self.kept)
 
     @property
     def unseen(self) -> dict[str, int]:

@@ -34,7 +34,7 @@ from common.training.callbacks import (
     ResumableEarlyStopping,
 )
 from common.training.loggers import log_results, make_logger
-from common.training.plots import caption, plot_learning_curves
+from common.training.plots import BEST_POSSIBLE, caption, plot_learning_curves
 from common.training.precision import resolve_precision
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, keep_unchanged
@@ -46,7 +46,7 @@ QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False,
 LOSSES = ("rmse", "log_loss")  # the metrics that are better when smaller
 
 Metrics = dict[str, float]
-Plot = Callable[[Any, Any, Tensor, Tensor, Path], None]
+Plot = Callable[[Any, Any, Tensor, Tensor, Path, dict[str, Tensor]], None]
 
 
 def fit_and_test(
@@ -66,8 +66,8 @@ def fit_and_test(
     If the run in this folder was already tested, its results are returned unchanged.
 
     monitor: the validation metric that chooses the checkpoint. baselines(data): predictions of simple models for the
-    test rows; called on all ranks. plot(model, data, prediction, target, folder): draws figures of the test rows.
-    test: False for a trial of a search, which must not see the test split.
+    test rows; called on all ranks. plot(model, data, prediction, target, folder, baselines): draws figures of the
+    test rows. test: False for a trial of a search, which must not see the test split.
 
     Returns the contents of results.json, plus the paths of the run's folder and its best checkpoint.
     """
@@ -124,9 +124,7 @@ def fit_and_test(
         arrays |= {} if groups is None else {"groups": groups}
         with atomic_write(folder / PREDICTIONS) as file:
             np.savez(file, **arrays)
-        plot(model, data, prediction, target, folder)
-        title, path = caption(model, data, folder), folder / "learning_curves.png"
-        plot_learning_curves(log.rows, monitor, mode, model.loss_weight, title, path)
+        plot(model, data, prediction, target, folder, others)
     results = {
         "model": model.display_name,
         "dataset": data.dataset,
@@ -146,6 +144,11 @@ def fit_and_test(
         "precision": trainer.precision,
         "versions": versions(),
     }
+    if test and trainer.is_global_zero:
+        tested = {model.display_name: results["test"], **results["baselines"]}
+        tested |= {BEST_POSSIBLE: results["best_possible"]} if data.is_sample else {}
+        title, path = caption(model, data, folder), folder / "learning_curves.png"
+        plot_learning_curves(log.rows, monitor, mode, model.loss_weight, tested, title, path)
     if trainer.is_global_zero:
         if logger := make_logger(training["logger"], folder, resumes=False):  # the logger of fit would purge again
             log_results(logger, results, settings, folder, trainer.global_step)
