@@ -10,7 +10,7 @@ from torch import Tensor
 from bst.bst import BST
 from common.model.metrics import auc, rating_metrics
 from common.training.plots import caption
-from data.movie_history import PADDING
+from data.history.dataset import PADDING
 from data.movie_rating_seq import HistoryDataModule
 
 LENGTH_BINS = 8  # with about equally many test rows each

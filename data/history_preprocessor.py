@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.data.raw_files import Stream
 from data.movie_encoder import MovieEncoder, encode_ids, past_user_bias
-from data.movie_history import OOV, PADDING, dense_features, history_window, time_gap_bucket
+from data.history.dataset import OOV, PADDING, dense_features, history_window, time_gap_bucket
 
 NO_TIME = -1
 TIME_BITS, ID_BITS = 40, 32  # enough for timestamps of 12 digits and ids of 9
@@ -53,7 +53,7 @@ class HistoryPreprocessor:
             state["start_from_biases"],
         )
         self.click = state["target"] == "click"
-        self.columns = ("probability",) if self.click else ("rating",)
+        self.columns = ({"click": "probability", "rating": "rating", "item": "score"}[state["target"]],)
         self.from_file: dict[int, Past] = {}
         ratings = {name: column.numpy() for name, column in state["ratings"].items()}
         self.users, self.user_ids, self.time = ratings["user"], ratings["user_ids"], ratings["time"]
@@ -95,7 +95,7 @@ class HistoryPreprocessor:
         if self.history_from_file:
             self._add_histories(inputs, user, movie, rating, time)
         ids, *_, user_ids, _ = inputs
-        for key, column in zip(self.unseen, (user_ids[:, 0], ids), strict=True):
+        for key, column in zip(self.unseen, (user_ids[:, 0], ids[:, 0]), strict=True):
             self.unseen[key] += int((column == OOV).sum())
         target = torch.from_numpy(rating.astype(np.float32))
         if self.click:
@@ -138,7 +138,7 @@ class HistoryPreprocessor:
         past = position - start
         user_bias = past_user_bias(self.total[position] - self.total[start], past) * self.start_from_biases
         dense = dense_features(
-            torch.from_numpy(self.expected[ids].astype(np.float32)),
+            torch.from_numpy(self.expected[ids].astype(np.float32)).unsqueeze(1),
             torch.from_numpy(user_bias.astype(np.float32)) * self.use_ratings,
             torch.from_numpy(past),
             self.scale.even_chance if self.click else 0.0,
@@ -146,7 +146,7 @@ class HistoryPreprocessor:
         window = torch.from_numpy(position), torch.from_numpy(start), torch.from_numpy(now)
         history, residual, time_gap = history_window(*self.past, *window, self.history_length)
         residual = residual * self.use_ratings
-        return [torch.from_numpy(ids), history, residual, time_gap, torch.from_numpy(user_ids), dense]
+        return [torch.from_numpy(ids).unsqueeze(1), history, residual, time_gap, torch.from_numpy(user_ids), dense]
 
     def _positions(
         self, row: np.ndarray, known: np.ndarray, movie: np.ndarray, time: np.ndarray
@@ -170,7 +170,7 @@ class HistoryPreprocessor:
         """Give users who are not in the checkpoint their preceding rows as history, and remember these rows."""
         is_new = ~np.isin(user, self.users)
         if self.scale.has_ratings:
-            counts, residual = ~np.isnan(rating), self.encoder.residuals(rating, inputs[0].numpy())
+            counts, residual = ~np.isnan(rating), self.encoder.residuals(rating, inputs[0][:, 0].numpy())
         else:
             counts, residual = np.full(len(user), True), np.zeros(len(user))
         for row, (number, is_history) in enumerate(zip(user.tolist(), counts.tolist(), strict=True)):
@@ -181,7 +181,7 @@ class HistoryPreprocessor:
                 past.movies.add(int(movie[row]))
             if is_history and is_new[row]:
                 now = int(time[row]) if time[row] != NO_TIME else past.last[-1][2] if past.last else 0
-                past.last.append((int(inputs[0][row]), float(residual[row]), now))
+                past.last.append((int(inputs[0][row, 0]), float(residual[row]), now))
                 past.count, past.total = past.count + 1, past.total + float(residual[row])
 
     def _fill(self, inputs: list[Tensor], rows: slice, past: Past, time: int) -> None:
@@ -198,6 +198,5 @@ class HistoryPreprocessor:
         user_bias = past_user_bias(np.array(past.total), np.array(past.count)) * self.start_from_biases
         expected = torch.from_numpy(self.expected[ids[rows].numpy()].astype(np.float32))
         even_chance = self.scale.even_chance if self.click else 0.0
-        dense[rows] = dense_features(
-            expected, torch.full_like(expected, float(user_bias) * self.use_ratings), count, even_chance
-        )
+        bias = torch.full((len(count),), float(user_bias) * self.use_ratings)
+        dense[rows] = dense_features(expected, bias, count, even_chance)

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from common.errors import check
 from data.interactions_schema import KEYS, AttributeTable, InteractionSchema, read_interactions_file
-from data.movie_history import Attributes, Scale, Users
+from data.history.dataset import Scale
+from data.movie_encoder import Attributes, Users
 from data.table_fit import quantile_edges
 from data.table_reader import Rows, data_files, read_files
 from data.table_schema import Column, Schema

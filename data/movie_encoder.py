@@ -12,9 +12,11 @@ from torch import Tensor
 
 from common.data.data_module import SPLIT_SEED, SPLITS
 from common.errors import check
-from data.movie_history import FIRST_ID, OOV, Attributes, Scale, Users
+from data.history.dataset import FIRST_ID, OOV, Scale
 
 SPLIT_METHODS = ("leave_last", "time", "random")
+Attributes = dict[int, list[list[str]]]  # the values of each attribute of a movie (genres, say), by raw id
+Users = dict[int, list[str]]  # gender, age group and the like, by raw id
 SHARES = (0.8, 0.1)  # of training and validation rows, for "time" and "random"
 LEAST_TIMESTAMP = 100_000_000  # seconds since 1970; smaller times are ranks
 # pseudo-ratings with residual 0 added to each bias (Surprise's defaults), and to the bias over a user's past
@@ -80,10 +82,10 @@ def fit_biases(
     return mean, user_bias, movie_bias
 
 
-def fit_popularity(movie: np.ndarray, negatives: int) -> tuple[float, np.ndarray]:
-    """Logit of a click among uniformly sampled negatives, and what each movie (M,) adds to it by its count."""
+def fit_popularity(movie: np.ndarray) -> np.ndarray:
+    """The log of how many rows each item (M,) has, and what an average one has; the sum of both is what is expected."""
     counts = np.bincount(movie)
-    return -float(np.log(negatives)), np.log(counts + 1) - np.log(counts.mean() + 1)
+    return np.log(counts + 1) - np.log(counts.mean() + 1)
 
 
 def in_units(rating: np.ndarray, scale: Scale) -> np.ndarray:
@@ -117,9 +119,8 @@ class MovieEncoder:
         scale: Scale,
         *,
         start_from_biases: bool,
-        negatives: int,
     ) -> "MovieEncoder":
-        """start_from_biases: False leaves every bias at 0; negatives: sampled per row if there are no ratings.
+        """start_from_biases: False leaves every bias at 0.
 
         `attributes` has every movie or is empty; `users` likewise.
         """
@@ -129,7 +130,7 @@ class MovieEncoder:
             rating = in_units(ordered["rating"][train], scale)
             mean, _, movie_bias = fit_biases(user, movie, rating, len(user_ids), len(movie_ids))
         else:
-            mean, movie_bias = fit_popularity(movie, negatives)
+            mean, movie_bias = 0.0, fit_popularity(movie)
         known = [users[number] for number in user_ids.tolist() if users]
         movies = [attributes[number] for number in movie_ids.tolist() if attributes]
         return cls(
@@ -182,7 +183,7 @@ class MovieEncoder:
         rows = np.arange(len(ordered["start"]))
         yield "user_ids", self._encode_users(ordered["user"][ordered["start"] == rows], users)
         movie = encode_ids(ordered["movie"], self.movie_ids)
-        yield "movie", movie
+        yield "item", movie
         yield "expected", self.expected.astype(np.float32)
         residual = self.residuals(ordered["rating"], movie)
         yield "residual", residual.astype(np.float32)

@@ -5,9 +5,11 @@ M: movie ids, G: genres.
 """
 
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
@@ -15,15 +17,22 @@ import numpy as np
 import torch
 
 from common.data.cache import build_once
-from common.data.data_module import SPLITS, RecommendationDataModule
+from common.data.data_module import SPLIT_SEED, SPLITS, RecommendationDataModule
+from common.data.loader import BatchLoader, EpochSampler
 from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Source, find_dataset
 from common.errors import check, run_script
 from common.settings import check_settings
+from data.history.dataset import (
+    FIRST_ID,
+    HistoryDataset,
+    Negatives,
+    RankedDataset,
+    SampledDataset,
+    Scale,
+)
 from data.interactions_table import Interactions
 from data.movie_encoder import SPLIT_METHODS, MovieEncoder, in_time_order, in_units, split_rows, time_order
-from data.movie_history import FIRST_ID, ORDERED, HistoryDataset, Scale
-from data.movie_negatives import sample_negatives
 from data.movie_raw import read_ratings
 from data.movie_release import MovieLens
 from data.movie_sample import movie_sample
@@ -48,7 +57,10 @@ ARCHIVES = {  # by folder below DATA_ROOT
     ),
 }
 # the modules that compute the arrays; for interactions also those that read tables
-CODE = [*(f"data.movie_{name}" for name in ("raw", "release", "encoder", "history", "negatives")), __name__]
+CODE = [*(f"data.movie_{name}" for name in ("raw", "release", "encoder")), "data.history.dataset", __name__]
+ORDERED = ["user", "movie", "rating", "time", "user_row", "start"]
+BATCH_PAIRS = 1 << 14  # of held-out rows and items, scored at a time: more would not fit into the processor's cache
+RANKED_PAIRS = {"val": 8 << 20, "test": 64 << 20}  # of held-out rows and items, at most; scoring a million takes about 10 s
 OWN_CODE = [*CODE, *TABLE_CODE, "data.interactions_schema", "data.interactions_table"]
 SOURCE = Source("python data/movie_rating_seq.py", ARCHIVES)
 
@@ -73,6 +85,7 @@ class HistoryDataModule(RecommendationDataModule):
         split: str,
         target: str,
         negatives: int,
+        negatives_power: float,
         history_length: int,
         history_ratings: bool,
         start_from_biases: bool,
@@ -83,10 +96,10 @@ class HistoryDataModule(RecommendationDataModule):
         super().__init__(
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
-        check_settings({"target": target, "history_length": history_length, "negatives": negatives})
+        check_settings({"target": target, "history_length": history_length, "negatives": negatives, "negatives_power": negatives_power})
         check(split in SPLIT_METHODS, f"split is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
         self.target, self.history_length, self.history_ratings = target, history_length, history_ratings
-        self.negatives = negatives
+        self.negatives, self.negatives_power = negatives, negatives_power
         self.settings = {"split": split, "start_from_biases": start_from_biases}
 
     def setup(self, stage: str | None = None) -> None:
@@ -97,8 +110,8 @@ class HistoryDataModule(RecommendationDataModule):
         own = self.raw_folder / COLUMNS_FILE
         table = Interactions(own) if own.exists() else MovieLens(self.raw_folder, SOURCE)
         self.table, code = table, OWN_CODE if own.exists() else CODE
-        if not table.has_ratings:
-            self.settings |= {"negatives": self.negatives, "seed": self.seed}
+        self.target = self._resolved_target()
+        self.settings |= {"has_ratings": self.target != "item"}
         self.ordered = build_once(
             f"{table.name}-ordered", table.files, table.key, partial(write_ordered, table), code=code
         )
@@ -108,40 +121,49 @@ class HistoryDataModule(RecommendationDataModule):
             table.name, table.files, settings, partial(write_encoded, table, self.ordered, self.settings), code=code
         )
         encoder = MovieEncoder.from_state(json.loads((self.folder / "encoder.json").read_text()))
-        self.target = self._resolved_target(encoder.scale)
         self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
         self.encoder = encoder
-        leaks = " (LEAKS: users' later ratings are in training)" if self.settings["split"] == "random" else ""
-        sampled = "" if table.has_ratings else f", {self.negatives} sampled negatives per row"
-        self.protocol = f"{self.settings['split']} split{leaks}{sampled}"
-
-    def _resolved_target(self, scale: Scale) -> str:
-        if self.target == "auto":
-            return "rating" if scale.has_ratings else "click"
         check(
-            scale.has_ratings or self.target == "click",
-            f'target is "rating", but {self.dataset!r} has no ratings. Set target="click".',
-        )
-        check(
-            scale.click_from is not None or self.target == "rating",
+            self.target != "click" or encoder.scale.click_from is not None,
             'target is "click", but columns.json does not say which ratings are clicks: add "click_from", the least '
             "rating that is a click, to the column of ratings.",
         )
+        leaks = " (LEAKS: users' later ratings are in training)" if self.settings["split"] == "random" else ""
+        self.protocol = f"{self.settings['split']} split{leaks}"
+        if self.target == "item":
+            self.training_offset = -math.log(self.negatives)  # one positive among them
+            self.protocol += f", ranked among all {len(encoder.movie_ids):,} items of the training rows"
+            for name, pairs in RANKED_PAIRS.items():
+                self.rows[name] = self._some(self.rows[name], pairs // len(encoder.movie_ids))
+
+    def _resolved_target(self) -> str:
+        if self.target == "auto":
+            return "rating" if self.table.has_ratings else "item"
+        check(
+            self.table.has_ratings or self.target == "item",
+            f'target is {self.target!r}, but {self.dataset!r} has no ratings. Set target="item".',
+        )
         return self.target
 
+    def _some(self, rows: np.ndarray, most: int) -> np.ndarray:
+        """At most so many of the rows, always the same ones."""
+        if len(rows) <= most:
+            return rows
+        return np.sort(np.random.default_rng(SPLIT_SEED).choice(rows, max(1, most), replace=False))
+
     @property
-    def num_movies(self) -> int:
+    def num_items(self) -> int:
         return self.encoder.num_movies
 
     @property
-    def num_genres(self) -> int:
+    def num_attributes(self) -> int:
         return self.encoder.num_genres
 
     @property
     def user_cardinalities(self) -> list[int]:
         return self.encoder.user_cardinalities
 
-    def genre_shares(self) -> torch.Tensor:
+    def attribute_shares(self) -> torch.Tensor:
         """(M, G): 1 / number of its genres for each genre of a movie."""
         return self.encoder.genre_shares(self.table.movies(np.array(self.encoder.movie_ids)))
 
@@ -157,16 +179,14 @@ class HistoryDataModule(RecommendationDataModule):
 
     def user_movie_target(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """User number, movie id, and rating in the units of the model (or click) of all examples."""
-        user, movie = np.load(self.ordered / "user_row.npy"), np.load(self.folder / "movie.npy", mmap_mode="r")
+        user, movie = np.load(self.ordered / "user_row.npy"), np.load(self.folder / "item.npy", mmap_mode="r")
         target = self.examples().targets(torch.arange(len(movie))).numpy()
-        user = np.tile(user, len(movie) // len(user))
         return user, movie, target if self.target == "click" else in_units(target, self.encoder.scale)
 
     def past_ratings(self, split: str) -> np.ndarray:
         """How many ratings the user of each row gave before it (N,)."""
         start = np.load(self.ordered / "start.npy", mmap_mode="r")
-        position = self.rows[split] % len(start)
-        return position - start[position]
+        return self.rows[split] - start[self.rows[split]]
 
     def title(self, movie: int) -> str:
         """Title of the movie with this id."""
@@ -179,14 +199,29 @@ class HistoryDataModule(RecommendationDataModule):
         return torch.from_numpy(truth[:, int(self.target == "click")])
 
     def examples(self) -> HistoryDataset:
-        return HistoryDataset(
-            self.ordered,
-            self.folder,
-            self.encoder.scale,
-            history_length=self.history_length,
-            click=self.target == "click",
-            use_ratings=self.history_ratings,
-        )
+        return HistoryDataset(**self._arguments())
+
+    def training_examples(self) -> HistoryDataset:
+        if self.target != "item":
+            return self.examples()
+        user, item = np.load(self.ordered / "user_row.npy"), np.load(self.folder / "item.npy")
+        count = np.bincount(item[self.rows["train"]], minlength=self.num_items)
+        negatives = Negatives(user, item, count, self.negatives_power, self.table.ids["user"] if hasattr(self.table, "ids") else user)
+        return SampledDataset(negatives=negatives, count=self.negatives, seed=self.seed, **self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"ordered": self.ordered, "encoded": self.folder, "scale": self.encoder.scale, "history_length": self.history_length, "click": self.target == "click", "use_ratings": self.history_ratings}
+
+    def groups(self, split: str) -> np.ndarray | None:
+        if self.target != "item":
+            return None
+        return np.load(self.ordered / "user_row.npy", mmap_mode="r")[self.rows[split]]
+
+    def _loader(self, split: str, seed: int | None, batch_size: int) -> BatchLoader:
+        if self.target != "item" or split == "train":
+            return super()._loader(split, seed, batch_size)
+        rows = max(BATCH_PAIRS // len(self.encoder.movie_ids), 8)
+        return BatchLoader(RankedDataset(**self._arguments()), EpochSampler(self.rows[split], None), rows, self.num_workers)
 
     def state_dict(self) -> dict:
         """Saved in every checkpoint, so that it suffices to score new rows."""
@@ -224,27 +259,14 @@ def write_encoded(table: MovieLens | Interactions, ordered_folder: Path, setting
         f"{', '.join(name for name, part in rows.items() if not len(part))}; more ratings are needed.",
     )
     train = rows["train"]
-    negatives, biases = settings.get("negatives", 0), settings["start_from_biases"]
+    biases = settings["start_from_biases"]
     movies, users = table.movies(np.unique(ordered["movie"][train])), table.users(np.unique(ordered["user"][train]))
-    scale = table.scale(ordered["rating"][train])
-    encoder = MovieEncoder.fit(ordered, train, movies, users, scale, start_from_biases=biases, negatives=negatives)
+    scale = table.scale(ordered["rating"][train]) if settings["has_ratings"] else Scale(0.0, 1.0, 1.0, 0.0, has_ratings=False)
+    encoder = MovieEncoder.fit(ordered, train, movies, users, scale, start_from_biases=biases)
     for name, column in encoder.encode(ordered, users, biases):
-        if negatives and name == "movie":
-            assert isinstance(table, Interactions)
-            sampled = sample_negatives(
-                ordered["user_row"],
-                column,
-                rows,
-                encoder.num_movies,
-                count=negatives,
-                seed=settings["seed"],
-                names=table.ids["user"],
-            )
-            column = np.concatenate([column, sampled.ravel()])
         np.save(target / f"{name}.npy", column)
     for name, part in rows.items():
-        examples = [part + len(ordered["user"]) * i for i in range(1 + negatives)]
-        np.save(target / f"rows_{name}.npy", np.concatenate(examples))
+        np.save(target / f"rows_{name}.npy", part)
     (target / "encoder.json").write_text(json.dumps(encoder.state_dict()))
 
 

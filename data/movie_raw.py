@@ -27,7 +27,7 @@ from common.data.raw_files import (
     raw_file,
 )
 from common.errors import UserError, check
-from data.movie_history import Users
+from data.movie_encoder import Users
 
 BLOCK_BYTES = 16 << 20  # read at a time, about 700,000 lines
 AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M

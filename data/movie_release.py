@@ -7,7 +7,8 @@ import numpy as np
 
 from common.data.raw_files import Source, raw_file
 from common.errors import check
-from data.movie_history import Attributes, Scale, Users
+from data.history.dataset import Scale
+from data.movie_encoder import Attributes, Users
 from data.movie_raw import detect_release, read_movies, read_ratings, read_users
 
 CLICK_FROM, EVEN_CHANCE = 4.0, 3.5

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from bst.bst import BST, Block
-from data.movie_history import PADDING, TIME_GAP_BUCKETS
+from data.history.dataset import PADDING, TIME_GAP_BUCKETS
 from tests.checks import build, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
 
 MOVIES, GENRES, USERS, HISTORY, DIM, HEADS, FACTORS = 20, 3, [6, 3], 5, 8, 2, 4

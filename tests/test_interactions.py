@@ -19,7 +19,7 @@ from common.errors import UserError
 from data.history_preprocessor import HistoryPreprocessor
 from data.interactions_guess import guess_interactions
 from data.interactions_preprocessor import preprocessor_of_histories
-from data.movie_history import FIRST_ID, OOV, PADDING
+from data.history.dataset import FIRST_ID, OOV, PADDING
 from data.movie_rating_seq import HistoryDataModule
 from deepfm.train import train as train_deepfm
 from predict import load, predict, predict_batch

@@ -12,7 +12,7 @@ import torch
 from bst.train import DATA
 from common.errors import UserError
 from common.model.metrics import rating_metrics
-from data.movie_history import FIRST_ID, OOV, PADDING, time_gap_bucket
+from data.history.dataset import FIRST_ID, OOV, PADDING, time_gap_bucket
 from data.movie_rating_seq import HistoryDataModule
 from tests.movie_rows import make_ratings, write_1m, write_csv
 

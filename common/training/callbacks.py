@@ -65,7 +65,7 @@ class MetricsLog(pl.Callback):
         self.batches += 1
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # Lightning sets it later
             self._log(trainer, {"train_loss_step": self.loss, "learning_rate": self.learning_rate})
-        self.samples += len(batch[-1]) * trainer.world_size
+        self.samples += len(batch[0]) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._stop_clock()

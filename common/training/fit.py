@@ -118,8 +118,8 @@ def fit_and_test(
     metrics = evaluate(model, data, training, best, test)
     prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
     others = baselines(data) if test else {}
+    groups = data.groups("test") if test else None
     if test and trainer.is_global_zero:
-        groups = data.groups("test")
         arrays: dict[str, Any] = {"prediction": prediction, "target": target, **others}
         arrays |= {} if groups is None else {"groups": groups}
         with atomic_write(folder / PREDICTIONS) as file:
@@ -136,7 +136,7 @@ def fit_and_test(
         "settings": settings.flat(),
         **metrics,
         "baselines": {name: model.measure("test", other, target) for name, other in others.items()},
-        "differences": {name: model.metrics.compare(prediction, other, target) for name, other in others.items()},
+        "differences": {name: model.metrics.compare(prediction, other, target, groups) for name, other in others.items()},
         "best_possible": model.measure("test", data.best_prediction(), target) if data.is_sample and test else None,
         "epochs": math.ceil(log.rows[-1]["epoch"]),
         "train_samples_per_second": log.samples_per_second,
