@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bst.behaviors import FusedBehaviors, behaviors
 from common.errors import check
 from common.model.embedding import PackedEmbedding
 from common.model.layers import mlp
@@ -176,7 +177,9 @@ class BST(Recommender):
         self, target: Tensor, vectors: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The transformer's output at each target (B, Q, D), and the last block's attention weights."""
-        past, target = self.behaviors(vectors, history, residual, time_gap), target + self.positions[-1]
+        form = FusedBehaviors.apply if self.training else behaviors
+        past = form(vectors, self.time_gaps.weight, self.positions[:-1], history, residual, time_gap)  # (B, L, D)
+        target = target + self.positions[-1]
         padding, candidates = history == PADDING, target.shape[1]
         if len(self.blocks) > 1:  # the past attends to the target, so each candidate has its own
             target = target.flatten(0, 1).unsqueeze(1)  # (B Q, 1, D)
@@ -188,11 +191,6 @@ class BST(Recommender):
         # only the last block's output at the target is used
         out, weights = self.blocks[-1](target, past, padding, to_itself=True)
         return out.view(len(history), candidates, -1), weights
-
-    def behaviors(self, vectors: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor) -> Tensor:
-        """What the past consists of: item, rating, time gap and position (B, L, D)."""
-        vector, strength = functional.embedding(history, vectors).chunk(2, 2)
-        return vector + strength * residual.unsqueeze(2) + self.time_gaps(time_gap) + self.positions[:-1]
 
     @torch.no_grad()
     def attention(self, items: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor) -> Tensor:
