@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pytorch_lightning.loggers import Logger
 
@@ -36,9 +36,11 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
-LOG_TRANSFORMS = ("log", "log+missing", "signed_log", "signed_log+missing")
-DENSE_TRANSFORMS = (*LOG_TRANSFORMS, "bucket", "quantile")  # the last two make categories
-POOLINGS = ("mean", "sum")  # of the vectors of several values in a cell; the first is the default
+# of dense inputs: a number ("log" is signed and centred), with a 0/1 input for "missing" or with its quantile as a
+# category, or a category alone
+Transform = Literal["log", "log+missing", "log+quantile", "clamped_log", "clamped_log+missing", "bucket", "quantile"]
+Pooling = Literal["mean", "sum"]  # of the vectors of several values in a cell; the first is the default
+DENSE_TRANSFORMS, POOLINGS = get_args(Transform), get_args(Pooling)
 
 # upper bounds far above any real use, so that a typo or a forged checkpoint cannot exhaust memory
 COUNT, SIZE = _integer(1, 2**31 - 1), _integer(1, 2**16)
