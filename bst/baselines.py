@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.process_group import on_rank_zero
-from data.movie_encoder import fit_biases
+from data.history.encoder import fit_biases
 from data.movie_rating_seq import HistoryDataModule
 
 FACTORS = 30
@@ -21,7 +21,7 @@ EXTRA_RATINGS = 5  # added to the number of ratings in the penalty, for users an
 @on_rank_zero
 def rating_baselines(data: HistoryDataModule) -> dict[str, Tensor]:
     """Predicted test ratings or clicks (N,), fitted on train and, as BST's histories include it, on train + val."""
-    user, movie, rating = data.user_movie_target()
+    user, movie, rating = data.user_item_target()
     test, bounds, (offset, unit) = data.rows["test"], data.rating_range, data.rating_units
     if data.target == "click":  # a linear probability model
         bounds, (offset, unit) = (0.01, 0.99), (0.0, 1.0)

@@ -28,7 +28,7 @@ def plot_history_length_and_attention(
 
 
 def _plot_history_length(data: HistoryDataModule, prediction: Tensor, target: Tensor, title: str, path: Path) -> None:
-    length = 1 + data.past_ratings("test")
+    length = 1 + data.past_rows("test")
     edges = np.unique(np.quantile(length, np.linspace(0, 1, LENGTH_BINS + 1)))
     part = np.clip(np.searchsorted(edges, length, "right") - 1, 0, len(edges) - 2)
     middles, values = [], []

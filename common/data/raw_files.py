@@ -45,8 +45,14 @@ class Source:
     also: str = ""
 
 
+@dataclass(frozen=True)
+class Published:
+    command: str
+    sample: Callable[[], Path]
+
+
 def find_dataset(
-    dataset: str, data_root: str | None, source: Source, make_sample: Callable[[], Path]
+    dataset: str, data_root: str | None, source, make_sample=None
 ) -> tuple[Path, bool]:
     """The folder with the raw files, and whether it is the built-in sample, used if there is no data_root/<dataset>.
 
@@ -57,6 +63,10 @@ def find_dataset(
         return root / dataset, False
     folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     there = f"it has {_listed(folders)}" if folders else "it has no folders"
+    if isinstance(source, dict):
+        check(dataset in source, f"there is no folder {dataset!r} in {root} ({there}).")
+        say_once(f"No folder {root / dataset}: using the built-in sample. `{source[dataset].command}` gets the real data.")
+        return source[dataset].sample(), True
     known = ", ".join(source.datasets)
     check(
         dataset in source.datasets,
@@ -81,18 +91,18 @@ def find_file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
 
 
-def raw_file(folder: Path, name: str, source: Source) -> Path:
+def raw_file(folder: Path, name: str, source=None) -> Path:
     """Like find_file, but raises UserError if there is neither."""
     if path := find_file(folder, name):
         return path
     raise missing_file(folder, f"no {name} (nor {name}.gz)", source)
 
 
-def missing_file(folder: Path, lack: str, source: Source) -> UserError:
+def missing_file(folder: Path, lack: str, source=None) -> UserError:
     """An error that says what the folder has instead, and names the command if it downloads this dataset."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     found = f"it has {_listed(names)}" if names else "it is empty"
-    how = f" Remove the folder, and `{source.command}` gets the data." if folder.name in source.datasets else ""
+    how = f" Remove the folder, and `{source.command}` gets the data." if source and folder.name in source.datasets else ""
     return UserError(f"{folder} has {lack}; {found}.{how}")
 
 

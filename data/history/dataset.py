@@ -3,7 +3,7 @@
 B: rows of a batch, Q: candidate items of a row, L: length of the history, M: item ids, C: feature columns of a user.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from common.errors import UserError, shown
 
 OOV, PADDING, FIRST_ID = 0, 1, 2  # ids: unseen in training, nothing (fills up a history), the first of a vocabulary
 TIME_GAP_BUCKETS = 64  # half powers of two: 0, 1 .. 2^31 seconds (or rows, if times are ranks)
-ORDERED = ["rating", "time", "user_row", "start"]  # columns in time order, the same for any split
+EVENTS = ["rating", "time", "user", "start"]  # columns in time order, the same for any split
 ENCODED = ["item", "residual", "expected", "user_bias", "user_ids"]  # expected: by item id; user_ids: a row per user
 WEIGHT_BITS = 32  # of the weights that negatives are drawn with: their sum, times the users, fits into 64 bits
 
@@ -47,24 +47,33 @@ class Scale:
 
 
 class HistoryDataset(MemmapDataset):
-    """Rows whose histories are windows into the arrays ENCODED and ORDERED; the only candidate is the row's own item.
+    """Rows whose histories are windows into the arrays ENCODED and EVENTS.
 
     history_length: L; click: whether the target is a click instead of the rating; use_ratings: False removes the rating
-    values from the histories.
+    values from the histories; candidates: own_item, all_items or a SampledItems.
     """
 
     def __init__(
-        self, ordered: Path, encoded: Path, scale: Scale, *, history_length: int, click: bool, use_ratings: bool
+        self,
+        events: Path,
+        encoded: Path,
+        scale: Scale,
+        *,
+        history_length: int,
+        click: bool,
+        use_ratings: bool,
+        candidates: "Candidates",
     ):
         # the absolute names are not looked for below `encoded`
-        super().__init__(encoded, [*ENCODED, *(str(ordered / name) for name in ORDERED)])
+        super().__init__(encoded, [*ENCODED, *(str(events / name) for name in EVENTS)])
         self.scale, self.history_length, self.click, self.use_ratings = scale, history_length, click, use_ratings
+        self.candidates = candidates
 
     def __getitem__(self, rows: Tensor) -> tuple[Tensor | Target, ...]:
         """Row numbers (B,) -> items (B, Q), history (B, L), residual (B, L), time_gap (B, L), user_ids (B, 1 + C),
         dense (B, Q, 3), target (B, Q)."""
-        item, residual, expected, user_bias, user_ids, _, time, user_row, start = self.arrays
-        items, target = self.candidates(rows)
+        item, residual, expected, user_bias, user_ids, _, time, user, start = self.arrays
+        items, target = self.candidates(self, rows)
         window = item, residual, time, rows, start[rows], time[rows], self.history_length
         history, residual, time_gap = history_window(*window)
         even_chance = self.scale.even_chance if self.click else 0.0
@@ -74,14 +83,10 @@ class HistoryDataset(MemmapDataset):
             history,
             residual * self.use_ratings,
             time_gap,
-            user_ids[user_row[rows]],
+            user_ids[user[rows]],
             dense_features(expected[items], bias, rows - start[rows], even_chance),
             target,
         )
-
-    def candidates(self, rows: Tensor) -> tuple[Tensor, Target]:
-        """Row numbers (B,) -> items and their targets (B, Q)."""
-        return self.arrays[0][rows].unsqueeze(1), self.targets(rows).unsqueeze(1)
 
     def targets(self, rows: Tensor) -> Tensor:
         """Row numbers (B,) -> ratings or clicks (B,)."""
@@ -89,36 +94,41 @@ class HistoryDataset(MemmapDataset):
         return self.scale.clicks(rating) if self.click else rating
 
 
-class SampledDataset(HistoryDataset):
-    """Rows whose candidates are the row's item and `count` negatives, drawn anew each epoch."""
+Candidates = Callable[[HistoryDataset, Tensor], tuple[Tensor, Target]]  # row numbers (B,) -> items, target (B, Q)
 
-    def __init__(self, *args, negatives: "Negatives", count: int, seed: int, **kwargs):
-        super().__init__(*args, **kwargs)
+
+def own_item(data: HistoryDataset, rows: Tensor) -> tuple[Tensor, Target]:
+    """The row's own item alone, with its rating or click."""
+    return data.arrays[0][rows].unsqueeze(1), data.targets(rows).unsqueeze(1)
+
+
+def all_items(data: HistoryDataset, rows: Tensor) -> tuple[Tensor, Target]:
+    """All items. The target is 1 for the row's own, nan for those that the user had before."""
+    item, start, total = data.arrays[0], data.arrays[-1][rows].long(), len(data.arrays[2])
+    target = torch.zeros(len(rows), total)
+    past = rows - start
+    row = torch.arange(len(rows)).repeat_interleave(past)
+    earlier = torch.arange(len(row)) + (start - past.cumsum(0) + past)[row]
+    target[row, item[earlier].long()] = torch.nan
+    target[torch.arange(len(rows)), item[rows].long()] = 1.0  # also if the user had it before
+    items = torch.arange(FIRST_ID, total, dtype=torch.int32).expand(len(rows), -1)
+    return items, target[:, FIRST_ID:]  # an item that is new to the model is no candidate: a miss
+
+
+class SampledItems:
+    """The row's own item, whose target is 1, and `count` negatives, drawn anew each epoch."""
+
+    def __init__(self, negatives: "Negatives", count: int, seed: int):
         self.negatives, self.count, self.seed = negatives, count, seed
 
-    def candidates(self, rows: Tensor) -> tuple[Tensor, Target]:
-        item, user = self.arrays[0][rows].unsqueeze(1), self.arrays[-2][rows].numpy()
-        drawn = self.negatives.draw(user, random_bits([self.seed, self.epoch], rows.numpy(), self.count))
-        items = torch.cat([item, torch.from_numpy(drawn)], 1)
+    def __call__(self, data: HistoryDataset, rows: Tensor) -> tuple[Tensor, Target]:
+        own, user = data.arrays[0][rows].unsqueeze(1), data.arrays[-2][rows].numpy()
+        drawn = self.negatives.draw(user, random_bits([self.seed, data.epoch], rows.numpy(), self.count))
+        items = torch.cat([own, torch.from_numpy(drawn)], 1)
         target = torch.zeros(items.shape)
         target[:, 0] = 1.0
         log_q = self.negatives.log_q
         return items, target if log_q is None else (target, log_q[items])
-
-
-class RankedDataset(HistoryDataset):
-    """Rows whose candidates are all items. The target is 1 for the row's item, nan for those the user had before."""
-
-    def candidates(self, rows: Tensor) -> tuple[Tensor, Target]:
-        item, start, total = self.arrays[0], self.arrays[-1][rows].long(), len(self.arrays[2])
-        target = torch.zeros(len(rows), total)
-        past = rows - start
-        row = torch.arange(len(rows)).repeat_interleave(past)
-        earlier = torch.arange(len(row)) + (start - past.cumsum(0) + past)[row]
-        target[row, item[earlier].long()] = torch.nan
-        target[torch.arange(len(rows)), item[rows].long()] = 1.0  # also if the user had it before
-        items = torch.arange(FIRST_ID, total, dtype=torch.int32).expand(len(rows), -1)
-        return items, target[:, FIRST_ID:]  # an item that is new to the model is no candidate: a miss
 
 
 class Negatives:
@@ -184,7 +194,7 @@ def dense_features(expected: Tensor, user_bias: Tensor, past: Tensor, even_chanc
     """Expected of the items (B, Q) + user bias (B,) (minus even_chance), user bias, log of 1 + the number of past rows
     (B,): (B, Q, 3)."""
     dense = expected.new_empty(*expected.shape, 3)
-    dense[..., 0] = expected + (user_bias - even_chance).unsqueeze(1)
+    dense[..., 0] = expected + user_bias.unsqueeze(1) - even_chance
     dense[..., 1] = user_bias.unsqueeze(1)
     dense[..., 2] = (1.0 + past).log().unsqueeze(1)
     return dense
