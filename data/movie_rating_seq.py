@@ -40,7 +40,19 @@ from data.history.encoder import SPLIT_METHODS, HistoryEncoder, fit_scale, in_un
 from data.history.events import KEYS, write_events
 from data.reader import Reader, data_files, read_files, source_of
 from data.samples.movies import movie_sample
-from data.schema import COLUMNS_FILE, Categorical, Dataset, Dense, Description, Format, Key, Plain, Rating, Time, read_description
+from data.schema import (
+    COLUMNS_FILE,
+    Categorical,
+    Dataset,
+    Dense,
+    Description,
+    Format,
+    Key,
+    Plain,
+    Rating,
+    Time,
+    read_description,
+)
 
 DATASET = "ml-1m"  # what this script downloads: "ml-1m" or "ml-100k"
 ARCHIVES = {  # by folder below DATA_ROOT
@@ -87,7 +99,9 @@ def described(folder: Path, clicks: bool) -> Dataset | None:
         form = {"quoted": True}
         names, users, attributes = ("userId", "movieId", "rating", "timestamp"), None, folder
         movies = Format(
-            file=raw_file(folder, "movies.csv").name, missing=("(no genres listed)",), columns=_movie_columns("movieId", clicks)
+            file=raw_file(folder, "movies.csv").name,
+            missing=("(no genres listed)",),
+            columns=_movie_columns("movieId", clicks),
         )
     elif path := find_file(folder, "ratings.dat") or find_file(folder, "u.data"):
         names = ("user", "movie", "rating", "time")
@@ -239,7 +253,9 @@ class HistoryDataModule(RecommendationDataModule):
 
     def _write_encoded(self, target: Path) -> None:
         """Write the rows of the splits, the encoder fitted on the training rows, and all rows encoded by it."""
-        events = {name: np.load(self.events / f"{name}.npy", mmap_mode="r") for name in (*KEYS, "rating", "time", "start")}
+        events = {
+            name: np.load(self.events / f"{name}.npy", mmap_mode="r") for name in (*KEYS, "rating", "time", "start")
+        }
         rows = split_rows(events, self.settings["split"])
         check(
             all(map(len, rows.values())),
@@ -383,7 +399,7 @@ def check_interactions(table: Dataset) -> None:
     targets = form.of_role("rating", "label")
     check(
         len(targets) <= 1,
-        f'{table.where}: {", ".join(map(repr, targets))} are ratings or labels, but BST takes one. Give the others the '
+        f"{table.where}: {', '.join(map(repr, targets))} are ratings or labels, but BST takes one. Give the others the "
         'role "excluded".',
     )
 

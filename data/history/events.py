@@ -68,7 +68,9 @@ def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:
         return np.full(len(batch), np.nan if name else 1.0, np.float32)
     column, cells = form.columns[str(name)], batch.column(name)
     if isinstance(column, Label):
-        cells = pc.if_else(pc.is_in(cells, pa.array(form.missing_texts)), None, pc.is_in(cells, pa.array(column.positive)))
+        cells = pc.if_else(
+            pc.is_in(cells, pa.array(form.missing_texts)), None, pc.is_in(cells, pa.array(column.positive))
+        )
     return cells.cast(pa.float32()).to_numpy(zero_copy_only=False)
 
 
@@ -117,10 +119,15 @@ def _cells(form: Format, column: pa.ChunkedArray) -> Cells:
     return [[text for text in cell if text not in missing] for cell in several]
 
 
-def _note(dataset: Dataset, key: Any, table: pa.RecordBatch, texts: list[str], column: np.ndarray, complete: bool) -> str:
+def _note(
+    dataset: Dataset, key: Any, table: pa.RecordBatch, texts: list[str], column: np.ndarray, complete: bool
+) -> str:
     """What to say about users or items of the rows (N,) that their own file lacks, "" if there are none."""
     lacks = ~pc.is_in(pa.array(texts, pa.string()), table.column(0)).to_numpy(zero_copy_only=False)
     rows, path = lacks[column], dataset.path(str(dataset.description.attributes[key].file))
     note = f"{lacks.sum():,} of {len(texts):,} {key}s, with {rows.sum():,} of {len(rows):,} rows, are not in {path}."
-    check(not complete or rows.mean() <= MOST_UNKNOWN, f"{note} The files do not match, or one is cut off: get them again.")
+    check(
+        not complete or rows.mean() <= MOST_UNKNOWN,
+        f"{note} The files do not match, or one is cut off: get them again.",
+    )
     return note if lacks.any() else ""

@@ -172,7 +172,9 @@ class HistoryScorer:
 
     def metadata(self) -> dict[str, Any]:
         """What another program needs to encode a raw row; what users did stays in the checkpoint."""
-        ids = [[part[n] for n in numbers] for part, numbers in zip(self.texts, (self.encoder.users, self.encoder.items))]
+        ids = [
+            [part[n] for n in numbers] for part, numbers in zip(self.texts, (self.encoder.users, self.encoder.items))
+        ]
         content = {"users": ids[0], "items": ids[1], "history_length": self.history_length, "target": self.columns[0]}
         return self.encoder.state_dict() | content
 
@@ -219,7 +221,9 @@ class HistoryScorer:
             rows = self.from_file.get(user)
             if not rows or not rows.last:
                 return Past((), (), (), 0, 0.0, 0)
-            return Past(*zip(*rows.last, strict=True), rows.count, rows.total, rows.last[-1][2] if time is None else time)
+            return Past(
+                *zip(*rows.last, strict=True), rows.count, rows.total, rows.last[-1][2] if time is None else time
+            )
         start, end = self._span(user)
         if item is not None:
             own = start + np.flatnonzero(self.number[start:end] == self.items.get(item, (-1, OOV))[0])
