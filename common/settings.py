@@ -38,7 +38,7 @@ def _is_number(value: object) -> bool:
 
 # of dense inputs: a number ("log" is signed and centred), with a 0/1 input for "missing" or with its quantile as a
 # category, or a category alone
-Transform = Literal["log", "log+missing", "log+quantile", "clamped_log", "clamped_log+missing", "bucket", "quantile"]
+Transform = Literal["log", "log+missing", "log+quantile", "clamped_log", "bucket", "quantile"]
 Pooling = Literal["mean", "sum"]  # of the vectors of several values in a cell; the first is the default
 DENSE_TRANSFORMS, POOLINGS = get_args(Transform), get_args(Pooling)
 
@@ -75,7 +75,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_norm", "on_regression", "self_interaction", "use_sequence"), FLAG),
     "variant": _one_of("mmoe", "omoe", "shared_bottom", "single_task"),
     "task_weights": _tuple_of(WEIGHT, "(1.0, 0.5)"),
-    "slots": _or_none(_tuple_of(_integer(1, 1024), "(1, 3)")),
     "pooling": _or_none(
         _tuple_of((lambda value: value in (None, *POOLINGS), "None, 'mean' or 'sum'"), "(None, 'sum')")
     ),

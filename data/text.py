@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import IO, Any
@@ -59,7 +60,7 @@ class Text:
             self.rest = block[cut:]
             if cut or not read:
                 self.position += cut
-                return block[:cut]
+                return self._separated(block[:cut])
             check(len(self.rest) <= LONGEST_RECORD, f"{self.name}: a line has more than {LONGEST_RECORD:,} bytes.")
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
@@ -84,7 +85,7 @@ class Text:
 
     def width(self) -> int:
         """The number of fields in the first line."""
-        line = self.rest.partition(b"\n")[0].decode(self.form.encoding, "replace")
+        line = self._separated(self.rest.partition(b"\n")[0]).decode(self.form.encoding, "replace")
         return (
             len(next(csv.reader([line], delimiter=self.separator), []))
             if self.form.quoted
@@ -94,12 +95,13 @@ class Text:
     def _prepared(self, block: bytes) -> bytes:
         zero = block.find(b"\0")
         check(zero < 0, f"{self.name}, byte {self.position + zero + 1:,}: found a NUL byte; it is not UTF-8 text.")
-        block = block.replace(b"\r", b"\n") if self.mac else block
+        return block.replace(b"\r", b"\n") if self.mac else block
+
+    def _separated(self, records: bytes) -> bytes:
+        """Whole records with a separator of one character."""
         if self.form.separator == "::":
-            return block.replace(b"::", b"\t")
-        if self.form.separator == ", ":
-            return block.replace(b", ", b",").replace(b" ,", b",")
-        return block
+            return records.replace(b"::", b"\t")
+        return re.sub(rb" *, *", b",", records) if self.form.separator == ", " else records
 
     def _skip(self, lines: int) -> None:
         for _ in range(lines):
@@ -107,7 +109,7 @@ class Text:
         self.skipped, self.line = self.skipped + lines, self.line + lines
 
     def _header(self) -> list[str]:
-        text = self.rest[:LONGEST_RECORD].decode(self.form.encoding, "replace")
+        text = self._separated(self.rest[:LONGEST_RECORD]).decode(self.form.encoding, "replace")
         quoting: Any = csv.QUOTE_MINIMAL if self.form.quoted else csv.QUOTE_NONE
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.separator, quoting=quoting, strict=True)
         try:

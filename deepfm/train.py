@@ -82,7 +82,6 @@ def train(
         model = DeepFM(
             data.num_dense,
             data.cardinalities,
-            slots=data.slots,
             pooling=data.pooling,
             **settings.model,
             optimizer=settings.optimizer,

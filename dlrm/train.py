@@ -87,7 +87,6 @@ def train(
         model = dlrm(
             data.num_dense,
             data.cardinalities,
-            slots=data.slots,
             pooling=data.pooling,
             **settings.model,
             optimizer=settings.optimizer,

@@ -90,7 +90,6 @@ def train(
             data.bin_edges,
             data.cardinalities,
             data.tasks,
-            slots=data.slots,
             pooling=data.pooling,
             **settings.model,
             optimizer=settings.optimizer,
