@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from bst.baselines import rating_baselines
+from bst.baselines import baselines_of
 from bst.bst import BST
 from bst.plots import plot_history_length_and_attention
 from common.cluster.launch import on_ray
@@ -29,7 +29,7 @@ DATA = dict(
     dataset="ml-1m",  # folder in data_root: 1M, 100K, a CSV release, or your own interactions (docs/your_data.md)
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
     split="leave_last",  # or "time" (the same cut-off times for all users), or "random" (leaks; common in publications)
-    target="auto",  # "rating" (RMSE) if there are ratings, else "item" (NDCG); or "click" (AUC), MovieLens' ratings >= 4
+    target="auto",  # "rating" (RMSE) if there are ratings, otherwise "item" (NDCG of a list); or "click" (AUC)
     negatives=32,  # for "item": sampled for each row anew in each epoch, from the items that its user has in no row
     negatives_power=0.0,  # drawn in proportion to popularity ^ this; 0: uniformly
     history_length=40,  # past ratings that the model sees; paper: 20
@@ -106,7 +106,7 @@ def fit(
 
     def baselines(data: HistoryDataModule) -> dict[str, Tensor]:
         if not settings.model["use_sequence"]:
-            return rating_baselines(data)
+            return baselines_of(data)
         print("\nTraining one of the baselines, the same model without its sequence", flush=True)
         without = settings.changed({"use_sequence": False})
         with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:

@@ -8,10 +8,11 @@ import json
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
@@ -43,6 +44,7 @@ from data.samples.movies import movie_sample
 from data.schema import (
     COLUMNS_FILE,
     Categorical,
+    Column,
     Dataset,
     Dense,
     Description,
@@ -80,9 +82,9 @@ PUBLISHED = {
 }
 AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M
 GENRES_100K = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
-    "Mystery Romance Sci-Fi Thriller War Western"
-).split()
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
 LIKED, DISLIKED = ("3.5", "4", "4.5", "5"), ("0.5", "1", "1.5", "2", "2.5")  # as clicks; ratings of 3 are left out
 CLICK_FROM = 4.0  # for BST, whose histories need every rating
 
@@ -95,73 +97,83 @@ RANKED_PAIRS = {"val": 8 << 20, "test": 64 << 20}  # scored in all, at most: a c
 
 def described(folder: Path, clicks: bool) -> Dataset | None:
     """The MovieLens release in a folder, None if there is none. clicks: for DeepFM and DLRM, with ratings as clicks."""
-    if path := find_file(folder, "ratings.csv"):  # 20M, 25M, 32M, latest
-        form = {"quoted": True}
-        names, users, attributes = ("userId", "movieId", "rating", "timestamp"), None, folder
-        movies = Format(
-            file=raw_file(folder, "movies.csv").name,
-            missing=("(no genres listed)",),
-            columns=_movie_columns("movieId", clicks),
+    target = Rating(positive=LIKED, negative=DISLIKED) if clicks else Rating(click_from=CLICK_FROM)
+
+    def columns(user: str, item: str, rating: str, time: str) -> dict[str, Column]:
+        return {user: _key("user"), item: _key("item"), rating: target, time: Time()}
+
+    def movies(item: str) -> dict[str, Column]:
+        found: dict[str, Column] = {item: _key("item"), "title": Plain(role="kept")}
+        if not clicks:
+            return found | {"genres": Categorical(separator="|")}
+        year = Categorical(source="title", pattern=r"\((?P<year>[0-9]{4})\)$")
+        return found | {"genres": Categorical(), "year": year}  # all genres of a movie as one value
+
+    if path := find_file(folder, "ratings.csv"):  # latest, 20M, 25M, 32M
+        described = Description(
+            file=path.name,
+            columns=columns("userId", "movieId", "rating", "timestamp"),
+            item_attributes=Format(
+                file=raw_file(folder, "movies.csv").name, missing=("(no genres listed)",), columns=movies("movieId")
+            ),
         )
-    elif path := find_file(folder, "ratings.dat") or find_file(folder, "u.data"):
-        names = ("user", "movie", "rating", "time")
-        form = {"separator": "::" if path.name.startswith("ratings") else "\t", "header": False, "quoted": False}
-        attributes = folder if path.name.startswith("ratings") else _converted(folder)
-        plain = {"separator": "::", "header": False, "quoted": False, "encoding": "latin-1"}
-        movies = Format(file=str(raw_file(attributes, "movies.dat")), columns=_movie_columns("movie", clicks), **plain)
-        features = dict.fromkeys(("gender", "age", "occupation"), Categorical())
-        zip_code = {"zip": Categorical() if clicks else Plain(role="excluded")}
-        user = {"user": Key(role="user", type="number")}
-        users = Format(file=str(raw_file(attributes, "users.dat")), columns=user | features | zip_code, **plain)
-    else:
+        return Dataset("movies", described, folder, str(path))
+    path = find_file(folder, "ratings.dat") or find_file(folder, "u.data")
+    if path is None:
         return None
-    columns = (
-        Key(role="user", type="number"),
-        Key(role="item", type="number"),
-        Rating(positive=LIKED, negative=DISLIKED) if clicks else Rating(click_from=CLICK_FROM),
-        Time(),
-    )
-    description = Description(
+    separator, second = ("::", folder) if path.name.startswith("ratings") else ("\t", _converted(folder))
+    features: dict[str, Column] = dict.fromkeys(("gender", "age", "occupation"), Categorical())
+    zip_code: dict[str, Column] = {"zip": Categorical() if clicks else Plain(role="excluded")}
+    described = Description(
         file=path.name,
-        columns=dict(zip(names, columns, strict=True)),
-        item_attributes=movies,
-        user_attributes=users,
-        **form,
+        separator=separator,
+        header=False,
+        quoted=False,
+        columns=columns("user", "movie", "rating", "time"),
+        item_attributes=_plain(str(raw_file(second, "movies.dat")), "::", movies("movie")),
+        user_attributes=_plain(str(raw_file(second, "users.dat")), "::", {"user": _key("user")} | features | zip_code),
     )
-    return Dataset("movies", description, folder, str(path))
+    return Dataset("movies", described, folder, str(path))
 
 
-def _movie_columns(key: str, clicks: bool) -> dict[str, Any]:
-    columns = {key: Key(role="item", type="number"), "title": Plain(role="kept")}
-    if not clicks:
-        return columns | {"genres": Categorical(separator="|")}
-    year = Categorical(source="title", pattern=r"\((?P<year>[0-9]{4})\)$")
-    return columns | {"genres": Categorical(), "year": year}  # all genres of a movie as one value
+def _key(role: Literal["user", "item"]) -> Key:
+    return Key(role=role, type="number")
+
+
+def _plain(file: str, separator: str, columns: dict[str, Column]) -> Format:
+    return Format(file=file, separator=separator, header=False, quoted=False, encoding="latin-1", columns=columns)
 
 
 def _converted(folder: Path) -> Path:
     """A folder with the movies and users of 100K in the format of 1M."""
-    files = [raw_file(folder, name) for name in ("u.item", "u.user")]
-    return build_once("movies-100k", files, {}, partial(_convert, files), code=[__name__])
+    movies, users = raw_file(folder, "u.item"), raw_file(folder, "u.user")
+    return build_once("movies-100k", [movies, users], {}, partial(_convert, movies, users), code=[__name__])
 
 
-def _convert(files: list[Path], target: Path) -> None:
-    flags = {name: Categorical() for name in GENRES_100K}
-    other = dict.fromkeys(("date", "video date", "url"), Plain(role="excluded"))
-    movie = {"movie": Key(role="item", type="number"), "title": Plain(role="kept"), **other, **flags}
-    user = {"user": Key(role="user", type="number"), "age": Dense(type="integer"), "gender": Plain(role="kept")}
-    user |= {"occupation": Plain(role="kept"), "zip": Plain(role="kept")}
-    for path, name, columns in zip(files, ("movies.dat", "users.dat"), (movie, user), strict=True):
-        form = Format(separator="|", header=False, quoted=False, encoding="latin-1", columns=columns)
-        rows = [row for batch in Reader(form).batches(source_of(path)) for row in batch.to_pylist()]
-        with open(target / name, "w", encoding="latin-1") as file:
-            for row in rows:
-                if name == "movies.dat":
-                    cells = row["movie"], row["title"], "|".join(genre for genre in flags if row[genre] == "1")
-                else:
-                    group = max(first for first in AGE_GROUPS if first <= max(1, row["age"] or 1))
-                    cells = row["user"], row["gender"], str(group), row["occupation"], row["zip"]
-                file.write("::".join(cells) + "\n")
+def _convert(movies: Path, users: Path, target: Path) -> None:
+    flags: dict[str, Column] = dict.fromkeys(GENRES_100K, Categorical())
+    dates: dict[str, Column] = dict.fromkeys(("date", "video date", "url"), Plain(role="excluded"))
+    form = _plain("-", "|", {"movie": _key("item"), "title": Plain(role="kept"), **dates, **flags})
+    lines = []
+    for row in _rows(movies, form):
+        lines.append([row["movie"], row["title"], "|".join(genre for genre in flags if row[genre] == "1")])
+    _write(target / "movies.dat", lines)
+    other: dict[str, Column] = dict.fromkeys(("gender", "occupation", "zip"), Plain(role="kept"))
+    form = _plain("-", "|", {"user": _key("user"), "age": Dense(type="integer"), **other})
+    lines = []
+    for row in _rows(users, form):
+        group = max(first for first in AGE_GROUPS if first <= max(1, row["age"] or 1))
+        lines.append([row["user"], row["gender"], str(group), row["occupation"], row["zip"]])
+    _write(target / "users.dat", lines)
+
+
+def _rows(path: Path, form: Format) -> Iterator[dict[str, Any]]:
+    for batch in Reader(form).batches(source_of(path)):
+        yield from batch.to_pylist()
+
+
+def _write(path: Path, lines: list[list[str]]) -> None:
+    path.write_text("".join("::".join(cells) + "\n" for cells in lines), encoding="latin-1")
 
 
 class HistoryDataModule(RecommendationDataModule):
@@ -199,7 +211,7 @@ class HistoryDataModule(RecommendationDataModule):
         check_settings({"target": target, "history_length": history_length})
         check_settings({"negatives": negatives, "negatives_power": negatives_power})
         check(split in SPLIT_METHODS, f"split is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
-        self.settings = {"split": split, "start_from_biases": start_from_biases}
+        self.settings: dict[str, Any] = {"split": split, "start_from_biases": start_from_biases}
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; build it first if there is none."""

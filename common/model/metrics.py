@@ -19,7 +19,7 @@ class PredictionMetric(Metric):
     """Collects the predictions and targets of a split; subclasses turn them into named numbers.
 
     measure(prediction, target, groups): the metrics; groups (N,), such as users, if the data has any.
-    compare(prediction, other, target, groups): differences of the main metrics to those of another prediction, with intervals.
+    compare(prediction, other, target, groups): differences of the main metrics to another prediction's, with intervals.
     """
 
     full_state_update = False

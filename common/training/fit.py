@@ -119,6 +119,7 @@ def fit_and_test(
     prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
     others = baselines(data) if test else {}
     groups = data.groups("test") if test else None
+    best_prediction = data.best_prediction() if data.is_sample and test else None
     if test and trainer.is_global_zero:
         arrays: dict[str, Any] = {"prediction": prediction, "target": target, **others}
         arrays |= {} if groups is None else {"groups": groups}
@@ -136,8 +137,10 @@ def fit_and_test(
         "settings": settings.flat(),
         **metrics,
         "baselines": {name: model.measure("test", other, target) for name, other in others.items()},
-        "differences": {name: model.metrics.compare(prediction, other, target, groups) for name, other in others.items()},
-        "best_possible": model.measure("test", data.best_prediction(), target) if data.is_sample and test else None,
+        "differences": {
+            name: model.metrics.compare(prediction, other, target, groups) for name, other in others.items()
+        },
+        "best_possible": None if best_prediction is None else model.measure("test", best_prediction, target),
         "epochs": math.ceil(log.rows[-1]["epoch"]),
         "train_samples_per_second": log.samples_per_second,
         "wall_seconds": time.perf_counter() - start,

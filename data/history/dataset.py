@@ -6,6 +6,7 @@ B: rows of a batch, Q: candidate items of a row, L: length of the history, M: it
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class HistoryDataset(MemmapDataset):
         self.scale, self.history_length, self.click, self.use_ratings = scale, history_length, click, use_ratings
         self.candidates = candidates
 
-    def __getitem__(self, rows: Tensor) -> tuple[Tensor | Target, ...]:
+    def __getitem__(self, rows: Tensor) -> tuple[Any, ...]:
         """Row numbers (B,) -> items (B, Q), history (B, L), residual (B, L), time_gap (B, L), user_ids (B, 1 + C),
         dense (B, Q, 3), target (B, Q)."""
         item, residual, expected, user_bias, user_ids, _, time, user, start = self.arrays

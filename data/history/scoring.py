@@ -8,9 +8,8 @@ B: rows of a batch, Q: candidate items of a row, L: length of the history.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from data.history.encoder import HistoryEncoder, encode_ids, past_user_bias
 from data.history.events import KEYS, ratings_of
 from data.reader import Reader, Source
 from data.schema import Description, Format, Key, Plain
+from data.table.encoder import nearly_unseen
 from data.values import canonical
 
 PART_ROWS = 8192  # encoded at a time
@@ -32,10 +32,10 @@ UNTIL = {"validation": SPLITS.index("val"), "test": SPLITS.index("test")}
 class Past(NamedTuple):
     """A user's last L rows, oldest first, the count of all and the sum of their residuals, and the time it is now."""
 
-    item: Sequence[int] | np.ndarray  # ids
-    residual: Sequence[float] | np.ndarray
-    time: Sequence[int] | np.ndarray
-    count: int
+    item: np.ndarray | Sequence[int]  # ids
+    residual: np.ndarray | Sequence[float]
+    time: np.ndarray | Sequence[int]
+    rows: int
     total: float
     now: int
 
@@ -68,7 +68,7 @@ class HistoryScorer:
         self.kept = tuple(self.form.of_role("kept"))
         self.target: str = state["target"]
         self.columns = ({"click": "probability", "rating": "rating", "item": "score"}[self.target],)
-        self.unseen = dict.fromkeys(self.names, 0)
+        self.unseen, self._rows = dict.fromkeys(self.names, 0), 0
         self.history_length, self.use_ratings, self.start_from_biases = (
             state["history_length"],
             state["history_ratings"],
@@ -92,29 +92,29 @@ class HistoryScorer:
         self.expected = torch.from_numpy(self.encoder.expected).float()
         self.from_file: dict[str, FileRows] = {}
 
-    def batches(self, stream: IO[bytes], name: str) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
-        """The model's inputs, the target (B, 1), nan if it is unknown, and the kept columns; in the order of the stream.
+    def batches(self, source: Source) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
+        """The model's inputs, the target (B, 1), nan if unknown, and the kept columns, in the order of the file.
 
         Raises: UserError naming the first line that does not have the format of the training data.
         """
-        for batch in self._read(stream, name, Reader(self.form, scoring=True)):
+        for batch in self._read(source, Reader(self.form, scoring=True)):
             kept = [batch.column(column).to_pylist() for column in self.kept]
             yield *self._encode(batch), kept
 
-    def users_of(self, stream: IO[bytes], name: str) -> Iterator[list[tuple[str, str | None]]]:
+    def users_of(self, source: Source) -> Iterator[list[tuple[str, str | None]]]:
         """The users of a file, each with the item of its row if there is a column of items.
 
         With history_from_file the rows are what users did, in the format of `batches`; the items are then None.
         """
         if self.history_from_file:
-            for batch in self._read(stream, name, Reader(self.form, scoring=True)):
+            for batch in self._read(source, Reader(self.form, scoring=True)):
                 self._encode(batch)
                 yield [(user, None) for user in batch.column(self.names[0]).to_pylist()]
             return
         key, name_of_item = self.form.columns[self.names[1]], self.names[1]
         optional = {**self.form.columns, name_of_item: Plain(role="excluded")}
         form: Format = self.form.model_copy(update={"columns": optional})
-        for batch in self._read(stream, name, Reader(form, scoring=True, columns=self.names)):
+        for batch in self._read(source, Reader(form, scoring=True, columns=self.names)):
             users: list[str] = batch.column(self.names[0]).to_pylist()
             items: list[str | None] = [None] * len(users)
             if name_of_item in batch.schema.names:
@@ -164,6 +164,16 @@ class HistoryScorer:
         numbers = (self.encoder.users, self.encoder.items)[key]
         return {self.texts[key][number]: i for i, number in enumerate(numbers, FIRST_ID)}
 
+    def keep(self, names: Sequence[str]) -> None:
+        """Copy these columns to the output too."""
+        columns = {name: self.form.columns.get(name, Plain(role="kept")) for name in names}
+        self.form = self.form.model_copy(update={"columns": self.form.columns | columns})
+        self.kept = tuple(dict.fromkeys([*self.kept, *names]))
+
+    def nearly_unseen(self) -> list[str]:
+        """The fields of which nearly all values so far are new to the model."""
+        return nearly_unseen({name: (count, self._rows) for name, count in self.unseen.items()})
+
     def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
         """Inputs of random rows with one candidate each."""
         users = [self.texts[0][number] for number in rng.integers(len(self.users), size=rows)]
@@ -172,14 +182,13 @@ class HistoryScorer:
 
     def metadata(self) -> dict[str, Any]:
         """What another program needs to encode a raw row; what users did stays in the checkpoint."""
-        ids = [
-            [part[n] for n in numbers] for part, numbers in zip(self.texts, (self.encoder.users, self.encoder.items))
-        ]
+        vocabularies = self.encoder.users, self.encoder.items
+        ids = [[part[n] for n in numbers] for part, numbers in zip(self.texts, vocabularies, strict=True)]
         content = {"users": ids[0], "items": ids[1], "history_length": self.history_length, "target": self.columns[0]}
         return self.encoder.state_dict() | content
 
-    def _read(self, stream: IO[bytes], name: str, reader: Reader) -> Iterator[pa.RecordBatch]:
-        for batch in reader.batches(Source(name, lambda: nullcontext(stream), again=False)):
+    def _read(self, source: Source, reader: Reader) -> Iterator[pa.RecordBatch]:
+        for batch in reader.batches(source):
             for start in range(0, len(batch), PART_ROWS):
                 yield batch.slice(start, PART_ROWS)
 
@@ -199,6 +208,7 @@ class HistoryScorer:
         inputs = self._inputs(ids, users, pasts)
         for name, column in zip(self.names, (inputs[4][:, 0], inputs[0][:, 0]), strict=True):
             self.unseen[name] += int((column == OOV).sum())
+        self._rows += len(batch)
         known = self.form.only("rating", "label") is not None
         target = torch.from_numpy(rating if known else np.full_like(rating, np.nan)).unsqueeze(1)
         if self.target == "click":
@@ -221,9 +231,8 @@ class HistoryScorer:
             rows = self.from_file.get(user)
             if not rows or not rows.last:
                 return Past((), (), (), 0, 0.0, 0)
-            return Past(
-                *zip(*rows.last, strict=True), rows.count, rows.total, rows.last[-1][2] if time is None else time
-            )
+            items, residuals, times = zip(*rows.last, strict=True)
+            return Past(items, residuals, times, rows.count, rows.total, times[-1] if time is None else time)
         start, end = self._span(user)
         if item is not None:
             own = start + np.flatnonzero(self.number[start:end] == self.items.get(item, (-1, OOV))[0])
@@ -253,7 +262,7 @@ class HistoryScorer:
                 gap[row, -length:] = past.now - np.asarray(past.time)
             if user in self.users:
                 user_ids[row] = self.user_ids[self.users[user]]
-        count, total = np.array([past.count for past in pasts]), np.array([past.total for past in pasts])
+        count, total = np.array([past.rows for past in pasts]), np.array([past.total for past in pasts])
         bias = past_user_bias(total, count) * self.start_from_biases * self.use_ratings
         even_chance = self.scale.even_chance if self.target == "click" else 0.0
         ids, rows = torch.from_numpy(items), torch.from_numpy(history)

@@ -35,7 +35,7 @@ def movie_sample(users: int = USERS) -> Path:
 
 
 def _write(target: Path, users: int) -> None:
-    """Write the files. truth.npy (N, 2), by user and time: the expected rating, and the chance of a rating of 4 or 5."""
+    """Write the files. truth.npy (N, 2), by user and time: the expected rating, the chance of one of 4 or 5."""
     rng = np.random.default_rng(SEED)
     has_genre = rng.random((MOVIES, len(GENRES))) < 0.1
     has_genre[np.arange(MOVIES), rng.integers(len(GENRES), size=MOVIES)] = True
