@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bst.train import DATA
-from common.errors import UserError
 from common.data.raw_files import say_once
+from common.errors import UserError
 from common.model.metrics import rating_metrics
 from data.history.dataset import FIRST_ID, OOV, PADDING, Negatives, random_bits, time_gap_bucket
 from data.movie_rating_seq import HistoryDataModule

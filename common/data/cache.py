@@ -36,7 +36,6 @@ def build_once(
     build: Callable[[Path], None],
     *,
     code: Sequence[str],
-    expected_bytes: int | None = None,
 ) -> Path:
     """Folder with what `build(folder)` wrote for these source files and settings; built now if there is none yet.
 
@@ -45,7 +44,6 @@ def build_once(
     removed. Checksums are compared each time, which takes a second per gigabyte, and damaged entries are rebuilt.
     A build writes to a temporary folder, which is renamed when complete, under a lock that is released when the process
     dies.
-    expected_bytes: roughly what `build` writes, for the message of a full disk; None: the size of the sources.
 
     Raises: UserError if the disk is full or read-only or a source changes meanwhile, and whatever `build` raises.
     """
@@ -61,7 +59,7 @@ def build_once(
                 _remove_outdated(parent, entry, name)
                 _build(entry, build, sources, state)
     except OSError as error:
-        raise as_user_error(error, parent, _size_of(sources) if expected_bytes is None else expected_bytes) from error
+        raise as_user_error(error, parent) from error
     return entry
 
 
@@ -158,11 +156,6 @@ def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _size_of(sources: Sequence[Path]) -> float:
-    """Rough size of the prepared data in bytes: that of the raw text."""
-    return sum(path.stat().st_size * (3 if path.suffix == ".gz" else 1) for path in sources if path.exists())
 
 
 def _digest(value: object) -> str:

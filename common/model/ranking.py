@@ -27,6 +27,7 @@ class RankingMetrics(PredictionMetric):
         super().update(ranked(prediction, target), torch.full((len(target),), float(target.shape[1])))
 
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
+        prediction = prediction.reshape(len(prediction), -1)  # ranks without lists cover nothing
         values = {name: value.mean().item() for name, value in of_rows(prediction[:, 0]).items()}
         listed = prediction[:, 1:]
         return values | {"coverage": len(listed[listed >= 0].unique()) / float(target[0])}
