@@ -15,12 +15,13 @@ import torch
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from data.census_sample import census_sample
+
 import export_onnx
 from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from common.paths import REPO
-from data.census_sample import census_sample
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
 from export_onnx import export

@@ -7,12 +7,12 @@ from unittest.mock import create_autospec
 
 import pandas as pd
 import pytest
+from data.census_sample import census_sample
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.settings import Settings
 from data.census_income import MultiTaskDataModule
-from data.census_sample import census_sample
 from multitask import compare
 from multitask.train import DATA, MODEL, OPTIMIZER, TRAINING, train
 from tests.script_process import run_process

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from data.census_sample import census_sample
+from data.movie_preprocessor import MoviePreprocessor
 from sklearn.metrics import log_loss, roc_auc_score
 
 from bst.train import DATA as MOVIE_DATA
@@ -26,9 +28,7 @@ from common.model.metrics import click_metrics
 from common.paths import REPO
 from common.training.fit import QUIET_TRAINER
 from data.census_income import MultiTaskDataModule
-from data.census_sample import census_sample
 from data.criteo_data import ClickDataModule
-from data.movie_preprocessor import MoviePreprocessor
 from data.movie_rating_seq import HistoryDataModule
 from deepfm.train import DATA as DEEPFM_DATA
 from deepfm.train import train as train_deepfm

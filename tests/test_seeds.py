@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from data.census_sample import census_sample
 from scipy import stats
 
 import seeds
@@ -14,7 +15,6 @@ from common.errors import UserError
 from common.model.metrics import task_metrics
 from common.training.predictions import PREDICTIONS
 from common.training.seeds import averaged_metrics, paired_difference, train_seeds, values, with_sd
-from data.census_sample import census_sample
 from deepfm.train import train
 from multitask.train import train as train_mmoe
 from tests.criteo_rows import make_lines, write_lines
