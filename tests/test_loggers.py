@@ -89,7 +89,9 @@ def test_any_logger_of_lightning_or_several(tmp_path):
         assert "cardinalities" not in settings
     assert results["settings"]["logger"] == "tuple"
     for wrong in ("wandb", 3, lambda folder: folder):
-        with pytest.raises(UserError, match="logger is .*; it must be 'csv', 'tensorboard', a Lightning logger, a list"):
+        with pytest.raises(
+            UserError, match=r"logger is .*; it must be 'csv', 'tensorboard', a Lightning logger, a list"
+        ):
             train(**SMALL, logger=wrong)
 
 
@@ -120,7 +122,9 @@ def test_two_seeds_are_two_runs_of_mlflow(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
     address = f"sqlite:///{tmp_path}/mlflow.db"
-    results = two_seeds(lambda folder: MLFlowLogger("here", folder.name, address, artifact_location=str(tmp_path / "a")))
+    results = two_seeds(
+        lambda folder: MLFlowLogger("here", folder.name, address, artifact_location=str(tmp_path / "a"))
+    )
     client = mlflow.MlflowClient(address)
     runs = client.search_runs([client.get_experiment_by_name("here").experiment_id])
     assert sorted(run.data.params["seed"] for run in runs) == ["1", "2"]

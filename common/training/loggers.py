@@ -24,23 +24,28 @@ class Trackers:
     """The loggers of a run, on rank zero. One that fails costs a warning, and is told nothing more."""
 
     def __init__(self, setting: Setting, folder: Path):
-        made = setting(folder) if callable(setting) and is_rank_zero() else setting
-        if made == TENSORBOARD:
-            made = _tensorboard(folder)
-        self.loggers = list(made) if isinstance(made, list | tuple) else [] if made == "csv" or callable(made) else [made]
+        made: Any = setting(folder) if callable(setting) and is_rank_zero() else setting
+        if isinstance(made, str):
+            made = (
+                [_tensorboard(folder)] if made == TENSORBOARD and is_rank_zero() else [] if made in SETTINGS else made
+            )
+        self.loggers: list[Logger] = list(made) if isinstance(made, list | tuple) else [made]
+        if not is_rank_zero():
+            self.loggers = []
         check(
             all(isinstance(each, Logger) for each in self.loggers),
             f"logger is {shown(setting)}; it must be 'csv', 'tensorboard', a Lightning logger, a list of them, or a "
             "function of the run's folder that makes one.",
         )
-        self.loggers = self.loggers if is_rank_zero() else []
 
     def _tell(self, what: Callable[[Any], object]) -> None:
         for logger in list(self.loggers):
             try:
                 what(logger)
             except Exception as error:  # of any tracker, or its server
-                print(f"warning: {type(logger).__name__} failed, and is told nothing more: {one_line(error)}", flush=True)
+                print(
+                    f"warning: {type(logger).__name__} failed, and is told nothing more: {one_line(error)}", flush=True
+                )
                 self.loggers.remove(logger)
 
     def log_settings(self, settings: dict[str, Any]) -> None:
@@ -69,6 +74,7 @@ class Trackers:
                     logger.log_image(path.stem, [str(path)], step)
                 elif hasattr(logger.experiment, "log_artifact"):  # MLflow
                     logger.experiment.log_artifact(logger.run_id, str(path))
+
         self._tell(log)
         self.end("success")
 
@@ -77,13 +83,15 @@ class Trackers:
 
         def end(logger: Any) -> None:
             logger.finalize(status)
-            if hasattr(logger.experiment, "finish"):  # otherwise W&B would go on in it with the next run of this process
+            if hasattr(
+                logger.experiment, "finish"
+            ):  # otherwise W&B would go on in it with the next run of this process
                 logger.experiment.finish()
 
         self._tell(end)
 
 
 def _tensorboard(folder: Path) -> TensorBoardLogger:
-    resumes = (folder / LAST_CHECKPOINT).exists()  # and repeats the steps after that checkpoint
-    purge = {"purge_step": load_checkpoint(folder / LAST_CHECKPOINT)["global_step"] + 1} if resumes else {}
+    last = folder / LAST_CHECKPOINT  # a resumed run repeats the steps after it
+    purge = {"purge_step": load_checkpoint(last)["global_step"] + 1} if last.exists() else {}
     return TensorBoardLogger(folder, "", TENSORBOARD, default_hp_metric=False, **purge)
