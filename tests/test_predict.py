@@ -369,7 +369,9 @@ def test_slices_of_the_rows(tmp_path, rng, deepfm, monkeypatch):
     assert (tmp_path / "p_slices.png").exists()
     probability = pd.read_csv(tmp_path / "p.csv.gz")["probability"]
     assert list(pd.read_csv(tmp_path / "p.csv.gz").columns) == ["probability"]
-    frame = pd.DataFrame({"p": probability, "y": [int(row[0]) for row in rows], "C9": [row[22] or "(missing)" for row in rows]})
+    frame = pd.DataFrame(
+        {"p": probability, "y": [int(row[0]) for row in rows], "C9": [row[22] or "(missing)" for row in rows]}
+    )
     counts = frame["C9"].value_counts()
     expected = {value: part for value, part in frame.groupby("C9") if counts[value] >= 30}
     others = frame[frame["C9"].map(counts) < 30]
