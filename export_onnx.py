@@ -13,18 +13,18 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from common.errors import UserError, answer_early, check, one_line, run_script
+from common.errors import UserError, answer_help, check, one_line, run_script
 
 USAGE = "CHECKPOINT [RAW_FILE]"
 if __name__ == "__main__":
-    answer_early(__doc__, USAGE)
+    answer_help(__doc__, USAGE)
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.data.streams import open_input
 from common.model.recommender import Recommender
+from data.reader import input_of
 from models import Scorer, load, predict_batch
 
 TOLERANCE = 1e-4
@@ -127,11 +127,8 @@ def _difference(model: Recommender, inputs: list[Tensor], path: Path) -> float:
 
 
 def _first_rows(scorer: Scorer, raw: str | Path) -> list[Tensor]:
-    with open_input(raw) as (stream, _):
-        first = next(scorer.batches(stream, str(raw)), None)
-    if first is None or len(first[0][0]) == 0:
-        raise UserError(f"{raw} has no rows.")
-    return [column[:CHECKED_ROWS] for column in first[0]]
+    inputs, *_ = next(scorer.batches(input_of(raw)))
+    return [column[:CHECKED_ROWS] for column in inputs]
 
 
 def main(checkpoint: str, raw: str | None = None) -> None:

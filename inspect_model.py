@@ -7,15 +7,14 @@ Everything is written to runs/inspect_model/version_N. For the gates of MMoE and
 attention.png in the folder of the training run.
 """
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common.errors import answer_early, check, run_script
+from common.errors import answer_help, check, run_script
 
 USAGE = "CHECKPOINT [RAW_FILE]"
 if __name__ == "__main__":
-    answer_early(__doc__, USAGE)
+    answer_help(__doc__, USAGE)
 
 import numpy as np
 import pandas as pd
@@ -26,14 +25,17 @@ from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from bst.bst import BST
-from common.data.streams import check_suffix, open_input, open_table
+from common.data.streams import check_suffix, open_table
+from common.model.embedding import field_widths, widened
 from common.model.metrics import RatingMetrics
 from common.model.recommender import Recommender
 from common.paths import output_root
 from common.training.plots import save
 from common.training.run_folder import new_version_folder
 from data.history_preprocessor import HistoryPreprocessor
-from data.table_categories import FIRST_ID  # the same for histories
+from data.reader import input_of
+from data.table.encoder import FIRST_ID  # the same for histories
+from data.table.scoring import TableScorer
 from models import Scorer, load, predict_batch
 
 FIELD = None  # a categorical column, or "user" or "movie"; None: the one with the most values, if possible of texts
@@ -88,14 +90,16 @@ def inspect(
 def read_rows(scorer: Scorer, raw: str | Path) -> tuple[list[Tensor], Tensor]:
     """Inputs and targets (N, K) of the first rows whose targets are all known, at most MAX_ROWS."""
     parts, count = [], 0
-    with open_input(raw) as (stream, _):
-        for inputs, target, *_ in scorer.batches(stream, str(raw)):
-            known = target.isfinite().all(1)
-            parts.append([column[known] for column in (*inputs, target)])
-            count += int(known.sum())
-            if count >= MAX_ROWS:
-                break
+    for inputs, target, *_ in scorer.batches(input_of(raw)):
+        known = target.isfinite().all(1)
+        parts.append([column[known] for column in (*inputs, target)])
+        count += int(known.sum())
+        if count >= MAX_ROWS:
+            break
     check(count > 1, f"{raw} has no labelled rows; without RAW_FILE only the embeddings are inspected.")
+    if isinstance(scorer, TableScorer):  # the longest cell of each batch decides about its columns of ids
+        longest, pooling = max(part[1].shape[1] for part in parts), scorer.encoder.pooling
+        parts = [[dense, widened(ids, pooling, longest), target] for dense, ids, target in parts]
     *inputs, target = (torch.cat(column)[:MAX_ROWS] for column in zip(*parts, strict=True))
     return inputs, target
 
@@ -118,7 +122,7 @@ def values_of(scorer: Any, name: str) -> dict[str, int]:
     field = scorer.encoder.fields[fields(scorer).index(name)]
     if field.hash_size:
         return {f"bucket {i}": FIRST_ID + i for i in range(field.hash_size)}
-    return {text: i for i, text in enumerate(field.texts(), FIRST_ID)}
+    return {text: i for i, text in enumerate(field.vocabulary.to_pylist(), FIRST_ID)}
 
 
 def embeddings(model: Recommender, scorer: Scorer, name: str, inputs: list[Tensor] | None) -> pd.DataFrame:
@@ -134,7 +138,7 @@ def embeddings(model: Recommender, scorer: Scorer, name: str, inputs: list[Tenso
     table = pd.DataFrame(vectors, columns=[f"v{i}" for i in range(vectors.shape[1])])
     table.insert(0, "value", list(values))
     if inputs is not None:
-        ((index, part),) = (of for of in columns(scorer)[name] if not inputs[of[0]].is_floating_point())
+        ((index, part),) = (of for of in columns(scorer, inputs)[name] if not inputs[of[0]].is_floating_point())
         seen = inputs[index] if part is None else inputs[index][:, part]
         table.insert(1, "count", np.bincount(seen[seen >= 0].flatten(), minlength=ids.max(initial=0) + 1)[ids])
     return table
@@ -154,7 +158,7 @@ def neighbours(table: pd.DataFrame, field: str, value: str) -> pd.DataFrame:
     return found[found["value"] != value].nlargest(NEIGHBOURS, "cosine")
 
 
-def columns(scorer: Any) -> dict[str, list[tuple[int, list[int] | None]]]:
+def columns(scorer: Any, inputs: list[Tensor]) -> dict[str, list[tuple[int, list[int] | None]]]:
     """The inputs that are shuffled together, by name: index of an input, and its columns (None: it has no columns)."""
     if isinstance(scorer, HistoryPreprocessor):
         features = len(scorer.user_ids[0])
@@ -166,10 +170,12 @@ def columns(scorer: Any) -> dict[str, list[tuple[int, list[int] | None]]]:
         numbers = (f"expected of {movie}", f"bias of {user}", "length of the past")
         return groups | {name: [(5, [i])] for i, name in enumerate(numbers)}
     encoder, groups = scorer.encoder, {}
-    for i, column in enumerate([*encoder.dense, *encoder.flags]):
+    for i, column in enumerate([*encoder.numbers, *encoder.flags]):
         groups.setdefault(column.name, []).append((0, [i]))
-    for field, (start, end) in zip(encoder.fields, pairwise([*encoder.starts, sum(encoder.slots)]), strict=True):
-        groups.setdefault(field.name, []).append((1, list(range(start, end))))
+    widths, start = field_widths(inputs[1].shape[1], encoder.pooling), 0
+    for field, width in zip(encoder.fields, widths, strict=True):
+        groups.setdefault(field.name, []).append((1, list(range(start, start + width))))
+        start += width
     return groups
 
 
@@ -180,7 +186,7 @@ def importance(model: Recommender, scorer: Scorer, inputs: list[Tensor], target:
     """
     losses = row_losses(model, inputs, target)
     generator, rows = torch.Generator().manual_seed(0), []
-    for name, group in columns(scorer).items():
+    for name, group in columns(scorer, inputs).items():
         rise = torch.zeros_like(losses)
         for _ in range(REPEATS):
             order = torch.randperm(len(target), generator=generator)

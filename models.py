@@ -3,7 +3,7 @@
 N: rows, K: outputs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, Protocol
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import check_same_sizes, load_checkpoint
-from common.data.raw_files import Stream
 from common.errors import UserError, check, one_line, shown
 from common.model.recommender import Recommender, equal_states
 from common.settings import check_settings
+from data.reader import Source
 
 BATCH_ROWS = 1024  # predicted at a time; more would not fit into the processor's cache
 
@@ -30,7 +30,7 @@ class Model(NamedTuple):
     script: str  # with the function train
 
 
-TABLE = "data.table_preprocessor:TablePreprocessor"
+TABLE = "data.table.scoring:TableScorer"
 HISTORY = "data.interactions_preprocessor:preprocessor_of_histories"
 MODELS = {
     "DeepFM": Model("deepfm.deepfm:DeepFM", "data.criteo_data:ClickDataModule", TABLE, "deepfm.train"),
@@ -50,7 +50,9 @@ class Scorer(Protocol):
     def keep(self, names: Sequence[str]) -> None:
         """Add columns to `kept`. Raises: UserError for one that the file does not have."""
 
-    def batches(self, stream: Stream, name: str) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
+    def batches(
+        self, source: Source, moved: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
         """Inputs, labels (N, K), nan if unknown, and texts by kept column. Raises: UserError naming a wrong row."""
 
     def nearly_unseen(self) -> list[str]:

@@ -23,28 +23,28 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from common.errors import UserError, answer_early, check, one_line, run_script
+from common.errors import UserError, answer_help, check, one_line, run_script
 
 USAGE = "CHECKPOINT [CHECKPOINT...] RAW_FILE [OUT]"
 if __name__ == "__main__":
-    answer_early(__doc__, USAGE)
+    answer_help(__doc__, USAGE)
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from common.data.parallel import ordered_map
-from common.data.raw_files import Stream
-from common.data.streams import check_suffix, name_of, open_input, open_table, reading
+from common.data.streams import check_suffix, open_table
 from common.model.metrics import RatingMetrics, tempered
 from common.model.scored_rows import ScoredRows
 from common.training.plots import plot_slices
 from data.history_preprocessor import HistoryPreprocessor
+from data.reader import input_of
 from models import Scorer, load_several, mean_prediction
 
 BF16 = False  # True is faster if the processor supports bf16; probabilities then differ by up to 1e-3
@@ -81,18 +81,19 @@ def predict(
     names, shown = [*scorer.kept, *scorer.columns], len(scorer.kept)
     scorer.keep(slices)
     scored = ScoredRows(scorer.columns, is_rating, slices)
-    inputs: dict[str | Path, os.stat_result] = {path: os.stat(path) for path in checkpoints}
+    source, inputs = input_of(raw), [*checkpoints, raw]
     rows, begin = 0, time.perf_counter()
     with (
-        open_input(raw) as (stream, file),
-        open_table(output, inputs := inputs | {name_of(raw): os.fstat(file.fileno())}) as write,
-        _progress_bar(file) as bar,
+        open_table(output, inputs) as write,
+        tqdm(
+            total=os.path.getsize(raw) if os.path.isfile(raw) else None, desc="Scoring", unit="B", unit_scale=True
+        ) as bar,
     ):
         score = lambda batch: (tempered(mean_prediction(models, batch[0], bf16), temperature), *batch[1:])  # noqa: E731
-        for predicted, label, texts in ordered_map(score, _batches(scorer, stream, raw)):
+        for predicted, label, texts in ordered_map(score, scorer.batches(source, bar.update)):
             check(
                 bool(predicted.isfinite().all()),
-                f"a prediction of {', '.join(map(str, checkpoints))} is not finite, for a row of {name_of(raw)} after "
+                f"a prediction of {', '.join(map(str, checkpoints))} is not finite, for a row of {source.name} after "
                 f"row {rows}: the weights are damaged, or a number in the row is far too large. Correct the row, or "
                 "train again.",
             )
@@ -101,19 +102,18 @@ def predict(
             scored.add(predicted, label, [texts[scorer.kept.index(name)] for name in slices])
             rows += len(predicted)
             bar.set_postfix_str(f"{rows / (time.perf_counter() - begin):,.0f} rows/s", refresh=False)
-            bar.update(file.tell() - bar.n if file.seekable() else 0)
     seconds = time.perf_counter() - begin
     metrics, table = scored.metrics()
-    check(bool(metrics or not slices), f"{name_of(raw)} has no labels, so there are no slices; its rows were scored.")
+    check(bool(metrics or not slices), f"{source.name} has no labels, so there are no slices; its rows were scored.")
     if slices and output is not None and os.path.isfile(output):
         base = Path(str(output).removesuffix(".gz")).with_suffix("")
         with open_table(f"{base}_slices.csv", inputs) as write:
             write(table)
-        plot_slices(table, f"{models[0].display_name}, {Path(name_of(raw)).name}", Path(f"{base}_slices.png"))
+        plot_slices(table, f"{models[0].display_name}, {Path(source.name).name}", Path(f"{base}_slices.png"))
     unseen = {name: count for name, count in scorer.unseen.items() if count}
     if fields := scorer.nearly_unseen():
         print(
-            f"Warning: more than nine in ten values of {', '.join(map(one_line, fields))} in {name_of(raw)} are unseen "
+            f"Warning: more than nine in ten values of {', '.join(map(one_line, fields))} in {source.name} are unseen "
             "or rare in training. Are these rows of another dataset?",
             file=sys.stderr,
         )
@@ -125,16 +125,6 @@ def histories_of(scorer: Scorer, checkpoint: str | Path) -> HistoryPreprocessor:
     if not isinstance(scorer, HistoryPreprocessor):
         raise UserError(f"{checkpoint} is not a checkpoint of BST; only BST has histories and recommends items.")
     return scorer
-
-
-def _batches(scorer: Scorer, stream: Stream, raw: str | Path) -> Iterator[tuple[Any, ...]]:
-    with reading(raw):  # not around the loop that writes, whose errors are not of reading
-        yield from scorer.batches(stream, name_of(raw))
-
-
-def _progress_bar(file: IO[bytes]) -> tqdm:
-    size = os.fstat(file.fileno()).st_size if file.seekable() else None
-    return tqdm(total=size, desc="Scoring", unit="B", unit_scale=True)
 
 
 def main(checkpoint: str, *others: str) -> None:

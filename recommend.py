@@ -7,18 +7,17 @@ holds what users rated. With HISTORY_FROM_FILE in predict.py, USERS has rows as 
 history of users unknown to the checkpoint, and their items are not recommended.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import answer_early, check, run_script
+from common.errors import answer_help, check, run_script
 
 USAGE = "CHECKPOINT USERS N [OUT]"
 if __name__ == "__main__":
-    answer_early(__doc__, USAGE)
+    answer_help(__doc__, USAGE)
 
 import numpy as np
 import pandas as pd
@@ -26,9 +25,10 @@ import torch
 from tqdm import tqdm
 
 from common.data.parallel import ordered_map
-from common.data.streams import check_suffix, name_of, open_input, open_table, reading
+from common.data.streams import check_suffix, open_table
 from common.model.recommender import Recommender
 from data.history_preprocessor import HistoryPreprocessor
+from data.reader import input_of
 from models import load_several, mean_prediction
 from predict import HISTORY_FROM_FILE, histories_of
 
@@ -53,14 +53,9 @@ def recommend(
     models, scorer = load_several(checkpoints)
     histories = histories_of(scorer, checkpoints[0])
     histories.history_from_file = history_from_file
-    inputs: dict[str | Path, os.stat_result] = {path: os.stat(path) for path in checkpoints}
     written, begin = 0, time.perf_counter()
-    with (
-        open_input(raw) as (stream, file),
-        open_table(output, inputs | {name_of(raw): os.fstat(file.fileno())}) as write,
-    ):
-        with reading(raw):
-            users = dict.fromkeys(user for part in histories.users_of(stream, name_of(raw)) for user in part)
+    with open_table(output, [*checkpoints, raw]) as write:
+        users = dict.fromkeys(user for part in histories.users_of(input_of(raw)) for user in part)
         best = ordered_map(lambda user: top_items(models, histories, user, count), users)
         rows: list[tuple[str, str, np.float32]] = []
         for i, (user, items) in enumerate(zip(users, tqdm(best, "Scoring", len(users), delay=2), strict=True), 1):

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from common.errors import answer_early, check, run_script
+from common.errors import answer_help, check, run_script
 
 USAGE = "SCRIPT [NUMBER]"
 if __name__ == "__main__":
-    answer_early(__doc__, USAGE)
+    answer_help(__doc__, USAGE)
 
 from common.files import read_json, write_json
 from common.paths import output_root

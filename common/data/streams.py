@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -11,34 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from common.data.raw_files import Stream, decompressed, gzip_errors
 from common.errors import UserError, check
 from common.files import atomic_write
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-
-
-def name_of(raw: str | Path) -> str:
-    return "standard input" if str(raw) == "-" else str(raw)
-
-
-@contextmanager
-def open_input(raw: str | Path) -> Iterator[tuple[Stream, IO[bytes]]]:
-    """The decompressed stream, and the underlying file, whose position shows the progress."""
-    is_stdin = str(raw) == "-"
-    check(not is_stdin or sys.stdin is not None, "cannot read standard input: it is closed.")
-    with reading(raw), open(sys.stdin.fileno() if is_stdin else raw, "rb", closefd=not is_stdin) as file:
-        yield decompressed(file), file
-
-
-@contextmanager
-def reading(raw: str | Path) -> Iterator[None]:
-    """Report an OSError of the block, which writes nothing, as an error of reading `raw`."""
-    try:
-        with gzip_errors(name_of(raw)):
-            yield
-    except OSError as error:
-        raise UserError(f"cannot read {name_of(raw)}: {error.strerror or error}.") from error
 
 
 def check_suffix(path: str | Path | None) -> None:
@@ -49,9 +25,7 @@ def check_suffix(path: str | Path | None) -> None:
 
 
 @contextmanager
-def open_table(
-    path: str | Path | None, inputs: dict[str | Path, os.stat_result]
-) -> Iterator[Callable[[pd.DataFrame], None]]:
+def open_table(path: str | Path | None, inputs: Sequence[str | Path]) -> Iterator[Callable[[pd.DataFrame], None]]:
     """What writes blocks of rows: as CSV to standard output (None), a device or pipe; otherwise, as its suffix says, to
     a file that appears when it is complete. Raises: UserError for one of the inputs."""
     try:
@@ -64,9 +38,10 @@ def open_table(
                 yield _csv_writer(file)
         else:
             check_suffix(path)
-            for name, stat in inputs.items():
-                same = os.path.exists(path) and os.path.samestat(os.stat(path), stat)
-                check(not same, f"{path} is {name}, which would be overwritten; give the output another name.")
+            for name in inputs if os.path.exists(path) else ():
+                stat = os.fstat(0) if str(name) == "-" else os.stat(name)
+                same = os.path.samestat(os.stat(path), stat)
+                check(not same, f"{path} is also read, and would be overwritten; give the output another name.")
             with atomic_write(target := os.path.realpath(path)) as file:
                 if target.endswith(".parquet"):
                     with _parquet_writer(file) as write:
