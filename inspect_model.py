@@ -71,7 +71,7 @@ def inspect(
     near = neighbours(found, field, value)
     matters = importance(model, scorer, *rows) if rows else None
     folder = new_version_folder(output_root() / "runs" / "inspect_model")
-    with open_table(folder / file, {}) as write:
+    with open_table(folder / file, []) as write:
         write(found)
     path = Path(checkpoint).resolve()
     run = f"{path.parts[-4]}/{path.parts[-3]}" if path.parent.name == "checkpoints" else path.name
