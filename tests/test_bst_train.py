@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.movie_sample import movie_sample
+from data.samples.movies import movie_sample
 
 from bst.baselines import factorize, predict, rating_baselines
 from bst.bst import BST

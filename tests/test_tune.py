@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import optuna
 import pandas as pd
 import pytest
-from data.criteo_sample import criteo_sample
+from data.samples.criteo import criteo_sample
 from ray import tune
 
 import dlrm.train
