@@ -198,7 +198,7 @@ class Reader:
 
     def _wanted(self, source: Source, names: list[str]) -> list[str]:
         """The columns of the file to read. Raises: UserError if one is missing, or two have the same name."""
-        twice = next((name for name in names if names.count(name) > 1), None)
+        twice = next((name for name in names if name and names.count(name) > 1), None)
         check(twice is None, f"{source.name}: found the column name {twice!r} twice; rename one.")
         wanted: dict[str, None] = {}
         for name, column in self.columns.items():
