@@ -10,11 +10,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from common.errors import answer_help, check, run_script
+
+USAGE = "SCRIPT [NUMBER]"
+if __name__ == "__main__":
+    answer_help(__doc__, USAGE)  # before the imports below, which take seconds
+
 import bst.train
 import deepfm.train
 import dlrm.train
 import multitask.train
-from common.errors import check, run_script
 from common.files import read_json, write_json
 from common.paths import output_root
 from common.settings import Settings
@@ -69,4 +74,4 @@ def is_complete(folder: Path, count: int) -> bool:
 
 
 if __name__ == "__main__":
-    run_script(seeds, "SCRIPT [NUMBER]")
+    run_script(seeds, USAGE)

@@ -53,7 +53,8 @@ def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
 
     Raises: UserError if a run has no predictions, or the runs have different test rows.
     """
-    total, first = np.float64(0), None
+    total: Any = 0.0
+    first: Any = None
     for each in results:
         found, groups = read_predictions(each["run_folder"], ["target", "prediction"])
         first = found["target"] if first is None else first
