@@ -71,7 +71,7 @@ def inspect(
     near = neighbours(found, field, value)
     matters = importance(model, scorer, *rows) if rows else None
     folder = new_version_folder(output_root() / "runs" / "inspect_model")
-    with open_table(folder / file, {}) as write:
+    with open_table(folder / file, []) as write:
         write(found)
     path = Path(checkpoint).resolve()
     run = f"{path.parts[-4]}/{path.parts[-3]}" if path.parent.name == "checkpoints" else path.name
@@ -206,15 +206,17 @@ def row_losses(model: Recommender, inputs: list[Tensor], target: Tensor) -> Tens
 
 
 def plot_importance(table: pd.DataFrame, title: str, path: Path) -> None:
-    """Rises by column, without those that change nothing, such as columns of a single value."""
-    table = table[table.groupby("column")["high"].transform("max") > 0]
-    outputs = list(table.groupby("output", sort=False))
-    figure = Figure((6 * len(outputs), 1.5 + 0.22 * table["column"].nunique()), layout="constrained")
-    for axes, (output, part) in zip(figure.subplots(1, len(outputs), squeeze=False).flat, outputs, strict=True):
+    """Rises by column, without those too small to be seen."""
+    parts = {output: part for output, part in table.groupby("output", sort=False)}
+    shown = {name: max(1, int((part["rise"] > 0.01 * part["rise"].max()).sum())) for name, part in parts.items()}
+    figure = Figure((6 * len(parts), 1.7 + 0.22 * max(shown.values())), layout="constrained")
+    for axes, (output, part) in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts.items(), strict=True):
+        part, rest = part.head(shown[output]), len(part) - shown[output]
         axes.barh(part["column"], part["rise"], xerr=part["rise"] - part["low"], color="tab:blue", ecolor="black")
         axes.invert_yaxis()
         axes.margins(y=0.01)
-        axes.set_xlabel(f"rise in the loss of {output}\nwhen the column is shuffled")
+        note = f"\n({rest} more columns: less than 1 % of the largest rise)" if rest else ""
+        axes.set_xlabel(f"rise in the loss of {output}\nwhen the column is shuffled{note}")
     save(figure, title, path)
 
 
@@ -237,9 +239,14 @@ def plot_vectors(table: pd.DataFrame, title: str, path: Path) -> None:
     figure.draw_without_rendering()  # places the axes
     renderer, placed = FigureCanvasAgg(figure).get_renderer(), list[Bbox]()
     for value, right, up in zip(table["value"], x, y, strict=True):
-        label = axes.annotate(value[:30], (right, up), fontsize=7)
+        label = axes.annotate(value[:30], (right, up), ha="right" if right > x.max() / 2 else "left", fontsize=7)
         box = label.get_window_extent(renderer)
-        if len(placed) < NAMED_VALUES and not box.count_overlaps(placed) and axes.bbox.containsx(box.x1):
+        if (
+            len(placed) < NAMED_VALUES
+            and not box.count_overlaps(placed)
+            and axes.bbox.containsx(box.x0)
+            and axes.bbox.containsx(box.x1)
+        ):
             placed.append(box)
         else:
             label.remove()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data.census_sample import census_sample
+from data.samples.census import census_sample
 from torch.testing import assert_close
 
 import benchmarks.results

@@ -13,7 +13,7 @@ import data.table_data
 import numpy as np
 import pytest
 import torch
-from data.census_sample import census_sample
+from data.samples.census import census_sample
 
 import common.data.cache
 import common.data.parallel

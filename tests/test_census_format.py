@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from data.census_sample import census_sample
+from data.samples.census import census_sample
 from data.census_schema import ADULT, CENSUS_INCOME_KDD
 from data.table_reader import Rows, read_files, read_stream
 from data.table_schema import Schema

@@ -6,7 +6,7 @@ import shlex
 import sys
 
 import pandas as pd
-from data.criteo_sample import criteo_sample
+from data.samples.criteo import criteo_sample
 
 import deepfm.train
 from common.paths import REPO

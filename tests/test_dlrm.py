@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.criteo_sample import criteo_sample
+from data.samples.criteo import criteo_sample
 from data.criteo_schema import CATEGORICAL as CATEGORIES
 from torch import nn
 from torch.nn import functional

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from data.census_sample import census_sample
+from data.samples.census import census_sample
 
 from bst.train import train as train_bst
 from common.checkpoint import load_checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.criteo_sample import criteo_sample
+from data.samples.criteo import criteo_sample
 from data.table_encoder import TableEncoder
 
 from common.checkpoint import load_checkpoint

@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, ahead of this folder
 
 import numpy as np
-from data.census_sample import census_sample
-from data.criteo_sample import criteo_sample
+from data.samples.census import census_sample
+from data.samples.criteo import criteo_sample
 from data.samples.movies import movie_sample
 
 import common.training.fit

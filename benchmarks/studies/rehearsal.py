@@ -29,9 +29,9 @@ from benchmarks.generate_criteo import FULL_ROWS, generate
 from benchmarks.ours import deepfm, dlrm, keep_rows, train_one_epoch
 from benchmarks.turns import GIB, AnonymousMemory
 from common.checkpoint import MappedCheckpointIO
-from common.files import markdown_table
 from common.paths import output_root
 from common.training.results import peak_memory_mib
+from common.training.seeds import markdown_table
 from data.criteo_data import ClickDataModule
 from deepfm.train import DATA
 
