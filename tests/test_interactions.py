@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from common.errors import UserError
 from data.history.dataset import FIRST_ID, OOV, PADDING
 from data.history.scoring import HistoryScorer
 from data.movie_rating_seq import HistoryDataModule
+from data.reader import Source
 from models import load, predict_batch
 from predict import predict
 from recommend import recommend
@@ -422,7 +423,7 @@ def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
     data = open_data(tmp_path)
     settings = {name: value for name, value in SMALL.items() if name in MODEL}
     model = BST(
-        data.num_movies, data.num_genres, data.user_cardinalities, history_length=5, target="rating",
+        data.num_items, data.num_attributes, data.user_cardinalities, history_length=5, target="rating",
         rating_range=data.rating_range, rating_units=data.rating_units, optimizer=OPTIMIZER, **MODEL | settings,
     ).eval()  # fmt: skip
     user = rows[20][0]
@@ -431,13 +432,13 @@ def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
     scorer.history_from_file = True
     header = ["x", USER, ITEM, WHEN, STARS]
     table = [header, *(["", "newcomer", item, seconds, stars] for _, item, seconds, stars in own)]
-    ((newcomer, *_),) = scorer.users_of(io.BytesIO(to_csv(table).encode()), "rows")
-    candidates = scorer.candidates(newcomer)
-    texts = [scorer.text(1, number) for number in candidates]
+    (((newcomer, _), *_),) = scorer.users_of(source(to_csv(table)))
+    candidates, found = scorer.user_inputs(newcomer)
+    texts = [scorer.item_text(number) for number in candidates]
     assert not {item for _, item, _, _ in own} & set(texts)
     assert {*texts, *(item for _, item, _, _ in own)} >= set(texts_of(data)[FIRST_ID:])
-    known = scorer.user_inputs(data.table.ids["user"].index(user), candidates)
-    found = scorer.user_inputs(newcomer, candidates)
+    again, known = scorer.user_inputs(user)
+    assert again.tolist() == candidates.tolist() == found[0][0].tolist()
     for i in (0, 1, 2, 3, 5):
         torch.testing.assert_close(found[i], known[i], rtol=0, atol=1e-5)
     assert predict_batch(model, found).isfinite().all()
@@ -447,8 +448,8 @@ def test_resumed_and_cached(tmp_path, rng, outputs):
     """Another columns.json gives another cache; an interrupted run resumes to the same results."""
     folder = write(tmp_path, make_rows(rng), rating=False)
     whole = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)
-    before = open_data(tmp_path).ordered
-    assert open_data(tmp_path).ordered == before
+    before = open_data(tmp_path).events
+    assert open_data(tmp_path).events == before
     run = Path(whole["run_folder"])
     (run / "results.json").unlink()
     again = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, resume=True, **SMALL)
@@ -456,7 +457,7 @@ def test_resumed_and_cached(tmp_path, rng, outputs):
     content = json.loads((folder / "columns.json").read_text())
     content["missing"] = ["", "?"]
     (folder / "columns.json").write_text(json.dumps(content))
-    assert open_data(tmp_path).ordered != before
+    assert open_data(tmp_path).events != before
 
 
 def test_users_of_movielens(tmp_path, rng, outputs):
@@ -465,17 +466,38 @@ def test_users_of_movielens(tmp_path, rng, outputs):
     write_1m(tmp_path / "ml", ratings)
     checkpoint = train(dataset="ml", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)["checkpoint"]
     model, scorer = load(checkpoint)
-    (tmp_path / "users").write_text("7\n9::3::5::978300760\n7\n")
+    (tmp_path / "users").write_text("7\n9\n7\n")
     assert recommend(checkpoint, tmp_path / "users", 3, tmp_path / "top.csv")["users"] == 2
     expected = [("user", "movie")]
     for user in (7, 9):
-        left = sorted(set(scorer.movie_ids.tolist()) - {row[1] for row in ratings if row[0] == user})
-        text = "".join(f"{user}::{movie}\n" for movie in left)
-        ((inputs, _),) = scorer.batches(io.BytesIO(text.encode()), "rows")
+        left = sorted(map(int, set(scorer.values_of("movie")) - {str(row[1]) for row in ratings if row[0] == user}))
+        ((inputs, *_),) = scorer.batches(source("".join(f"{user}::{movie}\n" for movie in left)))
         scores = predict_batch(model, inputs)[:, 0].tolist()
         best = sorted(zip(left, scores, strict=True), key=lambda pair: -pair[1])[:3]
         expected += [(str(user), str(movie)) for movie, _ in best]
     assert [tuple(line.split(",")[:2]) for line in (tmp_path / "top.csv").read_text().splitlines()] == expected
-    (tmp_path / "users").write_text("7\nseven\n")
-    with pytest.raises(UserError, match="users, line 2: found 'seven', expected a user id"):
-        recommend(checkpoint, tmp_path / "users", 3)
+
+
+@pytest.mark.parametrize("rating", [True, False])
+def test_lists_are_measured_as_the_test_rows_are(tmp_path, rng, outputs, rating):
+    """As of each user's held-out rows, and with a file of what users did next."""
+    rows = make_rows(rng, items=30)
+    write(tmp_path, rows, rating=rating)
+    settings = SMALL | {"max_epochs": 1, "batch_size": 64, "target": "item"}
+    results = train(dataset="mine", data_root=str(tmp_path), **settings)
+    checkpoint, users = results["checkpoint"], sorted({row[0] for row in rows})
+    (tmp_path / "users.csv").write_text(to_csv([[USER], *([user] for user in users)]))
+    for until in ("test", "validation"):
+        found = recommend(checkpoint, tmp_path / "users.csv", 3, tmp_path / f"{until}.csv", until=until)
+        assert found["measured"] == len(users) and found["metrics"] == pytest.approx(results[until], abs=1e-6)
+    assert recommend(checkpoint, tmp_path / "users.csv", 3, tmp_path / "top.csv")["metrics"] is None
+
+    top = list(csv.reader(io.StringIO((tmp_path / "top.csv").read_text())))[1:]
+    following = [(users[0], top[1][1]), (users[1], top[3][1]), (users[1], "an item that is new")]
+    (tmp_path / "next.csv").write_text(to_csv([[USER, ITEM], *following]))
+    found = recommend(checkpoint, tmp_path / "next.csv", 3, tmp_path / "again.csv")
+    assert found["measured"] == 2 and (tmp_path / "again.csv").read_text() in (tmp_path / "top.csv").read_text()
+    assert found["metrics"]["hr"] == 0.75 and found["metrics"]["mrr"] == pytest.approx((1 / 2 + (1 + 0) / 2) / 2)
+    assert found["metrics"]["ndcg"] == pytest.approx((1 / math.log2(3) + (1 + 0) / 2) / 2)
+    with pytest.raises(UserError, match="until is 'val'; it must be None, 'validation' or 'test'"):
+        recommend(checkpoint, tmp_path / "next.csv", 3, until="val")
