@@ -47,7 +47,6 @@ class Text:
         self.name, self.stream, self.form = name, stream, form
         self.separator = {"::": "\t", ", ": ","}.get(form.separator, form.separator)
         self.position, self.line = 0, 1  # of the next block
-        self.held, self.starts_line = b"", True
         self.rest = start + stream.read(BLOCK_BYTES - len(start))
         for magic, what in FOREIGN.items():
             check(not self.rest.startswith(magic), f"{name} is {what}.")
