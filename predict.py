@@ -78,10 +78,8 @@ def predict(
     if history_from_file:
         histories_of(scorer, checkpoints[0]).history_from_file = True
     is_rating = isinstance(models[0].metrics, RatingMetrics)
-    check(
-        temperature == 1 or not isinstance(models[0].metrics, RatingMetrics | RankingMetrics),
-        "temperature is for probabilities.",
-    )
+    no_probability = is_rating or isinstance(models[0].metrics, RankingMetrics)
+    check(temperature == 1 or not no_probability, "temperature is for probabilities, not ratings or ranks.")
     names, shown = [*scorer.kept, *scorer.columns], len(scorer.kept)
     scorer.keep(slices)
     scored = ScoredRows(scorer.columns, is_rating, slices)

@@ -2,6 +2,7 @@
 
 import io
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ import torch
 
 from bst.train import DATA
 from bst.train import train as train_bst
+from common.training.predictions import saved_predictions
 from data.history.scoring import HistoryScorer
 from data.movie_rating_seq import HistoryDataModule
 from data.reader import Source
 from models import load
 from predict import predict
 from tests.movie_rows import make_ratings, write_1m, write_csv
-from tests.test_predict import SMALL_BST, by_test_step, read_csv, train_on
+from tests.test_bst_train import SMALL
 
 
 def source(lines: list[str]) -> Source:
@@ -34,15 +36,17 @@ def test_movies_equal_the_test_step(tmp_path, outputs, rng, write, raw, target, 
     ratings = make_ratings(rng, users=30)
     write(tmp_path / "mine", ratings)
     changed = {"dataset": "mine", "target": target, "split": split}
-    checkpoint = train_on(train_bst, tmp_path, outputs, **SMALL_BST | changed)
+    results = train_bst(data_root=str(tmp_path), **SMALL | changed)
+    expected = saved_predictions(Path(results["run_folder"]))["prediction"]
     data = HistoryDataModule(**DATA | changed | {"data_root": str(tmp_path), "history_length": 5}, seed=0)
-    expected = by_test_step(checkpoint, data)
-    result = predict(checkpoint, tmp_path / "mine" / raw, tmp_path / "out.csv")
-    header, values = read_csv(tmp_path / "out.csv")
+    data.setup()
+    result = predict(results["checkpoint"], tmp_path / "mine" / raw, tmp_path / "out.csv")
+    header, *values = (tmp_path / "out.csv").read_text().splitlines()
     assert header == {"rating": "rating", "click": "probability"}[target]
     assert len(values) == len(ratings) and set(result["metrics"]) == {header}
     in_file = [ratings.index(row) for row in sorted(ratings, key=lambda row: (row[0], row[3], ratings.index(row)))]
-    np.testing.assert_allclose(values[in_file][data.rows["test"], 0], expected, rtol=0, atol=1e-6)
+    found = np.array(values, float)[in_file][data.rows["test"]]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_a_movie_rated_again_is_read_as_in_training(tmp_path, rng):
@@ -70,8 +74,7 @@ def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
     ratings = [(1, 1, 5, 100), (1, 2, 4, 200), (1, 3, 1, 300), (2, 9, 3, 50), *make_ratings(rng, users=9)[:60]]
     ratings = [*ratings[:4], *((user + 10, *rest) for user, *rest in ratings[4:])]
     write_1m(tmp_path / "mine", ratings)
-    checkpoint = train_on(train_bst, tmp_path, outputs, dataset="mine", **SMALL_BST)
-    _, scorer = load(checkpoint)
+    _, scorer = load(train_bst(data_root=str(tmp_path), dataset="mine", **SMALL)["checkpoint"])
     rows = ["1::9::::250", "1::9::::", "1::2::4::200", "1::2::::", "1::2::::400", "77::1::::", "1::9::3::10"]
     (((_, history, _, time_gap, user, numbers), target, _),) = scorer.batches(source([*rows, "1::9::::200"]))
     past = [[int(scorer.item_text(i)) for i in row if i > 1] for row in history.tolist()]
