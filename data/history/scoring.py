@@ -7,7 +7,7 @@ B: rows of a batch, Q: candidate items of a row, L: length of the history.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -92,12 +92,14 @@ class HistoryScorer:
         self.expected = torch.from_numpy(self.encoder.expected).float()
         self.from_file: dict[str, FileRows] = {}
 
-    def batches(self, source: Source) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
+    def batches(
+        self, source: Source, moved: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
         """The model's inputs, the target (B, 1), nan if unknown, and the kept columns, in the order of the file.
 
         Raises: UserError naming the first line that does not have the format of the training data.
         """
-        for batch in self._read(source, Reader(self.form, scoring=True)):
+        for batch in self._read(source, Reader(self.form, scoring=True), moved):
             kept = [batch.column(column).to_pylist() for column in self.kept]
             yield *self._encode(batch), kept
 
@@ -187,8 +189,10 @@ class HistoryScorer:
         content = {"users": ids[0], "items": ids[1], "history_length": self.history_length, "target": self.columns[0]}
         return self.encoder.state_dict() | content
 
-    def _read(self, source: Source, reader: Reader) -> Iterator[pa.RecordBatch]:
-        for batch in reader.batches(source):
+    def _read(
+        self, source: Source, reader: Reader, moved: Callable[[int], object] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        for batch in reader.batches(source, moved):
             for start in range(0, len(batch), PART_ROWS):
                 yield batch.slice(start, PART_ROWS)
 
