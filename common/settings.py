@@ -36,8 +36,8 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
-LOG_TRANSFORMS = ("log", "log+missing", "signed_log", "signed_log+missing")
-DENSE_TRANSFORMS = (*LOG_TRANSFORMS, "bucket", "quantile")  # the last two make categories
+LOG_TRANSFORMS = ("log", "log+missing", "log+quantile", "clamped_log")
+DENSE_TRANSFORMS = (*LOG_TRANSFORMS, "bucket", "quantile")  # the last two make categories alone
 POOLINGS = ("mean", "sum")  # of the vectors of several values in a cell; the first is the default
 
 # upper bounds far above any real use, so that a typo or a forged checkpoint cannot exhaust memory

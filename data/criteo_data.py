@@ -50,8 +50,9 @@ RAW_FILE = "train.txt"
 class ClickDataModule(TableDataModule):
     """A table with one label: batches (dense (B, I) float32, ids (B, F) int32, label (B,) float32).
 
-    dense_transform, of dense columns that specify none: "log" (divided by its standard deviation) or "signed_log", each
-    with "+missing" for an additional 0/1 input; "bucket" (categories, as in BARS x4) or "quantile" (categories).
+    dense_transform, of dense columns that specify none: "log", sign(x) log(1 + |x|), centred and scaled; "log+missing",
+    with a 0/1 input besides; "log+quantile", with a category besides; "clamped_log", log(1 + max(x, 0)), scaled; or a
+    category alone, "bucket" (as in BARS x4) or "quantile".
     min_count: training rows that a value needs to get an id. split, of tables without a predefined one: "time" (the
     first 6/7 of the rows for training, the rest halved into validation and test) or "random" (stratified tenths, as in
     BARS x4).

@@ -31,15 +31,14 @@ PIECEWISE = "piecewise"  # for MMoE: raw numbers with bin edges, and each number
 OF_FIELD = ("name", "source", "edges", "hash_size", "slots", "pooling")  # what a checkpoint has for each field
 
 
-def log_dense(raw: np.ndarray) -> np.ndarray:
-    """log(1 + max(x, 0)), 0 if missing: (N,) -> (N,) float32."""
-    return np.log1p(np.maximum(np.nan_to_num(raw), 0).astype(np.float32))
+def signed_log(raw: np.ndarray) -> np.ndarray:
+    """sign(x) log(1 + |x|), nan if missing: (N,) -> (N,) float64."""
+    return np.sign(raw) * np.log1p(np.abs(raw))
 
 
-def signed_log_dense(raw: np.ndarray) -> np.ndarray:
-    """sign(x) log(1 + |x|), 0 if missing: (N,) -> (N,) float32."""
-    raw = np.nan_to_num(raw)
-    return (np.sign(raw) * np.log1p(np.abs(raw))).astype(np.float32)
+def clamped_log(raw: np.ndarray) -> np.ndarray:
+    """log(1 + max(x, 0)), 0 if missing: (N,) -> (N,) float64."""
+    return np.log1p(np.maximum(np.nan_to_num(raw), 0))
 
 
 def bucket_dense(raw: np.ndarray) -> np.ndarray:
@@ -66,10 +65,11 @@ def as_category(source: str, edges: list[float] | None, raw: np.ndarray) -> np.n
 
 @dataclass(frozen=True)
 class Dense:
-    """One dense input. std: of the transformed training rows (1 for raw numbers); edges: of the bins of raw numbers."""
+    """One dense input. mean, std: of the logarithms of training rows; edges: of the bins of raw numbers."""
 
     name: str
     transform: str
+    mean: float = 0.0
     std: float = 1.0
     edges: list[float] | None = None
 
@@ -83,12 +83,12 @@ class Dense:
         raw = values.numbers[self.name]
         if self.transform == PIECEWISE:
             return raw.astype(np.float32)
-        # not centred, so that a missing number, which is 0, contributes nothing to products
-        return (log_transformed(self.transform, raw) / np.float64(self.std)).astype(np.float32)
+        # a missing number is 0, the mean, and contributes nothing to products
+        return np.nan_to_num((logarithm(self.transform, raw) - self.mean) / self.std).astype(np.float32)
 
 
-def log_transformed(transform: str, raw: np.ndarray) -> np.ndarray:
-    return signed_log_dense(raw) if transform.startswith("signed") else log_dense(raw)
+def logarithm(transform: str, raw: np.ndarray) -> np.ndarray:
+    return clamped_log(raw) if transform == "clamped_log" else signed_log(raw)
 
 
 class TableEncoder:

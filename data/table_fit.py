@@ -21,7 +21,7 @@ from data.table_categories import (
     text_keys,
 )
 from data.table_columns import Columns
-from data.table_encoder import PIECEWISE, Dense, TableEncoder, as_category, in_chunks, log_transformed
+from data.table_encoder import PIECEWISE, Dense, TableEncoder, as_category, in_chunks, logarithm
 from data.table_schema import Column
 
 MAX_SLOTS = 64  # only the first values of a cell are used
@@ -43,8 +43,8 @@ def fit_encoder(
         transform = PIECEWISE if default == PIECEWISE else column.transform or default
         raw = columns.numbers(column.name)[train]
         if transform in LOG_TRANSFORMS:
-            std = float(in_chunks(partial(log_transformed, transform), raw).std(dtype=np.float64))
-            return None, Dense(column.name, transform, std if std > 0 else 1.0)  # a constant column is not scaled
+            field = _fit_numbers(column, "quantile", settings, raw) if transform == "log+quantile" else None
+            return field, Dense(column.name, transform, *_mean_and_std(transform, raw))
         if transform == PIECEWISE:
             edges = quantile_edges(raw, settings["num_bins"])
             return _fit_numbers(column, "number", settings, raw), Dense(column.name, transform, edges=edges)
@@ -52,6 +52,17 @@ def fit_encoder(
 
     fields, dense = zip(*each(fit_column, columns.schema.inputs), strict=True)
     return TableEncoder(columns.schema, [f for f in fields if f is not None], [d for d in dense if d is not None])
+
+
+def _mean_and_std(transform: str, raw: np.ndarray) -> tuple[float, float]:
+    """What is subtracted from the logarithms, and what they are divided by."""
+    logs = in_chunks(partial(logarithm, transform), raw)
+    if transform == "clamped_log":  # the paper's, not centred
+        return 0.0, float(logs.std()) or 1.0
+    known = logs[~np.isnan(logs)]
+    if len(known) == 0 or known.min() == known.max():  # not scaled: the deviation would be 0 or a rounding error
+        return float(known[0]) if len(known) else 0.0, 1.0
+    return float(known.mean()), float(known.std())
 
 
 def _fit_texts(column: Column, settings: dict[str, Any], columns: Columns, train: np.ndarray) -> Field:

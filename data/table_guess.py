@@ -151,8 +151,7 @@ class Look:
             return {"role": "categorical", "type": "text"}, ""
         if re.fullmatch(r".*(_|\b)id|id|.*Id|.*ID|.*code|zip.*", self.name) or distinct <= MANY_VALUES:
             return {"role": "categorical", "type": "number"}, ""
-        negative = any(float(text) < 0 for text in values)
-        return {"role": "dense", "transform": "signed_log+missing"} if negative else {"role": "dense"}, ""
+        return {"role": "dense"}, ""
 
     def _separator(self, values: list[str]) -> str | None:
         """The separator of several values in a cell: one that splits the cells into fewer distinct parts than cells."""

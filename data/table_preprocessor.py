@@ -84,6 +84,7 @@ class TablePreprocessor:
             "dense_columns": [column.name for column in self.encoder.dense],
             # a single one if all are equal
             "dense_transform": transforms[0] if len(set(transforms)) == 1 else transforms,
+            "dense_mean": [column.mean for column in self.encoder.dense],
             "dense_std": [column.std for column in self.encoder.dense],
             "fields": {
                 field.name: {"source": field.source, "edges": field.edges, "hash_size": field.hash_size}

@@ -24,7 +24,7 @@ COLUMNS = {
     "bought": {"role": "label", "positive": ["1"], "negative": ["0"]},
     USER: {"role": "categorical"},
     SHOP: {"role": "categorical"},
-    "price €": {"role": "dense", "transform": "signed_log"},
+    "price €": {"role": "dense", "transform": "log"},
 }
 
 
