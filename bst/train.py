@@ -9,6 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
+from common.errors import answer_help, run_script
+
+if __name__ == "__main__":
+    answer_help(__doc__, "")  # before the imports below, which take seconds
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +24,9 @@ from bst.baselines import rating_baselines
 from bst.bst import BST
 from bst.plots import plot_history_length_and_attention
 from common.cluster.launch import on_ray
-from common.errors import run_script
 from common.settings import Settings
-from common.training.fit import fit_and_test, saved_predictions
+from common.training.fit import fit_and_test
+from common.training.predictions import saved_predictions
 from common.training.run_folder import claim_run_folder
 from data.movie_rating_seq import HistoryDataModule
 
@@ -57,13 +62,14 @@ OPTIMIZER = dict(
 TRAINING = dict(
     max_epochs=4,
     validations_per_epoch=1,
-    patience=2,  # validations without a better result before the run stops
+    monitor="auto",  # what chooses the checkpoint and stops the run: a metric of metrics.csv such as "val_log_loss"
+    patience=2,  # validations without a better one before the run stops; None: it does not
     seed=1,  # of initial weights, dropout and the order of rows
     precision="auto",  # bf16 if that is faster, otherwise float32; or "32-true", "bf16-mixed"
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
     strategy="auto",  # DDP if there are several processes; or "ray": processes of a Ray cluster
-    logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
+    logger="csv",  # metrics.csv alone; or "tensorboard"; or a Lightning logger, or run_folder -> one (docs/recipes.md)
     resume=False,  # True: continue the newest unfinished run
 )
 
@@ -106,7 +112,7 @@ def fit(
         if not settings.model["use_sequence"]:
             return rating_baselines(data)
         print("\nTraining one of the baselines, the same model without its sequence", flush=True)
-        without = settings.changed({"use_sequence": False})
+        without = settings.changed({"use_sequence": False, "logger": "csv"})
         with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:
             ablation = fit(without, data, inner)
         predictions = saved_predictions(inner)  # including those of the baselines

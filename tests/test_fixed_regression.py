@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from common.model.fixed_regression import FixedRegression
-from common.training.fit import saved_predictions
+from common.training.predictions import saved_predictions
 from deepfm.deepfm import DeepFM
 from deepfm.train import MODEL, train
 from inspect_model import embeddings

@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UserError
 from common.model.metrics import auc
-from common.training.fit import saved_predictions
+from common.training.predictions import saved_predictions
 from common.training.seeds import averaged_metrics
 from data.criteo_data import ClickDataModule
 from data.movie_clicks import MOVIE_CLICKS

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -11,6 +12,7 @@ from scipy import stats
 import seeds
 from common.errors import UserError
 from common.model.metrics import task_metrics
+from common.training.predictions import PREDICTIONS
 from common.training.seeds import averaged_metrics, paired_difference, train_seeds, values, with_sd
 from data.census_sample import census_sample
 from deepfm.train import train
@@ -64,17 +66,20 @@ def test_averaged_predictions_of_two_tasks(tmp_path):
     (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
     small = {"num_experts": 2, "expert_units": (4,), "tower_units": (4,), "max_epochs": 1, "data_root": str(tmp_path)}
     runs = train_seeds(train_mmoe, (1, 2), tmp_path / "runs", **small)
-    arrays = [np.load(Path(run["run_folder"], "test_predictions.npz")) for run in runs]
-    mean = torch.from_numpy((arrays[0]["prediction"].astype(float) + arrays[1]["prediction"]) / 2)
-    expected = task_metrics(["income", "never_married"], mean, torch.from_numpy(arrays[0]["target"]).double())
-    assert averaged_metrics(runs) == pytest.approx(expected, abs=1e-9)
-    one = {name: torch.from_numpy(arrays[0][name]) for name in ("prediction", "target")}
-    assert task_metrics(["income", "never_married"], *one.values()) == pytest.approx(runs[0]["test"], abs=1e-5)
-    np.savez(Path(runs[1]["run_folder"], "test_predictions.npz"), prediction=mean, target=arrays[0]["target"][::-1])
+    tasks, path = ["income", "never_married"], Path(runs[1]["run_folder"], PREDICTIONS)
+    frames = [pd.read_parquet(Path(run["run_folder"], PREDICTIONS)) for run in runs]
+    one, two = (torch.tensor(frame[[f"prediction {task}" for task in tasks]].to_numpy()) for frame in frames)
+    target = torch.tensor(frames[0][[f"target {task}" for task in tasks]].to_numpy())
+    mean = (one.double() + two.double()) / 2
+    assert averaged_metrics(runs) == pytest.approx(task_metrics(tasks, mean, target.double()), abs=1e-9)
+    assert task_metrics(tasks, one, target) == pytest.approx(runs[0]["test"], abs=1e-5)
+    labels = [line.strip().endswith("50000+.") for line in (census_sample(1_500, 600) / "census-income.test").open()]
+    assert frames[0]["target income"].tolist() == [float(labels[row - 1_500]) for row in frames[0]["row"]]
+    frames[1].iloc[::-1].to_parquet(path)
     with pytest.raises(UserError, match="are not for the same test rows"):
         averaged_metrics(runs)
-    Path(runs[1]["run_folder"], "test_predictions.npz").unlink()
-    with pytest.raises(UserError, match=r"test_predictions\.npz is missing"):
+    path.unlink()
+    with pytest.raises(UserError, match=f"{PREDICTIONS} is missing"):
         averaged_metrics(runs)
 
 

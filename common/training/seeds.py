@@ -11,7 +11,7 @@ import torch
 
 from common.errors import check
 from common.model.metrics import metrics_of
-from common.training.fit import PREDICTIONS
+from common.training.predictions import read_predictions
 
 CONFIDENCE = 0.95  # of all intervals
 
@@ -53,21 +53,17 @@ def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
 
     Raises: UserError if a run has no predictions, or the runs have different test rows.
     """
-    paths = [Path(each["run_folder"], PREDICTIONS) for each in results]
-    total, target, groups = 0.0, None, None
-    for path in paths:
-        check(path.exists(), f"{path} is missing: the run is unfinished or from an earlier version. Train it again.")
-        with np.load(path) as arrays:
-            prediction, found = arrays["prediction"], arrays["target"]
-            groups = arrays.get("groups")
-        target = found if target is None else target
+    total, first = 0.0, None
+    for each in results:
+        found, groups = read_predictions(each["run_folder"], ["target", "prediction"])
+        first = found["target"] if first is None else first
         check(
-            np.array_equal(found, target),
-            f"{paths[0]} and {path} are not for the same test rows in the same order. "
+            np.array_equal(found["target"], first, equal_nan=True),
+            f"{results[0]['run_folder']} and {each['run_folder']} are not for the same test rows in the same order. "
             "Only runs with the same data, split, target and number of processes can be averaged.",
         )
-        total = total + prediction.astype(np.float64)
-    mean, truth = torch.from_numpy(total / len(paths)), torch.from_numpy(target).double()
+        total = total + found["prediction"].astype(np.float64)
+    mean, truth = torch.tensor(total / len(results)), torch.from_numpy(first).double()
     return metrics_of(results[0]["test"]).measure(mean, truth, groups)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.cache import build_once
-from data.criteo_schema import CATEGORICAL, DENSE
+from data.schema import Format
 
 ROWS, UNLABELLED_ROWS = 220_000, 10_000
 SEED = 2014
@@ -28,20 +28,18 @@ HEAD = 20  # this many most frequent values of a field have a first-order effect
 BIAS = -1.2  # for a click rate of about 0.25
 
 
-def criteo_sample(rows: int = ROWS) -> Path:
+def criteo_sample(form: Format, rows: int = ROWS) -> Path:
     """Folder with train.txt, test.txt (without labels) and true_probability.npy (rows of train.txt, 1)."""
-    expected_bytes = 260 * (rows + UNLABELLED_ROWS)
     return build_once(
         "sample-criteo",
         [],
-        {"rows": rows},
-        lambda target: _write(target, rows),
+        {"rows": rows, "columns": list(form.columns)},
+        lambda target: _write(form, target, rows),
         code=[__name__],
-        expected_bytes=expected_bytes,
     )
 
 
-def _write(target: Path, rows: int) -> None:
+def _write(form: Format, target: Path, rows: int) -> None:
     rng = np.random.default_rng(SEED)
     count = rows + UNLABELLED_ROWS
     logit = np.full(count, BIAS)
@@ -60,7 +58,7 @@ def _write(target: Path, rows: int) -> None:
         angle = rng.uniform(0, 2 * np.pi) + GOLDEN_ANGLE * np.arange(number)
         return np.sqrt(PAIR_SCALE * np.sqrt(2)) * np.stack([np.cos(angle), np.sin(angle)], 1)
 
-    for i, name in enumerate(DENSE):
+    for i, name in enumerate(form.of_role("dense")):
         raw = np.floor(np.exp(rng.normal(0.5 + 0.4 * i, 1.2, count))).astype(np.int64) - (3 if name == "I2" else 0)
         raw = np.maximum(raw, -2)
         missing = rng.random(count) < MISSING_RATE.get(name, 0)
@@ -68,7 +66,7 @@ def _write(target: Path, rows: int) -> None:
         value = (value - value.mean()) / value.std()
         add(name, NUMBER_SCALE * rng.normal() * value, value[:, None] * vectors(1))
         table[name] = np.where(missing, "", raw.astype(str))
-    for name, distinct in zip(CATEGORICAL, CARDINALITIES, strict=True):
+    for name, distinct in zip(form.of_role("categorical"), CARDINALITIES, strict=True):
         frequency = 1 / (np.arange(distinct) + 3.0) ** TAIL
         rank = rng.choice(distinct, count, p=frequency / frequency.sum())
         rank = np.where(rng.random(count) < MISSING_RATE.get(name, 0), distinct, rank)  # the last rank is "missing"

@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from common.data.cache import build_once
-from data.census_schema import CENSUS_INCOME_KDD as RELEASE
+from data.schema import Description, Label
 
-SCHEMA = RELEASE.schema
-DENSE = [column.name for column in SCHEMA.of_role("dense")]
 TRAIN_ROWS, TEST_ROWS = 80_000, 20_000
 SEED = 1994
 # columns with an effect, and their values from frequent to rare; all other columns are noise
@@ -36,44 +34,49 @@ TEXTS = {
 NOISE_TEXTS, NOISE_FREQUENCY = ["Not in universe", "Yes", "No", "?"], [0.6, 0.2, 0.15, 0.05]
 
 
-def census_sample(train_rows: int = TRAIN_ROWS, test_rows: int = TEST_ROWS) -> Path:
+def census_sample(description: Description, train_rows: int = TRAIN_ROWS, test_rows: int = TEST_ROWS) -> Path:
     """Folder with census-income.data, census-income.test and true_probability.npy (rows of both, tasks)."""
-    settings = {"train_rows": train_rows, "test_rows": test_rows}
-    expected_bytes = 520 * (train_rows + test_rows)
+    settings = {"train_rows": train_rows, "test_rows": test_rows, "columns": list(description.columns)}
     return build_once(
         "sample-census",
         [],
         settings,
-        lambda target: _write(target, train_rows, test_rows),
+        lambda target: _write(description, target, train_rows, test_rows),
         code=[__name__],
-        expected_bytes=expected_bytes,
     )
 
 
-def _write(target: Path, train_rows: int, test_rows: int) -> None:
+def _write(description: Description, target: Path, train_rows: int, test_rows: int) -> None:
     rng = np.random.default_rng(SEED)
-    table, probability = _generate(train_rows + test_rows, rng)
-    lines = [", ".join(row) + "\n" for row in zip(*(table[name].astype(str) for name in SCHEMA.names), strict=True)]
-    (target / RELEASE.train_file).write_text("".join(lines[:train_rows]))
-    (target / RELEASE.test_file).write_text("".join(lines[train_rows:]))
-    np.save(target / "true_probability.npy", np.stack([probability[task] for task in SCHEMA.tasks], 1))
+    table, probability = _generate(description, train_rows + test_rows, rng)
+    lines = [
+        ", ".join(row) + "\n" for row in zip(*(table[name].astype(str) for name in description.columns), strict=True)
+    ]
+    (target / "census-income.data").write_text("".join(lines[:train_rows]))
+    (target / "census-income.test").write_text("".join(lines[train_rows:]))
+    np.save(target / "true_probability.npy", np.stack([probability[task] for task in description.tasks], 1))
 
 
-def _generate(rows: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _generate(
+    description: Description, rows: int, rng: np.random.Generator
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Columns of the raw table, and the probability of each task."""
     rank = {name: rng.choice(len(texts), rows, p=_frequencies(len(texts))) for name, texts in TEXTS.items()}
-    dense = {name: np.where(rng.random(rows) < 0.9, 0, rng.integers(1, 2000, rows)) for name in DENSE}
+    numbers = description.of_role("dense")
+    dense = {name: np.where(rng.random(rows) < 0.9, 0, rng.integers(1, 2000, rows)) for name in numbers}
     dense["age"] = rng.integers(16, 91, rows)
     dense["weeks worked"] = np.where(rng.random(rows) < 0.4, 0, np.minimum(52, rng.geometric(0.03, rows) + 8))
     probability = _probabilities(rank, dense, rng)
 
-    table = {name: np.array(NOISE_TEXTS)[rng.choice(4, rows, p=NOISE_FREQUENCY)] for name in SCHEMA.names}
+    table = {name: np.array(NOISE_TEXTS)[rng.choice(4, rows, p=NOISE_FREQUENCY)] for name in description.columns}
     table |= {name: np.array(texts)[rank[name]] for name, texts in TEXTS.items()} | dense
     table["instance weight"] = rng.uniform(100, 3000, rows).round(2)
-    for name, task in SCHEMA.tasks.items():
-        yes, no = (rng.choice(sorted(texts), rows) for texts in (task.positive, task.negative or ()))
-        table[task.column] = np.where(rng.random(rows) < probability[name], yes, no)
-    table["income"] = np.char.add(table["income"], ".")
+    for task in probability:
+        name = description.tasks[task]
+        label = description.columns[name]
+        assert isinstance(label, Label)
+        yes, no = (rng.choice(sorted(texts), rows) for texts in (label.positive, label.negative or ()))
+        table[name] = np.where(rng.random(rows) < probability[task], yes, no)
     return table, probability
 
 
