@@ -37,7 +37,7 @@ DATA = dict(
     min_count=2,  # training rows in which a value must occur to get its own id
     weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not
     negative_rate=1.0,  # share of training rows without a click that is kept; probabilities are corrected for it
-    batch_size=1024,  # rows, over all processes
+    batch_size="auto",  # rows, over all processes; "auto": by the number of rows, see AUTO
     num_workers=0,  # loader processes; slices of memory-mapped arrays need none
 )
 MODEL = dict(
@@ -56,7 +56,7 @@ OPTIMIZER = dict(
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
 TRAINING = dict(
-    max_epochs=2,
+    max_epochs="auto",
     validations_per_epoch=2,
     monitor="auto",  # what chooses the checkpoint and stops the run: a metric of metrics.csv such as "val_log_loss"
     patience=2,  # validations without a better one before the run stops; None: it does not
@@ -69,6 +69,8 @@ TRAINING = dict(
     start_from=None,  # or an earlier checkpoint whose weights are kept; values that it does not know get new rows
     resume=False,  # True: continue the newest unfinished run
 )
+# "auto" with many training rows; with few, batches are smaller and epochs more (by_rows in common/settings.py)
+AUTO = dict(batch_size=1024, max_epochs=2)
 
 
 @on_ray("deepfm", TRAINING)
@@ -83,6 +85,8 @@ def train(
     with claim_run_folder("deepfm", settings.flat(), run_folder) as folder:
         data = ClickDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
+        settings = settings.for_rows(len(data.rows["train"]), AUTO)
+        data.batch_size = settings.data["batch_size"]
         pl.seed_everything(settings.training["seed"], verbose=False)
         model = DeepFM(
             data.num_dense,

@@ -114,7 +114,7 @@ def fit_and_test(
             plot_learning_curves(log.rows, monitor, mode_of(monitor), weight, title, path)
         write_json(folder / "results.json", results)
         if test and not (folder.parent / "settings.json").exists():  # there, it is a baseline of another run
-            print_table(results, folder)
+            print_table(results, folder, data)
         log.trackers.log_results(about_run, results, folder, trainer.global_step)
     return results | _paths(folder)
 

@@ -23,10 +23,11 @@ from common.errors import check
 from common.settings import check_settings
 from data.reader import data_files
 from data.schema import COLUMNS_FILE, Categorical, ColumnSplit, Dataset, Description, Plain, read_description
-from data.table.encoder import TableEncoder, nearly_unseen
+from data.table.encoder import PIECEWISE, TableEncoder, nearly_unseen
 from data.table.rows import StoredRows, label_name, write_encoded, write_rows
 
 ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
+FAR, MANY = 10, 100_000  # a larger input, of one in a hundred among this many test rows, is unusual
 CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes")]
 CODE += [f"data.table.{name}" for name in ("splits", "encoder", "rows")]
 
@@ -194,6 +195,19 @@ class TableDataModule(RecommendationDataModule):
 
     def training_examples(self) -> TableDataset:
         return self.examples(self.weighted)
+
+    def unusual_input(self) -> str:
+        names = [number.name for number in self.encoder.numbers if number.transform != PIECEWISE]
+        if not names:
+            return ""
+        sizes = np.quantile(np.abs(self.read(self.rows["test"][:MANY])[0][:, : len(names)]), 0.99, 0)
+        largest = int(sizes.argmax())
+        if sizes[largest] <= FAR:
+            return ""
+        return (
+            f"the numbers of {names[largest]!r} become inputs of up to {sizes[largest]:.0f}, where 1 is usual; set its "
+            'transform to "log+quantile" or "quantile"'
+        )
 
     def groups(self, split: str) -> np.ndarray | None:
         path = self.folder / "groups.npy"
