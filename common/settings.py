@@ -20,16 +20,18 @@ DENSE_TRANSFORMS, POOLINGS = get_args(Transform), get_args(Pooling)
 # numbers from one to another (ends included), or a list of choices. Far above any real use, so that a typo is noticed
 COUNT, SIZE, RATE, WEIGHT = range(1, 10**9), range(1, 2**16 + 1), (1e-15, 1000.0), (0.0, 1000.0)
 RULES: dict[str, Any] = {
-    **dict.fromkeys("dataset data_root split tasks monitor start_from ray_address storage".split(), str),
-    **dict.fromkeys("history_ratings start_from_biases weighted label_inputs batch_norm on_regression".split(), bool),
-    **dict.fromkeys("self_interaction use_sequence shard_table resume".split(), bool),
-    **dict.fromkeys("min_count batch_size max_epochs validations_per_epoch patience".split(), COUNT),
-    **dict.fromkeys("trials grace_validations cpus_per_trial concurrent_trials".split(), COUNT),
-    **dict.fromkeys("embedding_dim num_experts num_heads num_factors num_bins history_length".split(), SIZE),
-    **dict.fromkeys("hidden_units bottom_mlp_units top_mlp_units tower_units expert_units".split(), SIZE),
-    **dict.fromkeys("learning_rate embedding_learning_rate".split(), RATE),
-    **dict.fromkeys("embedding_l2 task_weights gpus_per_trial".split(), WEIGHT),
-    **dict.fromkeys("devices num_nodes workers_per_trial".split(), range(1, 129)),
+    **dict.fromkeys(["dataset", "data_root", "split", "tasks", "monitor", "start_from", "ray_address", "storage"], str),
+    **dict.fromkeys(
+        ["history_ratings", "start_from_biases", "weighted", "label_inputs", "batch_norm", "on_regression"], bool
+    ),
+    **dict.fromkeys(["self_interaction", "use_sequence", "shard_table", "resume"], bool),
+    **dict.fromkeys(["min_count", "batch_size", "max_epochs", "validations_per_epoch", "patience"], COUNT),
+    **dict.fromkeys(["trials", "grace_validations", "cpus_per_trial", "concurrent_trials"], COUNT),
+    **dict.fromkeys(["embedding_dim", "num_experts", "num_heads", "num_factors", "num_bins", "history_length"], SIZE),
+    **dict.fromkeys(["hidden_units", "bottom_mlp_units", "top_mlp_units", "tower_units", "expert_units"], SIZE),
+    **dict.fromkeys(["learning_rate", "embedding_learning_rate"], RATE),
+    **dict.fromkeys(["embedding_l2", "task_weights", "gpus_per_trial"], WEIGHT),
+    **dict.fromkeys(["devices", "num_nodes", "workers_per_trial"], range(1, 129)),
     **dict.fromkeys(("space", "fixed"), dict),
     "warmup_steps": range(10**9),
     "seed": range(2**32),

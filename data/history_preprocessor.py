@@ -7,7 +7,7 @@ B: rows of a batch, L: length of the history.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common.data.raw_files import Stream
+from common.errors import check
 from data.movie_encoder import MovieEncoder, encode_ids, past_user_bias
 from data.movie_history import OOV, PADDING, dense_features, history_window, time_gap_bucket
 
@@ -41,6 +42,7 @@ class HistoryPreprocessor:
     """
 
     history_from_file = False
+    kept: tuple[str, ...] = ()
     names: tuple[str, str]  # of the columns of users and movies
     unseen: dict[str, int]  # by the same names
 
@@ -80,6 +82,12 @@ class HistoryPreprocessor:
         Raises: UserError naming the first line that does not have the format of the training data.
         """
         raise NotImplementedError
+
+    def keep(self, names: Sequence[str]) -> None:
+        check(not names, "slices are for tables.")
+
+    def nearly_unseen(self) -> list[str]:
+        return []
 
     def users_of(self, stream: Stream, name: str) -> Iterator[list[int]]:
         """The users of a file, in blocks; with history_from_file, of rows in the format of `batches`."""

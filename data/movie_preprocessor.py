@@ -39,7 +39,7 @@ class MoviePreprocessor(HistoryPreprocessor):
             first = False
             fields = [self._parse(text, f"{name}, line {line}") for line, text in part]
             user, movie, time = np.array([row[:3] for row in fields], np.int64).reshape(-1, 3).T
-            yield self.encode(user, movie, np.array([row[3] for row in fields]), time)
+            yield *self.encode(user, movie, np.array([row[3] for row in fields]), time), []
         check(not first, f"{name} is empty; expected lines {self.form}.")
 
     def users_of(self, stream: Stream, name: str) -> Iterator[list[int]]:

@@ -14,7 +14,8 @@ from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from deepfm.train import train
 from dlrm.train import train as train_dlrm
-from predict import load, predict
+from models import load
+from predict import predict
 from tests.criteo_rows import make_lines, write_lines
 from tests.script_process import run_process
 

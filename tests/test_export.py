@@ -24,8 +24,9 @@ from data.census_sample import census_sample
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
 from export_onnx import export
+from models import predict_batch
 from multitask.train import train as train_mmoe
-from predict import predict, predict_batch
+from predict import predict
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.test_predict import SMALL_BST, read_csv, train_on

@@ -12,7 +12,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from deepfm.train import train
 from inspect_model import importance, inspect, read_rows
-from predict import load
+from models import load
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m
 from tests.test_predict import SMALL_BST

@@ -22,7 +22,8 @@ from data.interactions_preprocessor import preprocessor_of_histories
 from data.movie_history import FIRST_ID, OOV, PADDING
 from data.movie_rating_seq import HistoryDataModule
 from deepfm.train import train as train_deepfm
-from predict import load, predict, predict_batch
+from models import load, predict_batch
+from predict import predict
 from recommend import recommend
 from tests.movie_rows import make_ratings, write_1m
 from tests.test_bad_checkpoints import WRONG as WRONG_VALUES

@@ -21,8 +21,8 @@ class PackedEmbedding(nn.Module):
     the exchange between ranks. So the cost of a step does not grow with the size of the table.
 
     pooling: how the vectors of several values in a cell are combined, "sum" or "mean"; None for a field with one value
-    per cell (of all fields, if `pooling` is None). A field with one value has one column of ids; all others have W each,
-    filled up with -1. W is that of the longest cell of a batch.
+    per cell (of all fields, if `pooling` is None). Such a field has one column of ids; the others have W each, filled up
+    with -1. W is that of the longest cell of a batch.
     """
 
     offsets: Tensor
@@ -55,6 +55,12 @@ def field_widths(columns: int, pooling: Sequence[str | None]) -> list[int]:
     """How many of the S columns of ids each field has: 1, or W if a cell may hold several values."""
     several = sum(how is not None for how in pooling)
     return [1 if how is None else (columns - len(pooling) + several) // several for how in pooling]
+
+
+def widened(ids: Tensor, pooling: Sequence[str | None], columns: int) -> Tensor:
+    """ids (B, S) with more padding, as a longer cell would have: (B, columns)."""
+    parts = zip(ids.split(field_widths(ids.shape[1], pooling), 1), field_widths(columns, pooling), strict=True)
+    return torch.cat([functional.pad(part, (0, width - part.shape[1]), value=-1) for part, width in parts], 1)
 
 
 def pooling_weights(ids: Tensor, pooling: Sequence[str | None], dtype: torch.dtype) -> Tensor:

@@ -33,7 +33,7 @@ from common.training.callbacks import (
     ResumableEarlyStopping,
 )
 from common.training.loggers import Trackers
-from common.training.plots import caption, plot_learning_curves
+from common.training.plots import BEST_POSSIBLE, caption, plot_learning_curves
 from common.training.precision import resolve_precision
 from common.training.predictions import write_predictions
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
@@ -45,7 +45,7 @@ QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False,
 LOSSES = ("rmse", "mae", "log_loss", "normalized_entropy")  # the metrics that are better when smaller
 
 Metrics = dict[str, float]
-Plot = Callable[[Any, Any, Tensor, Tensor, Path], None]
+Plot = Callable[[Any, Any, Tensor, Tensor, Path, dict[str, Tensor]], None]
 
 
 def fit_and_test(
@@ -65,8 +65,8 @@ def fit_and_test(
     If the run in this folder was already tested, its results are returned unchanged.
 
     monitor: the validation metric that chooses the checkpoint, if the setting is "auto". baselines(data): predictions
-    of simple models for the test rows; called on all ranks. plot(model, data, prediction, target, folder): draws
-    figures of the test rows. test: False for a trial of a search, which must not see the test split.
+    of simple models for the test rows; called on all ranks. plot(model, data, prediction, target, folder, baselines):
+    draws figures of the test rows. test: False for a trial of a search, which must not see the test split.
 
     Returns the contents of results.json, plus the paths of the run's folder and its best checkpoint.
     """
@@ -107,11 +107,13 @@ def fit_and_test(
     if trainer.is_global_zero:
         if test:
             write_predictions(folder, data, target, {"prediction": prediction, **others})
-            plot(model, data, prediction, target, folder)
+            plot(model, data, prediction, target, folder, others)
             # the training loss of sampled or weighted rows cannot be compared with the validation loss
             weight = None if data.training_offset or settings.data.get("weighted") else model.loss_weight
             title, path = caption(model, data, folder), folder / "learning_curves.png"
-            plot_learning_curves(log.rows, monitor, mode_of(monitor), weight, title, path)
+            tested = {model.display_name: results["test"], **results["baselines"]}
+            tested |= {BEST_POSSIBLE: results["best_possible"]} if data.is_sample else {}
+            plot_learning_curves(log.rows, monitor, mode_of(monitor), weight, tested, title, path)
         write_json(folder / "results.json", results)
         if test and not (folder.parent / "settings.json").exists():  # there, it is a baseline of another run
             print_table(results, folder, data)

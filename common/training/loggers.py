@@ -27,7 +27,9 @@ class Trackers:
         made = setting(folder) if callable(setting) and is_rank_zero() else setting
         if made == TENSORBOARD:
             made = _tensorboard(folder)
-        self.loggers = list(made) if isinstance(made, list | tuple) else [] if made == "csv" or callable(made) else [made]
+        self.loggers = (
+            list(made) if isinstance(made, list | tuple) else [] if made == "csv" or callable(made) else [made]
+        )
         check(
             all(isinstance(each, Logger) for each in self.loggers),
             f"logger is {shown(setting)}; it must be 'csv', 'tensorboard', a Lightning logger, a list of them, or a "
@@ -40,7 +42,9 @@ class Trackers:
             try:
                 what(logger)
             except Exception as error:  # of any tracker, or its server
-                print(f"warning: {type(logger).__name__} failed, and is told nothing more: {one_line(error)}", flush=True)
+                print(
+                    f"warning: {type(logger).__name__} failed, and is told nothing more: {one_line(error)}", flush=True
+                )
                 self.loggers.remove(logger)
 
     def log_settings(self, settings: dict[str, Any]) -> None:
@@ -69,6 +73,7 @@ class Trackers:
                     logger.log_image(path.stem, [str(path)], step)
                 elif hasattr(logger.experiment, "log_artifact"):  # MLflow
                     logger.experiment.log_artifact(logger.run_id, str(path))
+
         self._tell(log)
         self.end("success")
 
@@ -77,7 +82,9 @@ class Trackers:
 
         def end(logger: Any) -> None:
             logger.finalize(status)
-            if hasattr(logger.experiment, "finish"):  # otherwise W&B would go on in it with the next run of this process
+            if hasattr(
+                logger.experiment, "finish"
+            ):  # otherwise W&B would go on in it with the next run of this process
                 logger.experiment.finish()
 
         self._tell(end)

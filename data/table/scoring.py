@@ -3,7 +3,7 @@
 N: rows of a batch, K: outputs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -48,13 +48,15 @@ class TableScorer:
         """The fields of which nearly all values so far are out of vocabulary."""
         return nearly_unseen({name: (self._unseen[name], count) for name, count in self._values.items()})
 
-    def batches(self, source: Source) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
+    def batches(
+        self, source: Source, moved: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
         """The model's inputs, the labels (N, K), nan if unknown, and the texts of `kept`, in the order of the source.
 
-        Raises: UserError naming the line and column of the first wrong row.
+        moved: called with the number of bytes read, as they are read.        Raises: UserError naming the line and column of the first wrong row.
         """
         reader = TableReader(self.description, self.attributes, self.tasks, scoring=True)
-        rows = reader.batches(source)
+        rows = reader.batches(source, moved)
         first = next(rows)
         looked_up = {field.name: field for field in self.encoder.fields if field.looks_up}
         # expressions, because each call of a function would build the hash table of a vocabulary again
