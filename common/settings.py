@@ -49,7 +49,7 @@ RULES: dict[str, Any] = {
     "precision": ["auto", "32-true", "bf16-mixed"],
     "strategy": ["auto", "ddp", "ray"],
 }
-OPTIONAL = {"data_root", "start_from", "ray_address", "storage"}
+OPTIONAL = {"data_root", "split", "start_from", "ray_address", "storage"}
 OPTIONAL |= {"patience", "concurrent_trials", "embedding_learning_rate"}
 TUPLES = {"hidden_units", "bottom_mlp_units", "top_mlp_units", "tower_units", "expert_units", "tasks", "task_weights"}
 NOT_EMPTY = {"expert_units", "tasks", "space"}

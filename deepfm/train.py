@@ -32,7 +32,7 @@ from deepfm.deepfm import DeepFM
 DATA = dict(
     dataset="criteo",  # folder in data_root; or "ml-1m", "adult", "census-income-kdd", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
-    split="time",  # or "random": 8:1:1, on the full dataset equal to BARS Criteo_x4 (docs/protocols.md)
+    split="time",  # or "random": 8:1:1, on the full dataset BARS Criteo_x4; "official", of Adult (docs/protocols.md)
     dense_transform="log+quantile",  # a number and a category; or "log", "log+missing", "bucket", "quantile"
     min_count=2,  # training rows in which a value must occur to get its own id
     weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not

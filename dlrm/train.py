@@ -34,7 +34,7 @@ from dlrm.sharded import ShardedDLRM
 DATA = dict(
     dataset="criteo",  # folder in data_root; or "ml-1m", "adult", "census-income-kdd", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
-    split="time",  # or "random": 8:1:1, on the full dataset equal to BARS Criteo_x4 (docs/protocols.md)
+    split="time",  # or "random": 8:1:1, on the full dataset BARS Criteo_x4; "official", of Adult (docs/protocols.md)
     dense_transform="log+quantile",  # or "log", "log+missing", "bucket", "quantile"; paper: "clamped_log"
     min_count=2,  # training rows in which a value must occur to get its own id; paper: 1, counted on all rows
     weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not

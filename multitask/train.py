@@ -33,6 +33,7 @@ from multitask.mmoe import MMoE
 DATA = dict(
     dataset="census-income-kdd",  # folder in data_root; or "adult", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
+    split=None,  # the test file in halves, as in the paper; "official": all of it, validation rows from the other file
     tasks=("income", "never_married"),  # the paper's group 1; group 2: ("education", "never_married")
     label_inputs=False,  # True: labels that are not in tasks are inputs; in the paper they are not
     min_count=5,  # training rows in which a value must occur to get its own id

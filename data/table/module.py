@@ -88,7 +88,10 @@ class TableDataModule(RecommendationDataModule):
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
         check_settings({"min_count": min_count, "weighted": weighted, "negative_rate": negative_rate})
-        check(split in ("time", "random", None), f"split is {split!r}; it must be 'time' or 'random'.")
+        check(
+            split in ("time", "random", "official", None),
+            f"split is {split!r}; it must be 'time', 'random' or 'official'.",
+        )
         self.weighted, self.negative_rate, self.label_inputs = weighted, negative_rate, label_inputs
         self.split = split
         self.settings = {"dense_transform": dense_transform, "min_count": min_count, "num_bins": num_bins}
@@ -111,6 +114,10 @@ class TableDataModule(RecommendationDataModule):
         self.tasks, where = self.choose_tasks(self.table.description), self.table.where
         self.description = self._used(self.table.description)
         split = self.split or ("time" if self.description.only("time") else "random")
+        check(
+            split != "official" or "test" in self.table.files,
+            f"split is 'official', but {where} has no test file; set split to 'time' or 'random'.",
+        )
         settings = self.settings | {"split": split}
         key = settings | {"description": self.description.model_dump(mode="json"), "parts": _parts(self.table)}
         # later starts verify only this entry, and not the rows that it was made from
@@ -177,6 +184,11 @@ class TableDataModule(RecommendationDataModule):
     @property
     def pooling(self) -> list[str | None]:
         return self.encoder.pooling
+
+    @property
+    def of_numbers(self) -> list[bool]:
+        """Which fields are categories of numbers."""
+        return [field.kind != "text" for field in self.encoder.fields]
 
     @property
     def bin_edges(self) -> list[list[float]]:
@@ -280,7 +292,10 @@ def summary(table: Dataset, rows: StoredRows) -> str:
 def _protocol(description: Description, split: str) -> str:
     if description.files:
         given = "val" in description.files
-        return "split by given files" if given else f"published files, test rows split 1:1 (seed {SPLIT_SEED})"
+        if given:
+            return "split by given files"
+        how = "a fifth of the training rows validates" if split == "official" else "test rows split 1:1"
+        return f"published files, {how} (seed {SPLIT_SEED})"
     own = description.split
     if isinstance(own, ColumnSplit):
         return f"split by column {own.column!r}"
