@@ -2,8 +2,10 @@
 
 import inspect
 import re
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import bst.train
@@ -62,7 +64,7 @@ def test_each_group_is_what_its_consumer_takes(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_each_setting_is_in_one_group_and_has_a_rule(script):
     names = [name for group in groups(script) for name in group]
-    assert len(names) == len(set(names)) and set(names) <= RULES.keys()
+    assert len(names) == len(set(names)) and set(names) <= RULES.keys() | {"logger"}  # which Trackers checks
     check_settings(Settings(*groups(script)).flat())
 
 
@@ -121,6 +123,19 @@ def test_auto_is_chosen_by_the_training_rows(rows, batch_size, epochs):
         assert chosen.training["max_epochs"] == max(epochs or 1, usual["max_epochs"])
         by_hand = settings.changed({"batch_size": 7, "max_epochs": 9})
         assert by_hand.for_rows(int(rows), usual) == by_hand
+
+
+def test_numbers_and_paths_are_taken_as_people_pass_them():
+    given = {"learning_rate": np.float64(1e-3), "seed": np.int64(3), "hidden_units": np.array([8, 4]), "dropout": 0}
+    given |= {"batch_norm": np.bool_(True), "data_root": Path("x") / "y", "patience": None}
+    found = Settings(*groups(deepfm.train)).changed(given).flat()
+    expected = {"learning_rate": 1e-3, "seed": 3, "hidden_units": (8, 4), "dropout": 0, "batch_norm": True}
+    expected |= {"data_root": "x/y", "patience": None}
+    assert {name: found[name] for name in given} == expected
+    assert [type(found[name]) for name in given] == [type(value) for value in expected.values()]
+    for wrong in ({"seed": np.float64(1)}, {"batch_norm": np.int64(1)}, {"hidden_units": np.array([0.5])}):
+        with pytest.raises(UserError, match="; it must be"):
+            Settings(*groups(deepfm.train)).changed(wrong)
 
 
 def test_a_change_reaches_its_group_alone():

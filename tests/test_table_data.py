@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from data.table_categories import EMPTY_SLOT, MISSING, OOV
+from data.table_encoder import signed_log_dense
+from data.table_preprocessor import TablePreprocessor
 
 from common.errors import UserError
 from data.census_income import MultiTaskDataModule
 from data.criteo_data import ClickDataModule
-from data.table_categories import EMPTY_SLOT, MISSING, OOV
 from data.table_guess import guess_table
-from data.table_preprocessor import TablePreprocessor
 from deepfm.train import DATA
 from multitask.train import DATA as MULTITASK
 
@@ -47,7 +48,7 @@ COLUMNS = {
     "clicked": {"role": "label", "positive": ["1"], "negative": ["0"]},
     "bought": {"role": "excluded"},
     USER: {"role": "categorical"},
-    PRICE: {"role": "dense", "transform": "log+missing"},
+    PRICE: {"role": "dense", "transform": "signed_log+missing"},
     "genres": {"role": "categorical", "separator": "|", "pooling": "mean"},
     "when": {"role": "time"},
     "comment": {"role": "excluded"},
@@ -88,10 +89,8 @@ def test_a_table_becomes_what_it_should(tmp_path, frame):
     assert np.concatenate([data.rows[part] for part in ("train", "val", "test")]).tolist() == order.tolist()
     train = data.rows["train"]
     price = frame[PRICE].to_numpy()
-    logs = np.sign(price) * np.log1p(np.abs(price))
-    scaled = (logs - np.nanmean(logs[train])) / np.nanstd(logs[train])
-    expected = np.stack([np.nan_to_num(scaled), np.isnan(price)], 1)
-    np.testing.assert_allclose(dense, expected, rtol=1e-5, atol=1e-6)
+    scaled = signed_log_dense(price) / signed_log_dense(price[train]).std(dtype=np.float64)
+    np.testing.assert_allclose(dense, np.stack([scaled, np.isnan(price)], 1), rtol=1e-6)
     assert data.num_dense == 2 and data.slots == [1, 3, 1, 1] and data.pooling == [None, "mean", None, None]
 
     counts = frame[USER][train].value_counts()
@@ -199,11 +198,11 @@ def test_metadata_writes_numbers_as_they_are(tmp_path, frame):
     assert all(-1000 < float(text) < 1000 for text in metadata["vocabularies"][PRICE])
 
 
-@pytest.mark.parametrize("transform", ["log", "log+quantile", "clamped_log", "bucket", "quantile"])
+@pytest.mark.parametrize("transform", ["log", "log+missing", "signed_log", "bucket", "quantile"])
 def test_two_settings_that_change_arrays_have_two_entries(tmp_path, frame, transform):
     columns = COLUMNS | {PRICE: {"role": "dense"}}
     write(tmp_path, frame, columns)
-    one = open_data(tmp_path, dense_transform="log+missing")
+    one = open_data(tmp_path, dense_transform="signed_log+missing")
     other = open_data(tmp_path, dense_transform=transform)
     assert one.folder != other.folder and all(np.isfinite(array).all() for array in everything(other))
     write(tmp_path, frame, columns | {"code": {"role": "categorical"}})  # the same file, another column
@@ -259,7 +258,7 @@ def test_the_guess_trains(tmp_path, frame):
         }  # fmt: skip
         assert "unique per row" in report and content["columns"]["clicked"]["positive"] == ["1"]
         (path.parent / "columns.json").write_text(json.dumps(content))
-        assert len(open_data(tmp_path).cardinalities) == 6  # the price is a category too
+        assert len(open_data(tmp_path).cardinalities) == 5
 
 
 @pytest.mark.real_data("census-income-kdd")

@@ -63,7 +63,7 @@ def with_interval(found: dict[str, float]) -> str:
 
 
 def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
-    """The baselines that beat the model, to the digits shown, in an AUC or the RMSE; the constant also in log loss.
+    """The baselines that beat the model, to the digits shown, in an AUC, NDCG or RMSE; the constant also in log loss.
 
     "" if there are none.
     """
@@ -72,7 +72,7 @@ def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, floa
         better = [
             metric
             for metric, value in test.items()
-            if (metric.startswith("auc") and round(metrics[metric], 4) > round(value, 4))
+            if (metric.startswith(("auc", "ndcg")) and round(metrics[metric], 4) > round(value, 4))
             or (
                 (metric == "rmse" or (metric, name) == ("log_loss", "constant"))
                 and round(metrics[metric], 4) < round(value, 4)
