@@ -1,6 +1,7 @@
 """What a run prints and records: its length, the table of test metrics, memory and versions."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
-def print_table(results: dict[str, Any], folder: Path, data: RecommendationDataModule) -> None:
-    """Print the test metrics of the model and its baselines, and where everything was written."""
+def print_table(results: dict[str, Any], folder: Path, data: RecommendationDataModule, scores: Sequence[float]) -> None:
+    """Print the test metrics of the model and its baselines, and where everything was written.
+
+    scores: of the monitored metric at each validation, in order; higher is better.
+    """
     import pandas as pd  # imported here because it is slow and only needed at the end
 
     rows: dict[str, dict] = {results["model"]: results["test"]}
@@ -49,8 +53,7 @@ def print_table(results: dict[str, Any], folder: Path, data: RecommendationDataM
     print(f"\nTest metrics, {results['dataset']}{sample}, {results['protocol']}, {results['rows']['test']:,} rows")
     print(pd.DataFrame.from_dict(rows, "index").to_string(float_format="{:.4f}".format, na_rep=""))
     if better := better_baselines(results["test"], results["baselines"]):
-        losses = pd.read_csv(folder / "metrics.csv").filter(regex="val_(log_loss|rmse)").iloc[:, 0].dropna()
-        print(f"Worse than {better}. Likely cause: {data.unusual_input() or likely_cause(losses.tolist())}.")
+        print(f"Worse than {better}. Likely cause: {data.unusual_input() or likely_cause(scores)}.")
     if folder.name.startswith("version_"):  # otherwise it is one of several runs of a command
         print(f"Score new rows: python predict.py {folder / BEST_CHECKPOINT} RAW_FILE")
         print("See also: inspect_model.py, export_onnx.py; seeds.py (several seeds); tune_dlrm.py (DLRM's settings)")
@@ -83,13 +86,13 @@ def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, floa
     return " and ".join(found)
 
 
-def likely_cause(losses: list[float]) -> str:
-    """Why a model may be worse than a plain one, by its validation losses in order."""
-    best = losses.index(min(losses))
-    if best == len(losses) - 1:
+def likely_cause(scores: Sequence[float]) -> str:
+    """Why a model may be worse than a plain one. scores: of its validations, in order; higher is better."""
+    best = scores.index(max(scores))
+    if best == len(scores) - 1:
         return "it was still improving; set a larger max_epochs or a smaller batch_size"
     return (
-        f"it overfitted, best at validation {best + 1} of {len(losses)}; set a larger embedding_l2 or dropout, or a "
+        f"it overfitted, best at validation {best + 1} of {len(scores)}; set a larger embedding_l2 or dropout, or a "
         "lower learning_rate"
     )
 
