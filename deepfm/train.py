@@ -44,14 +44,14 @@ MODEL = dict(
     embedding_dim=16,  # k in the paper, which uses 10
     hidden_units=(128, 128),  # of the deep part; paper: (400, 400, 400), no better here and three times slower
     dropout=0.2,  # of the deep part; paper: 0.5
-    on_regression=False,  # True: first-order weights start from a logistic regression (docs/recipes.md)
+    on_regression=True,  # first-order weights start from a logistic regression (docs/recipes.md); paper: they do not
     batch_norm=False,  # in the deep part; each process normalises by its own rows
 )
 OPTIMIZER = dict(
     optimizer="adam",  # steps the table rows in a batch; "dense_adam", as in the paper, all; or "adagrad", "sgd"
     learning_rate=1e-3,
     embedding_learning_rate=3e-3,  # of the table, whose vectors start small and are stepped rarely
-    embedding_l2=5e-3,  # on the table rows that are stepped
+    embedding_l2=3e-3,  # on the table rows that are stepped
     schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
