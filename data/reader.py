@@ -7,7 +7,7 @@ row) and the column. data/text.py has the bytes of a text file, data/values.py t
 import gzip
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,7 +21,7 @@ import pyarrow.parquet
 
 from common.data.raw_files import decompressed, gzip_errors
 from common.errors import UserError, check
-from data.schema import Categorical, Column, Dense, Description, Format, Rating, Time
+from data.schema import Categorical, Column, Dense, Description, Format, Plain, Rating, Time
 from data.text import BLOCK_BYTES, Text
 from data.values import INTEGER, NUMBER, BadValue, categories, ids, numbers, plain, texts, times, unit_of, weights
 
@@ -65,7 +65,7 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 def source_of(path: Path) -> Source:
     """A file, with the keys of the folders it is in."""
     keys = dict(part.split("=", 1) for part in path.parent.parts if re.match(r"[^=.]+=", part))
-    return Source(str(path), lambda: _opened(path), keys)
+    return Source(str(path), lambda: _opened(path, path), keys)
 
 
 def input_of(raw: str | Path) -> Source:
@@ -73,24 +73,39 @@ def input_of(raw: str | Path) -> Source:
     if str(raw) != "-":
         return source_of(Path(raw))
     check(sys.stdin is not None, "cannot read standard input: it is closed.")
-    return Source("standard input", _standard_input, again=False)
+    return Source("standard input", lambda: _opened("standard input", sys.stdin.fileno()), again=False)
 
 
 @contextmanager
-def _standard_input() -> Iterator[IO[bytes]]:
-    with open(sys.stdin.fileno(), "rb", closefd=False) as file:
-        yield decompressed(file)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(name: str | Path, file: str | Path | int) -> Iterator[IO[bytes]]:
+    """file: a path, or the number of a stream, which stays open."""
     try:
-        with open(path, "rb") as file, gzip_errors(path):
-            yield decompressed(file)  # type: ignore[misc]
+        with open(file, "rb", closefd=not isinstance(file, int)) as opened, gzip_errors(name):
+            yield decompressed(opened)
     except OSError as error:
-        if isinstance(error, gzip.BadGzipFile) or (error.filename and str(error.filename) != str(path)):
+        if isinstance(error, gzip.BadGzipFile) or (error.filename and str(error.filename) != str(file)):
             raise
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+        raise UserError(f"cannot read {name}: {error.strerror or error}.") from error
+
+
+def keeping(form: Description, names: Sequence[str]) -> Description:
+    """The description of the same file with these columns read. Raises: UserError for one that it does not have."""
+    for name in names:
+        check(name in form.columns, f"there is no column {name!r}; the columns are {some(list(form.columns))}.")
+    read = {name: Plain(role="kept") for name in names if form.columns[name].role == "excluded"}
+    return form.model_copy(update={"columns": form.columns | read})
+
+
+def kept_texts(source: Source, columns: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """The texts (N,) of each column, "" if missing; of a number "9" for 9.0; several values joined by "|"."""
+    found = []
+    for name in names:
+        check(name in columns, f"{source.name} has no column {name!r}.")
+        array = columns[name]
+        if pa.types.is_list(array.type):
+            array = pc.binary_join(array, "|")
+        found.append(array.cast(pa.string()).fill_null("").to_pylist())
+    return found
 
 
 class Reader:
@@ -121,7 +136,7 @@ class Reader:
         with source.open() as stream:
             file: Any = getattr(stream, "fileobj", stream)  # below gzip
             for batch in self._raw(source, stream):
-                if moved:
+                if moved and file.seekable():
                     now = file.tell()
                     moved(now - read)
                     read = now
@@ -206,9 +221,11 @@ class Reader:
     def _names_by_width(self, width: int) -> list[str]:
         """The columns of a file without a header line: all of them or, when scoring, without labels or what is last."""
         names, labels = self.form.in_file, self.form.of_role("label")
-        if self.scoring:
-            shorter = [n for n in names if n not in labels[:1]], [n for n in names if n not in labels], names[:width]
-            names = next((found for found in (names, *shorter) if len(found) == width), names)
+        if self.scoring and len(names) != width:
+            if not all(self.form.columns[name].role in OPTIONAL for name in names[width:]):
+                shorter = [n for n in names if n not in labels[:1]], [n for n in names if n not in labels]
+                return next((found for found in shorter if len(found) == width), names)
+            return names[:width]
         return names
 
     def _wanted(self, source: Source, names: list[str]) -> list[str]:

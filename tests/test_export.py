@@ -15,6 +15,7 @@ import torch
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+
 import export_onnx
 from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO, load_checkpoint

@@ -27,7 +27,7 @@ from common.model.optimizer import DenseAdam, LazyAdam
 from common.model.recommender import Recommender
 from common.training.precision import resolve_precision
 from common.training.seeds import markdown_table
-from data.movie_history import HistoryDataset
+from data.history.dataset import HistoryDataset
 
 FIRST, STEPS = 5, 20  # of the profiled steps
 OTHER = "other operations of the model"

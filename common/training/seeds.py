@@ -71,8 +71,9 @@ def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
     for name, results in groups.items():
         metrics = list(results[0]["test"])
         rows[f"{name}, {len(results)} seeds"] = {m: with_sd(values(results, m)) for m in metrics}
-        averaged = averaged_metrics(results)
-        rows[f"{name}, averaged predictions"] = {m: f"{averaged[m]:.4f}" for m in metrics}
+        if "ndcg" not in metrics:  # what is saved then is ranks, which cannot be averaged
+            averaged = averaged_metrics(results)
+            rows[f"{name}, averaged predictions"] = {m: f"{averaged[m]:.4f}" for m in metrics}
     first = next(iter(groups.values()))
     for baseline, tested in first[0]["baselines"].items():
         rows[baseline] = {m: with_sd(values(first, m, baseline)) for m in tested}
@@ -82,7 +83,7 @@ def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
 def difference_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
     """The first group minus its baselines, and the other groups minus the first, paired by seed."""
     (name, first), *others = groups.items()
-    metrics = [m for m in first[0]["test"] if m.startswith(("auc", "gauc", "rmse", "log_loss"))]
+    metrics = [m for m in first[0]["test"] if m.startswith(("auc", "gauc", "rmse", "log_loss", "hr", "ndcg"))]
     pairs = {f"{name} - {baseline}": (first, first, baseline) for baseline in first[0]["baselines"]}
     pairs |= {f"{other} - {name}": (results, first, None) for other, results in others}
     rows = {
