@@ -91,7 +91,7 @@ def as_user_error(error: OSError, folder: Path, variable: str = "OUTPUT_ROOT") -
 
     variable: the environment variable that moves the folder.
     """
-    reason = error.strerror or next(iter(error.args), "")  # NumPy's errors have no number, only a text
+    reason = error.strerror or (error.args[0] if error.args else error)  # NumPy's errors have no number, only a text
     if not error.filename:
         return UserError(f"{reason}: standard output, a connection, or a file in {folder}.")
     path = Path(error.filename)

@@ -13,10 +13,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
+from common.errors import answer_help, run_script
+
+if __name__ == "__main__":
+    answer_help(__doc__, "")  # before the imports below, which take seconds
+
 import pandas as pd
 from matplotlib.figure import Figure
 
-from common.errors import run_script
 from common.files import read_json, write_json
 from common.model.metrics import task_metrics
 from common.paths import output_root

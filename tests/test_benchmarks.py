@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data.census_sample import census_sample
 from torch.testing import assert_close
 
 import benchmarks.results
@@ -19,6 +18,7 @@ from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
 from common.training.predictions import PREDICTIONS
+from data.samples.census import census_sample
 from tests.movie_rows import make_ratings, write_1m
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.census_sample import census_sample
 from data.census_schema import CENSUS_INCOME_KDD as RELEASE
 from data.table_fit import quantile_edges
 from data.table_preprocessor import TablePreprocessor

@@ -49,7 +49,7 @@ def test_example_scores_a_raw_row_without_torch(tmp_path, outputs, raw, dense):
     assert export(checkpoint)["difference"] <= 1e-5
     assert export(checkpoint, raw)["rows"] == 300
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(UserError, match=r"empty.txt is empty"):
+    with pytest.raises(UserError, match=r"empty.txt has no rows"):
         export(checkpoint, tmp_path / "empty.txt")
     predict(checkpoint, raw, tmp_path / "out.csv")
     for name in ("best.onnx", "best.json"):
