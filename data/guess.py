@@ -22,14 +22,18 @@ NEGATIVE = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
 # Names of columns: words in lower case with _ between them.
 USERS = r"user|customer|member|client|visitor|reviewer|reader|viewer|buyer|subscriber|session|player|account|u"
 ITEMS = r"item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|anime|news|ad|adgroup"
-ITEMS += r"|creative|business|place|venue|poi|listing|recipe|course|question|goods|i"
+ITEMS += r"|upc|ean|gtin|creative|business|place|venue|poi|listing|recipe|course|question|goods|i"
 IDS = r"_?(id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title)"
 KEYS = {"user": rf"(\w+_)?({USERS})({IDS})?", "item": rf"(\w+_)?({ITEMS})({IDS})?"}
-OUTCOME = r"clicks?|clicked|clk|attributed|convert|converted|conversions?|purchases?|purchased|bought|buy|ordered"
-LABEL = rf"((is|was|has|did|will)_)?({OUTCOME}|churn|churned|label|target|y)(_(flag|label|yn))?|(\w+_)?(label|target)"
+OUTCOME = r"clicks?|clk|attributed|convert|conversions?|purchases?|buy|ordered"
+LABEL = rf"((is|was|has|did|will)_)?({OUTCOME}|churn|label|target|y)(_(flag|label|yn))?|(\w+_)?(label|target)"
+LABEL += r"|(\w+_)?(clicked|converted|purchased|bought|churned|subscribed)(_\w+)?"
 WEAK_LABEL = r"(is_)?(default|income|cancel|fraud|surviv|exited|attrition|left|respon|outcome|class|approved|install"
-WEAK_LABEL += r"|subscri|success|open|accept|return|deposit|bad|good|result|won|win|status|loan_status)\w*"
-FEEDBACK = r"(is_)?(like|liked|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)|long_view"
+WEAK_LABEL += (
+    r"|subscri|success|open|accept|return|deposit|bad|good|result|won|win|status|loan_status|revenue|sold|paid|spam)\w*"
+)
+FEEDBACK = r"(is_)?(like|liked|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)"
+FEEDBACK += r"|long_view|add_?to_?cart"
 FEEDBACK += r"|\w*(play|stay|watch|dwell)(ing)?_?(time|duration|ms|s|sec|seconds)\w*"
 RATING = r"rating|rate|stars?|score|grade|vote|points|overall"
 TIME = r"time|times|timestamp|date|datetime|dat|ts|at|when|day|dt|hour"
@@ -50,15 +54,20 @@ Guesses = dict[str, Guess]  # by column
 
 
 def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Guesses, list[str], dict[str, Any]]:
-    """A guess for each column, notes, and further entries of columns.json. keys: columns of users and items, if known."""
+    """A guess per column, notes, and other entries of columns.json. keys: the columns of users and items, if known."""
     notes: list[str] = []
     content: dict[str, Any] = {}
     found = {role: looks.get(keys.get(role) or "") or guess_key(looks, role) for role in KEYS}
     pair = {role: look for role, look in found.items() if look}
     guesses = {look.name: key(role, look) for role, look in pair.items() if len(pair) == 2}
+    if empty := [
+        look.name for look in looks.values() if look.missing and any(look.named(words) for words in KEYS.values())
+    ]:
+        notes.append(f"Empty in some rows, so neither user nor item: {', '.join(empty)}.")
     guesses |= guess_time([look for name, look in looks.items() if name not in guesses])
     guesses |= guess_labels([look for name, look in looks.items() if name not in guesses], len(pair) == 2, notes)
     targets = [looks[n].target(entry) for n, (entry, _) in guesses.items() if entry["role"] in ("label", "rating")]
+    late = []
     for name, look in looks.items():
         guesses.setdefault(name, input_role(look))
         role = guesses[name][0]["role"]
@@ -71,7 +80,9 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
         else:
             continue
         guesses[name] = {"role": "excluded"}, why
-        notes.append(f"If {name!r} is known before the label, give it the role of an input.")
+        late.append(name)
+    if late:
+        notes.append(f"Left out: {', '.join(late)}. If one is known before the label, give it the role of an input.")
     if not any(entry["role"] == "time" for entry, _ in guesses.values()):
         rows = np.arange(len(targets[0])) if targets else np.array([])
         if targets and abs(auc(rows, targets[0]) - 0.5) > 0.25:
@@ -113,11 +124,7 @@ def guess_time(looks: list[Look]) -> Guesses:
 
     times = [look for look in looks if look.units and len(look.values) > 1]
     named = [look for look in times if look.is_date or look.named(TIME, within=True)]
-    unnamed = [
-        look
-        for look in times
-        if look.units[0] in ("s", "ms") and len(look.values) > FEW and not look.named(CODE, within=True)
-    ]
+    unnamed = [look for look in times if look.is_narrow and not look.named(f"{CODE}|{KIND}", within=True)]
     time = min((look for look in named + unnamed if not look.missing), key=order, default=None)
     guesses: Guesses = {
         look.name: ({"role": "excluded"}, f"a time, empty in {look.missing:.1%}" if look.missing else "another time")
@@ -125,7 +132,8 @@ def guess_time(looks: list[Look]) -> Guesses:
     }
     if time:
         what = "dates" if time.is_date else f"numbers, taken for {time.units[0]} since 1970"
-        guesses[time.name] = {"role": "time", "unit": time.units[0]}, f"orders the rows, no input; {what}"
+        sure = "?" if time.named(OTHER_TIME, within=True) else ""
+        guesses[time.name] = {"role": "time", "unit": time.units[0]}, f"orders the rows{sure}, no input; {what}"
     return guesses
 
 
@@ -149,10 +157,10 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
     elif is_interactions and not labels:
         notes.append("No column is a label or a rating: for BST, every row is a click.")
     elif not labels:
-        notes.append(
-            'No column looks like the label: give one the role "label" and "positive", a list of values'
-            f"{' (' if binary else ''}{', '.join(look.name for look in binary)}{' have two values)' if binary else ''}."
-        )
+        two = f" Two values: {', '.join(look.name for look in binary)}." if binary else ""
+        notes.append(f'No column is the label: give one the role "label" and "positive", a list of its values.{two}')
+        others = [look for look in looks if look.named(LABEL)]
+        return {o.name: ({"role": "excluded"}, f"the label? It has {len(o.values)} values, not two") for o in others}
     return {look.name: label(look) for look in labels}
 
 
@@ -171,7 +179,7 @@ def label(look: Look) -> Guess:
 
 def rating(look: Look) -> Guess:
     """A click is a rating from the median on, or above the least."""
-    numbers = np.sort(np.append(look.numbers, np.nan)[look.codes])[: look.known]
+    numbers = np.sort(np.append(np.array(look.numbers), np.nan)[look.codes])[: look.known]
     click_from = max(numbers[look.known // 2], numbers[numbers > numbers[0]][0])
     return {"role": "rating", "click_from": float(click_from)}, f"a click from {click_from:g} on"
 
@@ -185,6 +193,8 @@ def input_role(look: Look) -> Guess:
         return excluded, "constant" if distinct else "empty"
     if look.is_list:
         return {"role": "categorical"}, "several values"
+    if look.is_date:
+        return excluded, "dates"
     if look.conversion:
         return excluded, f"{look.conversion[0]}, not converted"
     if look.named(SPLIT) and distinct <= 10:
@@ -192,7 +202,7 @@ def input_role(look: Look) -> Guess:
     if look.named(WEIGHT) and numbers is not None and numbers.min() >= 0:
         return {"role": "weight"}, "of the row in the loss, with weighted=True; no input"
     if look.is_unique and distinct > FEW:
-        return ({"role": "kept"}, "names the row") if look.named(f"(row_?)?({CODE})") else (excluded, "unique per row")
+        return excluded, 'unique per row; the role "kept" copies it to the scores'
     if look.separator:
         return {"role": "categorical", "separator": look.separator}, f"several values, {look.separator!r}"
     if numbers is None and sum(map(len, look.values)) > SENTENCE * distinct and each < 2:
@@ -225,11 +235,9 @@ def guess_attributes(looks: dict[str, Look], role: str, ids: Look) -> Guesses:
         return share * (len(look.values) == look.rows), share, look.name == ids.name
 
     guesses = {name: input_role(look) for name, look in looks.items()}
-    for name, (entry, why) in guesses.items():
+    for name, (entry, _) in guesses.items():
         if entry["role"] == "weight":
             guesses[name] = {"role": "dense"}, ""
-        elif entry["role"] == "kept" or looks[name].is_date:
-            guesses[name] = {"role": "excluded"}, "a date" if looks[name].is_date else why
     names = [look for look in looks.values() if look.kind == "text" and len(look.values) > look.rows / 2]
     best = max(looks.values(), key=lambda look: max(held(look, str), held(look, canonical)))
     if held(best, canonical)[1]:

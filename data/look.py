@@ -16,7 +16,7 @@ from data.sniff import DATE_TEXT, NUMBER
 from data.values import DATES, LARGEST, cast_or_none
 
 MANY_DIGITS = 16  # of an id, which nobody computes with
-FIRST_SECOND, END_SECOND = 631_152_000, 2_524_608_000  # 1990 to 2050: numbers in this range are taken for times
+FIRST_SECOND, END_SECOND = 631_152_000, 2_524_608_000  # 1990 to 2050: what is in this range may be a time
 COMPACT_DATES = {8: ("%Y%m%d", "%y%m%d%H"), 10: ("%Y%m%d%H",), 12: ("%Y%m%d%H%M",), 14: ("%Y%m%d%H%M%S",)}
 GROUPS = r"\d{1,3}([,.' \xa0\u202f]\d{3})+"
 GROUPED = rf"[-+]?[$€£¥]? ?({GROUPS}|\d+)([.,]\d+)?( ?[%€$£¥])?"  # 31,273 or 1.234,50 € or 45%
@@ -74,10 +74,19 @@ class Look:
     @property
     def units(self) -> list[str]:
         """The units in which the values are recent times; "date" for dates."""
+        if self.is_date:
+            return ["date"] if min(self.values) >= "1990" and max(self.values) < "2050" else []
         if self.numbers is None or not self.values:
-            return ["date"] if self.is_date else []
+            return []
         least, most = self.numbers.min(), self.numbers.max()
         return [unit for unit, n in UNITS.items() if FIRST_SECOND < least / n <= most / n < END_SECOND]
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether numbers are so near to each other that, in a unit of time, they are times whatever the name."""
+        if self.numbers is None or self.units[:1] not in (["s"], ["ms"]):
+            return False
+        return bool(self.numbers.max() < 1.5 * self.numbers.min()) and len(self.values) > 31
 
     @property
     def has_decimal_commas(self) -> bool:

@@ -1,4 +1,4 @@
-"""How a file is written: separator, quotes, encoding, names of the columns; what cannot be read, and how to convert it."""
+"""How a file is written: separator, quotes, encoding, names of its columns; and how to convert what cannot be read."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from data.text import Text, first_rows
 
 LINES = 1000  # looked at
 MISSING = ("?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "\\N")
-SEPARATORS = ("\t", ";", "|", "\x01", "::", ",", " ")  # the first of those that fit equally well
+SEPARATORS = ("\t", ";", "|", "\x01", "::", ",")  # the first of those that fit equally well
 NUMBER = r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*"
 DATE = r"\d{4}-\d\d-\d\d.*"  # that the reader understands
 DATE_TEXT = (  # other dates: 28/09/2023 21:00, Feb 19, 2009, 19-Feb-09, Wed Apr 08 10:00:00 +0000 2020
@@ -26,6 +26,13 @@ DATE_TEXT = (  # other dates: 28/09/2023 21:00, Feb 19, 2009, 19-Feb-09, Wed Apr
     r"([ T,]+\d{1,2}:\d{2}.*)?|\w{3} \w{3} +\d{1,2} [0-9:]{8} .*"
 )
 VALUE = rf"{NUMBER}|{DATE}|{DATE_TEXT}"
+ODD_LINES = {  # what line 1 says about files that must be converted
+    r"[^\s,;|]+:": 'blocks of rows, each below a line with its id: `awk \'/:\\r?$/ {sub(/:\\r?$/, ""); id = $0; next} '
+    '{print id "," $0}\' FILE > NEW_FILE` makes a table',
+    r"\S+( \d+:\S+)+": "rows in svmlight's format: `python -c 'import pandas, sklearn.datasets, sys; x, y = sklearn.datasets."
+    "load_svmlight_file(sys.argv[1]); pandas.DataFrame(x.toarray()).assign(label=y).to_csv(sys.argv[2], index=False)' "
+    "FILE NEW_FILE` makes a table",
+}
 ANY = {"header": False, "columns": {"any": {"role": "kept"}}}
 
 
@@ -51,11 +58,8 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         notes.append("The file is not UTF-8 and is read as latin-1. If letters look wrong, convert it with iconv.")
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()][:LINES]
     check(bool(lines), f"{path} is empty.")
-    check(
-        not re.fullmatch(r"[^\s,;|]+:", lines[0]),
-        f"{path} has blocks of rows, each below a line like {lines[0]!r}. Convert it with `awk '/:\\r?$/ "
-        f'{{sub(/:\\r?$/, ""); id = $0; next}} {{print id "," $0}}\' {shlex.quote(str(path))} > NEW_FILE`.',
-    )
+    for pattern, what in ODD_LINES.items():
+        check(not re.fullmatch(pattern, lines[0]), f"{path} has {what.replace('FILE', shlex.quote(str(path)), 1)}.")
     if match := re.fullmatch("(sep=)(.)", lines[0], re.I):
         entries, lines = entries | {"separator": match[2], "comment": match[1]}, lines[1:]
     below = [line for line in lines if not line.startswith("#")]
@@ -70,6 +74,7 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         separator = ", "
     if separator != ",":
         entries["separator"] = separator
+    check_widths(path, rows_of(lines, separator[0] if separator == ", " else separator), separator)
     fields = [field for line in lines for field in line.split(separator)]
     if any(field.startswith('"') and not re.fullmatch(r'"([^"]|"")*"', field) for field in fields):
         strict = rows_of(lines, separator, strict=True)
@@ -94,12 +99,26 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     else:
         entries["header"], names = False, [f"c{number}" for number in range(1, len(rows[0]) + 1)]
         notes.append(
-            f"Does line 1 ({', '.join(rows[0])[:60]}) hold values? It looks so: the columns are named c1 to {names[-1]}; "
-            "rename them in columns.json, in this order. Otherwise correct the names in line 1."
+            f"Does line 1 ({', '.join(rows[0])[:60]}) hold values? It seems so: the columns are named c1 to {names[-1]} "
+            '("header": false); rename them in columns.json, in this order. Or, better for the guess, add a line of names '
+            f"with `sed '1i NAME{separator}NAME...' {shlex.quote(str(path))} > NEW_FILE`."
         )
     if "" in names:
         notes.append(f"Columns without a name are not read: {names.count('')}.")
     return entries, dict.fromkeys(filter(None, names), "kept"), notes
+
+
+def check_widths(path: Path, rows: list[list[str]], separator: str) -> None:
+    """Raises: UserError if all rows have a field more than line 1."""
+    if len(rows) > 1 and {len(row) for row in rows[1:]} == {len(rows[0]) + 1}:
+        named = any(row[-1] for row in rows[1:])
+        what = (
+            "line 1 names one column less than there are"
+            if named
+            else f"the rows end with {separator!r}, line 1 does not"
+        )
+        how = f"1 s/^/row{separator}/" if named else f"2,$ s/{separator}$//"
+        raise UserError(f"{path}: {what}. Convert it with `sed '{how}' {shlex.quote(str(path))} > NEW_FILE`.")
 
 
 def check_names(path: Path, names: list[str]) -> None:
@@ -125,7 +144,8 @@ def separator_of(lines: list[str]) -> str:
         widths = [len(rows_of([line], separator)[0]) for line in lines]
         return (round(widths.count(widths[0]) / len(widths), 2), widths[0]) if widths[0] > 1 else (0, 0)
 
-    return max(SEPARATORS, key=fit) if max(map(fit, SEPARATORS))[1] else ","
+    best = max(SEPARATORS, key=fit)
+    return best if fit(best)[1] else " " if fit(" ")[0] > 0.9 else ","
 
 
 def rows_of(lines: list[str], separator: str, strict: bool = False) -> list[list[str]]:

@@ -105,7 +105,7 @@ class Text:
         check(
             zero < 0,
             f"{self.name}, byte {self.position + zero + 1:,}: found a NUL byte; it is not UTF-8 text. If it is UTF-16, "
-            "convert it with `iconv -f UTF-16LE -t UTF-8 FILE > NEW_FILE`.",
+            f"convert it with `iconv -f UTF-16{'LE' if zero % 2 else 'BE'} -t UTF-8 FILE > NEW_FILE`.",
         )
         block = read.replace(b"\r", b"\n") if self.mac else read
         if self.form.separator not in ("::", ", "):
