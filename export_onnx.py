@@ -13,14 +13,19 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from common.errors import UserError, answer_help, check, one_line, run_script
+
+USAGE = "CHECKPOINT [RAW_FILE]"
+if __name__ == "__main__":
+    answer_help(__doc__, USAGE)
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.data.streams import open_input
-from common.errors import UserError, check, one_line, run_script
 from common.model.recommender import Recommender
-from predict import Preprocessor, load, predict_batch
+from data.reader import input_of
+from models import Scorer, load, predict_batch
 
 TOLERANCE = 1e-4
 CHECKED_ROWS = 2000
@@ -48,9 +53,9 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
         import onnxscript  # noqa: F401  used by torch.onnx
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; `pip install -r requirements-dev.txt` installs it.") from error
-    model, preprocessor = load(checkpoint)
-    drawn = preprocessor.random_inputs(CHECKED_ROWS, np.random.default_rng(0))
-    inputs = drawn if raw is None else _first_rows(preprocessor, raw)
+    model, scorer = load(checkpoint)
+    drawn = scorer.random_inputs(CHECKED_ROWS, np.random.default_rng(0))
+    inputs = drawn if raw is None else _first_rows(scorer, raw)
     path = Path(checkpoint).with_suffix(".onnx")
     try:
         # in a temporary folder, not under another name: a model above 2 GiB contains the name of its weights file
@@ -63,7 +68,7 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
                     raise
                 first = one_line(str(error).strip().partition("\n")[0])
                 raise UserError(f"{checkpoint} cannot be converted: {type(error).__name__}: {first}") from error
-            beside.with_suffix(".json").write_text(json.dumps(preprocessor.metadata()))
+            beside.with_suffix(".json").write_text(json.dumps(scorer.metadata()))
             difference = _difference(model, inputs, beside)
             check(
                 np.isfinite(difference),
@@ -121,12 +126,9 @@ def _difference(model: Recommender, inputs: list[Tensor], path: Path) -> float:
     return difference
 
 
-def _first_rows(preprocessor: Preprocessor, raw: str | Path) -> list[Tensor]:
-    with open_input(raw) as (stream, _):
-        first = next(preprocessor.batches(stream, str(raw)), None)
-    if first is None or len(first[0][0]) == 0:
-        raise UserError(f"{raw} has no rows.")
-    return [column[:CHECKED_ROWS] for column in first[0]]
+def _first_rows(scorer: Scorer, raw: str | Path) -> list[Tensor]:
+    inputs, *_ = next(scorer.batches(input_of(raw)))
+    return [column[:CHECKED_ROWS] for column in inputs]
 
 
 def main(checkpoint: str, raw: str | None = None) -> None:
@@ -138,4 +140,4 @@ def main(checkpoint: str, raw: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, "CHECKPOINT [RAW_FILE]")
+    run_script(main, USAGE)

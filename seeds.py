@@ -6,22 +6,25 @@ by seed. If it is interrupted, the same command continues; a larger number adds 
 rows with all checkpoints of a variant together.
 """
 
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import bst.train
-import deepfm.train
-import dlrm.train
-import multitask.train
-from common.errors import check, run_script
+from common.errors import answer_help, check, run_script
+
+USAGE = "SCRIPT [NUMBER]"
+if __name__ == "__main__":
+    answer_help(__doc__, USAGE)
+
 from common.files import read_json, write_json
 from common.paths import output_root
 from common.settings import Settings
 from common.training.run_folder import NOT_COMPARED, continued_folder
 from common.training.seeds import CONFIDENCE, difference_table, summary_table, train_seeds
+from models import MODELS
 
-SCRIPTS = {"deepfm": deepfm.train, "dlrm": dlrm.train, "multitask": multitask.train, "bst": bst.train}
+SCRIPTS = {model.script.removesuffix(".train"): model.script for model in MODELS.values()}
 VARIANTS: dict[str, dict[str, Any]] = {  # changes to the settings in train.py; the first is compared with the others
     "as_it_is": {}
     # "more_dropout": dict(dropout=0.5),
@@ -32,7 +35,7 @@ def seeds(script: str, number: str | int = 3, variants: dict[str, dict[str, Any]
     """Train all variants with seeds 1 to `number`; returns the results of each, also written to seeds.json."""
     check(script in SCRIPTS, f"found {script!r}, expected one of {', '.join(SCRIPTS)}.")
     check(str(number).isdecimal() and int(number) > 0, f"found {number!r}, expected a number of seeds, such as 4.")
-    count, module = int(number), SCRIPTS[script]
+    count, module = int(number), import_module(SCRIPTS[script])
     settings = {name: settings_of(module, changes) for name, changes in variants.items()}
     home = output_root() / "runs" / f"{script}_seeds"
     folder = continued_folder(home, settings, lambda folder: is_complete(folder, count))
@@ -69,4 +72,4 @@ def is_complete(folder: Path, count: int) -> bool:
 
 
 if __name__ == "__main__":
-    run_script(seeds, "SCRIPT [NUMBER]")
+    run_script(seeds, USAGE)

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 import numpy as np
 
 from common.errors import check, run_script
-from common.files import markdown_table, read_json
+from common.files import read_json
 from common.paths import REPO, output_root
 from common.training.fit import LOSSES
 from common.training.results import with_interval
-from common.training.seeds import averaged_metrics, values, with_sd
+from common.training.seeds import averaged_metrics, markdown_table, values, with_sd
 
 BEGIN, END = "<!-- results: python benchmarks/results.py -->\n", "<!-- end of results -->"
 HEADING = "#### "

@@ -1,5 +1,6 @@
 """Figures of a tested BST: its error by length of history, and its attention."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,65 +9,86 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bst.bst import BST
-from common.model.metrics import auc, rating_metrics
-from common.training.plots import caption
-from data.movie_history import PADDING
+from common.model.comparison import auc_difference, rmse_difference
+from common.model.ranking import mean_interval, of_rows
+from common.training.plots import caption, save
+from data.history.dataset import PADDING
 from data.movie_rating_seq import HistoryDataModule
 
+
+def _auc(prediction: Tensor, click: Tensor) -> dict[str, float]:
+    """AUC and its 95 % interval: a difference from equal scores, whose AUC is 0.5."""
+    return {part: 0.5 + value for part, value in auc_difference(prediction, torch.zeros_like(click), click).items()}
+
+
+METRICS: dict[str, tuple[str, Callable[[Tensor, Tensor], dict[str, float]]]] = {  # with 95 % intervals, by target
+    "rating": ("RMSE", lambda prediction, rating: rmse_difference(prediction, rating, rating)),
+    "click": ("AUC", _auc),
+    "item": ("NDCG of a list of 10", lambda ranks, _: mean_interval(of_rows(ranks[:, 0])["ndcg"].numpy(), None)),
+}
 LENGTH_BINS = 8  # with about equally many test rows each
-EXAMPLES, SHOWN_RATINGS = 4, 15  # of the attention figure
+EXAMPLES, SHOWN_ITEMS = 4, 15  # of the attention figure
 
 
 def plot_history_length_and_attention(
-    model: BST, data: HistoryDataModule, prediction: Tensor, target: Tensor, folder: Path
+    model: BST,
+    data: HistoryDataModule,
+    prediction: Tensor,
+    target: Tensor,
+    folder: Path,
+    baselines: Mapping[str, Tensor],
 ) -> None:
     """history_length.png and attention.png for the test rows."""
-    title = caption(model, data, folder)
-    _plot_history_length(data, prediction, target, title, folder / "history_length.png")
-    if model.hparams["use_sequence"]:
-        _plot_attention(model, data, prediction, title, folder / "attention.png")
-
-
-def _plot_history_length(data: HistoryDataModule, prediction: Tensor, target: Tensor, title: str, path: Path) -> None:
-    length = 1 + data.past_ratings("test")
-    edges = np.unique(np.quantile(length, np.linspace(0, 1, LENGTH_BINS + 1)))
-    part = np.clip(np.searchsorted(edges, length, "right") - 1, 0, len(edges) - 2)
-    middles, values = [], []
-    for i in range(len(edges) - 1):
-        rows = torch.from_numpy(part == i)
-        metrics = auc if data.target == "click" else lambda p, t: rating_metrics(p, t)["rmse"]
-        middles.append(np.median(length[part == i]))
-        values.append(metrics(prediction[rows], target[rows]))
+    title, (metric, measure) = caption(model, data, folder), METRICS[data.target]
+    values = {name: measure(each, target)["difference"] for name, each in baselines.items()}
+    strongest = sorted(values, key=values.__getitem__, reverse=data.target != "rating")[:1]
+    shown = {model.display_name: prediction} | {name: baselines[name] for name in strongest}
+    length = 1 + data.past_rows("test")
     figure = Figure((5.5, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(middles, values, "o-")
-    axes.set(xscale="log", xlabel="1 + past ratings of the user", ylabel="AUC" if data.target == "click" else "RMSE")
+    edges = np.unique(np.quantile(length, np.linspace(0, 1, LENGTH_BINS + 1)))
+    part = torch.from_numpy(np.clip(np.searchsorted(edges, length, "right") - 1, 0, len(edges) - 2))
+    bins = [part == i for i in part.unique()]
+    middles = [np.median(length[rows]) for rows in bins]
+    for name, each in shown.items():
+        found = [measure(each[rows], target[rows]) for rows in bins]
+        value, low, high = np.array([[one[part] for part in ("difference", "low", "high")] for one in found]).T
+        axes.errorbar(middles, value, [value - low, high - value], fmt="o-", capsize=3, label=name)
+    axes.set(xscale="log", xlabel="1 + length of the user's past", ylabel=f"{metric}, 95 % interval")
     axes.set_xticks(middles, [f"{middle:.0f}" for middle in middles])
     axes.minorticks_off()
+    axes.legend(fontsize="small")
     axes.set_title("test rows by length of history (equally many at each point)", fontsize="medium")
-    figure.suptitle(title, fontsize="small")
-    figure.savefig(path, dpi=120)
+    save(figure, title, folder / "history_length.png")
+    if model.hparams["use_sequence"]:
+        _plot_attention(model, data, prediction, title, folder / "attention.png")
 
 
 def _plot_attention(model: BST, data: HistoryDataModule, prediction: Tensor, title: str, path: Path) -> None:
     chosen = np.arange(len(prediction))[:: max(1, len(prediction) // EXAMPLES)][:EXAMPLES]
     rows = np.array(data.rows["test"])[chosen]
-    movie_id, history, residual, time_gap, *_, target = data.examples()[torch.from_numpy(rows)]
-    weights = model.cpu().attention(movie_id, history, residual, time_gap).numpy()
-    click = data.target == "click"
+    items, history, residual, time_gap, *_ = data.examples()[torch.from_numpy(rows)]
+    weights, truth = model.cpu().attention(items, history, residual, time_gap).numpy(), data.targets("test")
+    has_ratings = data.encoder.scale.has_ratings
     figure = Figure((14, 0.6 + 2.3 * len(rows)), layout="constrained")
     for i, axes in enumerate(figure.subplots(-(-len(rows) // 2), 2, squeeze=False).flat[: len(rows)]):
-        positions = [p for p in range(history.shape[1])[-SHOWN_RATINGS:] if history[i, p] != PADDING]
-        names = [f"{data.title(int(history[i, p]))}  ({residual[i, p]:+.1f})" for p in positions]
-        names.append("the target itself")
-        axes.barh(range(len(names)), weights[i, [*positions, -1]], tick_label=names)
-        truth = f"{'liked' if target[i] else 'not liked'}" if click else f"rated {target[i]:g}"
-        guess = f"predicted {prediction[chosen[i]]:.0%}" if click else f"predicted {prediction[chosen[i]]:.1f}"
-        axes.set_title(f"{data.title(int(movie_id[i]))}\n{truth}, {guess}", fontsize=9)
+        positions = [p for p in range(history.shape[1])[-SHOWN_ITEMS:] if history[i, p] != PADDING]
+        names = [data.title(int(history[i, p])) for p in positions]
+        if has_ratings:
+            names = [f"{name}  ({residual[i, p]:+.1f})" for name, p in zip(names, positions, strict=True)]
+        bars = axes.barh(range(len(names) + 1), weights[i, [*positions, -1]])
+        axes.set_yticks(range(len(bars)), [*names, "the target itself"])
+        outcome = _outcome(data.target, prediction[chosen[i]], float(truth[chosen[i]]))
+        axes.set_title(f"{data.title(int(items[i, 0]))}\n{outcome}", fontsize=9)
         axes.tick_params(labelsize=7)
-    figure.suptitle(
-        f"{title}: attention to the latest ratings, averaged over heads\n"
-        "in brackets: how far the rating is above or below the movie's expected rating",
-        fontsize="medium",
-    )
-    figure.savefig(path, dpi=120)
+    note = "\nin brackets: how far the rating is above or below what is expected of the item" if has_ratings else ""
+    save(figure, f"{title}: attention to the end of the history, averaged over heads{note}", path)
+
+
+def _outcome(target: str, prediction: Tensor, truth: float) -> str:
+    """What came of a test row, and what was predicted."""
+    if target == "item":
+        return f"came next, at rank {prediction[0]:.0f}" if prediction[0] else "came next, new to the model"
+    if target == "click":
+        return f"{'liked' if truth else 'not liked'}, predicted {prediction:.0%}"
+    return f"rated {truth:g}, predicted {prediction:.1f}"

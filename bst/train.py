@@ -9,19 +9,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
+from common.errors import answer_help, run_script
+
+if __name__ == "__main__":
+    answer_help(__doc__, "")  # before the imports below, which take seconds
+
 from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
 
-from bst.baselines import rating_baselines
+from bst.baselines import baselines_of
 from bst.bst import BST
 from bst.plots import plot_history_length_and_attention
 from common.cluster.launch import on_ray
-from common.errors import run_script
 from common.settings import Settings
-from common.training.fit import fit_and_test, saved_predictions
+from common.training.fit import fit_and_test
+from common.training.predictions import saved_predictions
 from common.training.run_folder import claim_run_folder
 from data.movie_rating_seq import HistoryDataModule
 
@@ -29,8 +34,9 @@ DATA = dict(
     dataset="ml-1m",  # folder in data_root: 1M, 100K, a CSV release, or your own interactions (docs/your_data.md)
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
     split="leave_last",  # or "time" (the same cut-off times for all users), or "random" (leaks; common in publications)
-    target="auto",  # "rating" (RMSE, MAE) if there are ratings, else "click" (AUC); on MovieLens, ratings of at least 4
-    negatives=4,  # sampled per row if the data has no ratings, so that every row is a click
+    target="auto",  # "rating" (RMSE) if there are ratings, otherwise "item" (NDCG of a list); or "click" (AUC)
+    negatives=32,  # for "item": sampled for each row anew in each epoch, from the items that its user has in no row
+    negatives_power=0.0,  # drawn in proportion to popularity ^ this; 0: uniformly
     history_length=40,  # past ratings that the model sees; paper: 20
     history_ratings=True,  # whether it sees their values
     start_from_biases=True,  # predictions start from movie and user biases, histories hold residuals from movie biases
@@ -44,6 +50,7 @@ MODEL = dict(
     num_factors=32,  # of the factorization beside the MLP
     hidden_units=(128, 64),  # of the MLP; paper: (1024, 512, 256)
     dropout=0.1,  # of blocks and MLP
+    loss="softmax",  # for "item": over an item and its negatives, or "bce"
     use_sequence=True,  # False: leave out the transformer
 )
 OPTIMIZER = dict(
@@ -57,13 +64,14 @@ OPTIMIZER = dict(
 TRAINING = dict(
     max_epochs=4,
     validations_per_epoch=1,
-    patience=2,  # validations without a better result before the run stops
+    monitor="auto",  # what chooses the checkpoint and stops the run: a metric of metrics.csv such as "val_log_loss"
+    patience=2,  # validations without a better one before the run stops; None: it does not
     seed=1,  # of initial weights, dropout and the order of rows
     precision="auto",  # bf16 if that is faster, otherwise float32; or "32-true", "bf16-mixed"
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
     strategy="auto",  # DDP if there are several processes; or "ray": processes of a Ray cluster
-    logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
+    logger="csv",  # metrics.csv alone; or "tensorboard"; or Lightning's, or a function that makes one (docs/day.md)
     resume=False,  # True: continue the newest unfinished run
 )
 
@@ -90,8 +98,8 @@ def fit(
     """Fit and test one model; if it has the sequence, also the model without it, as a baseline."""
     pl.seed_everything(settings.training["seed"], verbose=False)
     model = BST(
-        data.num_movies,
-        data.num_genres,
+        data.num_items,
+        data.num_attributes,
         data.user_cardinalities,
         history_length=data.history_length,
         target=data.target,
@@ -100,13 +108,13 @@ def fit(
         **settings.model,
         optimizer=settings.optimizer,
     )
-    model.genre_shares.copy_(data.genre_shares())
+    model.attribute_shares.copy_(data.attribute_shares())
 
     def baselines(data: HistoryDataModule) -> dict[str, Tensor]:
         if not settings.model["use_sequence"]:
-            return rating_baselines(data)
+            return baselines_of(data)
         print("\nTraining one of the baselines, the same model without its sequence", flush=True)
-        without = settings.changed({"use_sequence": False})
+        without = settings.changed({"use_sequence": False, "logger": "csv"})
         with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:
             ablation = fit(without, data, inner)
         predictions = saved_predictions(inner)  # including those of the baselines
@@ -117,7 +125,7 @@ def fit(
         data,
         folder,
         settings,
-        monitor="val_auc" if data.target == "click" else "val_rmse",
+        monitor={"rating": "val_rmse", "click": "val_auc", "item": "val_ndcg"}[data.target],
         baselines=baselines,
         plot=plot_history_length_and_attention,
         callbacks=callbacks,

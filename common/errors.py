@@ -1,13 +1,10 @@
 """The one error class that users are meant to see, and how a script reports it."""
 
 import os
-import reprlib
 import sys
 from collections.abc import Callable
 
-SHOWN = reprlib.Repr()  # a value from a file may be of any size
-SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 100, 100
-LINE_CHARACTERS = 500
+LINE_CHARACTERS = 300
 
 
 class Terminated(KeyboardInterrupt):
@@ -21,32 +18,41 @@ class UserError(Exception):
 def run_script(main: Callable[..., object], usage: str = "") -> None:
     """Run `main` as a script with the command line's arguments; a failure is reported as one line on stderr.
 
-    usage: names of the arguments, "FILE [NAME]" or "[NAME...]"; "" for none (settings are edited in the file). --help
-    prints the script's docstring. Exit codes: 1 after a UserError or out of memory, 130 after Ctrl-C, 143 after
-    SIGTERM; for the last two the line may say how to continue.
+    usage: see answer_help. Exit codes: 1 after a UserError or out of memory, 130 after Ctrl-C, 143 after SIGTERM; for
+    the last two the line may say how to continue.
     """
     _open_standard_streams()
-    answer_help(sys.modules[main.__module__].__doc__)
-    arguments = sys.argv[1:]
+    answer_help(sys.modules[main.__module__].__doc__, usage)
     try:
-        check_arguments(arguments, usage)
-        main(*arguments)
+        main(*sys.argv[1:])
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error)
     except KeyboardInterrupt as error:
         print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(143 if isinstance(error, Terminated) else 130)
     except MemoryError as error:
-        print(f"error: not enough memory. {one_line(error)}".strip(), file=sys.stderr)
-        sys.exit(1)
+        _fail(f"not enough memory. {one_line(error)}".strip())
 
 
-def answer_help(docstring: str | None) -> None:
-    """Print a script's docstring and exit, if the command line asks for --help."""
+def _fail(message: object) -> None:
+    print(f"error: {printable(str(message))}", file=sys.stderr)
+    sys.exit(1)
+
+
+def answer_help(docstring: str | None, usage: str | None = None) -> None:
+    """Exit if the command line asks for --help, with the script's docstring, or does not match `usage`, with a line.
+
+    A script calls it before its imports, which take seconds. usage: names of the arguments, "FILE [NAME]" or
+    "[NAME...]"; "" for none (settings are edited in the file), None to check them later.
+    """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((docstring or "").strip())
         sys.exit()
+    if usage is not None:
+        try:
+            check_arguments(sys.argv[1:], usage)
+        except UserError as error:
+            _fail(error)
 
 
 def check_arguments(arguments: list[str], usage: str) -> None:
@@ -82,8 +88,8 @@ def check(condition: bool, message: str) -> None:
 
 
 def shown(value: object) -> str:
-    """A short `repr` of a value that comes from a file, however large the value."""
-    return SHOWN.repr(value)
+    """A short `repr` of a value."""
+    return one_line(repr(value))
 
 
 def one_line(value: object) -> str:

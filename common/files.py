@@ -1,24 +1,20 @@
 """Atomic writes, and clear errors for files that cannot be written."""
 
-import errno
 import glob
 import json
 import math
 import os
 import secrets
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from common.errors import UserError, check, one_line
 
-MIB = 2**20
 TEMPORARY, LEFTOVER_SECONDS = ".tmp", 24 * 3600  # a temporary file this old has no living writer
 
 
@@ -53,11 +49,6 @@ def remove_leftovers(folder: Path, pattern: str = "*", seconds: float = 0.0) -> 
                 leftover.unlink()
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *rows))
-
-
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
     """Non-finite numbers, which JSON lacks, become null."""
     with atomic_write(path, "w") as file:
@@ -84,7 +75,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def write_tensors(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a file for torch.load. Raises: UserError that says how much disk space is missing."""
+    """Write a file for torch.load. Raises: UserError if that fails."""
     try:
         with atomic_write(path) as file:
             try:
@@ -92,35 +83,19 @@ def write_tensors(path: str | Path, content: dict[str, Any]) -> None:
             except RuntimeError as error:  # torch raises it while closing a file that could not be written
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     except OSError as error:
-        tensors = sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, torch.Tensor))
-        raise as_user_error(error, Path(path).parent, tensors) from error
+        raise as_user_error(error, Path(path).parent) from error
 
 
-def as_user_error(error: OSError, folder: Path, needed: float = 0, variable: str = "OUTPUT_ROOT") -> UserError:
-    """What to tell the user after an error in code that writes to `folder`.
+def as_user_error(error: OSError, folder: Path, variable: str = "OUTPUT_ROOT") -> UserError:
+    """What to tell the user after an error in code that writes to `folder`: path, reason, and what to do.
 
-    needed: roughly how many bytes; variable: the environment variable that moves the folder.
+    variable: the environment variable that moves the folder.
     """
-    if isinstance(error, TimeoutError | BrokenPipeError):  # a lock that another process holds; `| head`
-        return UserError(f"{error}.")
-    if error.filename and not _on_one_path(Path(error.filename), folder):
-        return UserError(f"cannot read {error.filename}: {error.strerror}.")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return UserError(f"cannot open {error.filename}: {error.strerror}. Raise the limit, e.g. `ulimit -n 4096`.")
-    reason = error.strerror or next(iter(error.args), "")  # NumPy's errors have no number, only a text
-    there = next(path for path in [folder, *folder.parents] if path.exists())
-    name = error.filename or max(filter(Path.is_file, folder.glob("*")), key=_modified, default=folder)
-    free = shutil.disk_usage(there).free
-    missing = f", about {math.ceil((needed - free) / MIB):,} MiB more are needed" if needed > free else ""
-    return UserError(
-        f"cannot write {name}: {reason} ({free / MIB:,.1f} MiB are free{missing}). "
-        f"Free some space, or set the environment variable {variable} to a writable folder."
-    )
-
-
-def _on_one_path(one: Path, other: Path) -> bool:
-    return one.is_relative_to(other) or other.is_relative_to(one)
-
-
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns
+    reason = error.strerror or (error.args[0] if error.args else error)  # NumPy's errors have no number, only a text
+    if not error.filename:
+        return UserError(f"{reason}: standard output, a connection, or a file in {folder}.")
+    path = Path(error.filename)
+    if not (path.is_relative_to(folder) or folder.is_relative_to(path)):
+        return UserError(f"cannot read {path}: {reason}.")
+    advice = f"Free some space, or set the environment variable {variable} to a writable folder."
+    return UserError(f"cannot write {path}: {reason}. {advice}")

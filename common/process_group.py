@@ -6,8 +6,10 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
 from typing import Any, ParamSpec, TypeVar
 
 from pytorch_lightning.strategies import DDPStrategy
@@ -21,7 +23,7 @@ P = ParamSpec("P")
 
 # environment variables: the file through which the processes of one machine meet, and the pid that starts the others
 RENDEZVOUS, STARTER = "RENDEZVOUS_FILE", "RENDEZVOUS_STARTER"
-LOOK_SECONDS = 1  # between two checks that the starter is alive
+LOOK_SECONDS = 0.2  # between two checks that the others are alive; Lightning, which looks too, kills without a line
 
 
 def is_distributed() -> bool:
@@ -64,29 +66,35 @@ class LocalDDPStrategy(DDPStrategy):
             self.set_world_ranks()
             backend = distributed.get_default_backend_for_device(self.root_device)
             store = distributed.FileStore(os.environ[RENDEZVOUS], self.world_size)
-            with _watching_starter():
+            with _watching(getattr(self.launcher, "procs", [])):  # Lightning's launcher has them on the first rank
                 distributed.init_process_group(backend, store=store, rank=self.global_rank, world_size=self.world_size)
             atexit.register(_leave_group)
         super().setup_distributed()
 
 
 @contextmanager
-def _watching_starter() -> Iterator[None]:
-    """End this process if the one that started it dies: torch would wait half an hour for it."""
+def _watching(started: Sequence[Popen]) -> Iterator[None]:
+    """End this process if one dies that it waits for, its starter or one that it started: torch would wait on."""
     starter, met = int(os.environ[STARTER]), threading.Event()
 
     def watch() -> None:
         while not met.wait(LOOK_SECONDS):
-            if os.getppid() != starter:
-                sys.stderr.write("error: the first process of this run died.\n")
+            if os.getppid() != starter != os.getpid() or any(process.poll() is not None for process in started):
+                _remove_rendezvous()
+                sys.stderr.write("error: another process of this run died.\n")
                 os._exit(1)  # not an exception: the main thread is inside torch
 
-    if os.getpid() != starter:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         met.set()
+
+
+def _remove_rendezvous() -> None:
+    """What the starter does at its end, unless it was killed."""
+    if RENDEZVOUS in os.environ:
+        shutil.rmtree(Path(os.environ[RENDEZVOUS]).parent, ignore_errors=True)
 
 
 def _leave_group() -> None:
@@ -102,6 +110,7 @@ def peer_failures_as_user_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_distributed() and ("gloo" in str(error) or isinstance(error, distributed.DistError)):
+            _remove_rendezvous()
             message = "another process of this run died; resume=True continues from the last checkpoint."
             raise UserError(message) from error
         raise
@@ -112,10 +121,9 @@ def distributed_trainer_kwargs(training: Mapping[str, Any], *plugins: object) ->
     keywords = {name: training[name] for name in ("devices", "num_nodes", "strategy")}
     if training["devices"] > 1 and training["num_nodes"] == 1 and training["strategy"] in ("auto", "ddp"):
         if RENDEZVOUS not in os.environ and not started_by_launcher():
-            folder = tempfile.mkdtemp()
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
             # the processes that Lightning starts inherit them
-            os.environ |= {RENDEZVOUS: f"{folder}/store", STARTER: str(os.getpid())}
+            os.environ |= {RENDEZVOUS: f"{tempfile.mkdtemp()}/store", STARTER: str(os.getpid())}
+            atexit.register(_remove_rendezvous)
         if RENDEZVOUS in os.environ:
             keywords["strategy"] = LocalDDPStrategy()
     if training["strategy"] == "ray":  # this is a worker of Ray Train, which has started the processes

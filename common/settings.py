@@ -1,119 +1,104 @@
-"""The settings of a run: the values each may have, and how a script groups them."""
+"""The settings of a run: how a script groups them, and the values that each may have."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
-from pytorch_lightning.loggers import Logger
+import numpy as np
 
 from common.errors import check, shown
 
-Rule = tuple[Callable[[Any], bool], str]
-
-
-def _integer(least: int, greatest: int) -> Rule:
-    # not isinstance: True is an int, and a NumPy number could not be read back from a checkpoint
-    return lambda value: type(value) is int and least <= value <= greatest, f"an integer from {least} to {greatest}"
-
-
-def _tuple_of(rule: Rule, example: str, least: int = 0) -> Rule:
-    return (
-        lambda value: type(value) in (tuple, list) and len(value) >= least and all(map(rule[0], value)),
-        f"a tuple such as {example}, of length {f'at least {least}' if least else '0 or more'}; each element {rule[1]}",
-    )
-
-
-def _one_of(*choices: str) -> Rule:
-    return choices.__contains__, f"one of {', '.join(map(repr, choices))}"
-
-
-def _or_none(rule: Rule) -> Rule:
-    return lambda value: value is None or rule[0](value), f"None or {rule[1]}"
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
 # of dense inputs: a number ("log" is signed and centred), with a 0/1 input for "missing" or with its quantile as a
 # category, or a category alone
-Transform = Literal["log", "log+missing", "log+quantile", "clamped_log", "clamped_log+missing", "bucket", "quantile"]
+Transform = Literal["log", "log+missing", "log+quantile", "clamped_log", "bucket", "quantile"]
 Pooling = Literal["mean", "sum"]  # of the vectors of several values in a cell; the first is the default
 DENSE_TRANSFORMS, POOLINGS = get_args(Transform), get_args(Pooling)
 
-# upper bounds far above any real use, so that a typo or a forged checkpoint cannot exhaust memory
-COUNT, SIZE = _integer(1, 2**31 - 1), _integer(1, 2**16)
-RATE: Rule = (lambda value: _is_number(value) and 0 < value <= 1000, "a number above 0, at most 1000")
-WEIGHT: Rule = (lambda value: _is_number(value) and 0 <= value <= 1000, "a number from 0 to 1000")
-SHARE: Rule = (lambda value: _is_number(value) and 0 <= value < 1, "a number of at least 0 and below 1")
-FLAG: Rule = (lambda value: type(value) is bool, "True or False")
-TEXT: Rule = (lambda value: type(value) is str, "a string")
-
-RULES: dict[str, Rule] = {
-    # DATA
-    **dict.fromkeys(("dataset", "split"), TEXT),
-    "data_root": _or_none(TEXT),
-    "dense_transform": _one_of(*DENSE_TRANSFORMS),
-    "target": _one_of("auto", "rating", "click"),
-    "tasks": _tuple_of(TEXT, "('income', 'education')", 1),
-    **dict.fromkeys(("min_count", "batch_size"), COUNT),
-    "negatives": _integer(1, 1000),
-    **dict.fromkeys(("history_length", "num_bins"), SIZE),
-    **dict.fromkeys(("history_ratings", "start_from_biases"), FLAG),
-    **dict.fromkeys(("weighted", "label_inputs"), FLAG),
-    "negative_rate": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0, at most 1"),
-    "num_workers": _integer(0, 128),
-    # MODEL
-    **dict.fromkeys(("embedding_dim", "num_experts", "num_heads", "num_factors"), SIZE),
-    **dict.fromkeys(("hidden_units", "bottom_mlp_units", "top_mlp_units", "tower_units"), _tuple_of(SIZE, "(128, 64)")),
-    "expert_units": _tuple_of(SIZE, "(128, 64)", 1),
-    "num_blocks": _integer(1, 100),
-    "dropout": SHARE,
-    **dict.fromkeys(("batch_norm", "on_regression", "self_interaction", "use_sequence"), FLAG),
-    "variant": _one_of("mmoe", "omoe", "shared_bottom", "single_task"),
-    "task_weights": _tuple_of(WEIGHT, "(1.0, 0.5)"),
-    "slots": _or_none(_tuple_of(_integer(1, 1024), "(1, 3)")),
-    "pooling": _or_none(
-        _tuple_of((lambda value: value in (None, *POOLINGS), "None, 'mean' or 'sum'"), "(None, 'sum')")
-    ),
-    # OPTIMIZER
-    "optimizer": _one_of("adam", "dense_adam", "adagrad", "sgd"),
-    "learning_rate": RATE,
-    "embedding_learning_rate": _or_none(RATE),
-    "embedding_l2": WEIGHT,
-    "schedule": _one_of("linear", "cosine", "plateau"),
-    "warmup_steps": _integer(0, 2**31 - 1),
-    # TRAINING
-    **dict.fromkeys(("max_epochs", "validations_per_epoch", "patience"), COUNT),
-    "seed": _integer(0, 2**32 - 1),
-    "precision": _one_of("auto", "32-true", "bf16-mixed"),
-    **dict.fromkeys(("devices", "num_nodes"), _integer(1, 128)),
-    "strategy": _one_of("auto", "ddp", "ray"),
-    **dict.fromkeys(("shard_table", "resume"), FLAG),
-    "start_from": _or_none(TEXT),
-    "logger": (
-        lambda value: value in ("csv", "tensorboard") or isinstance(value, Logger),
-        "'csv', 'tensorboard' or a Lightning logger",
-    ),
-    # SEARCH of tune_dlrm.py
-    "space": (lambda value: type(value) is dict and len(value) > 0, "a dict of settings"),
-    "fixed": (lambda value: type(value) is dict, "a dict of settings"),
-    **dict.fromkeys(("trials", "grace_validations", "cpus_per_trial"), COUNT),
-    "concurrent_trials": _or_none(COUNT),
-    "reduction_factor": _integer(2, 1000),
-    "gpus_per_trial": WEIGHT,
-    "workers_per_trial": _integer(1, 128),
-    **dict.fromkeys(("ray_address", "storage"), _or_none(TEXT)),
+# by name, because a type read off the dicts would follow whoever edits them: a type, the integers of a range, the
+# numbers from one to another (ends included), or a list of choices. Far above any real use, so that a typo is noticed
+COUNT, SIZE, RATE, WEIGHT = range(1, 10**9), range(1, 2**16 + 1), (1e-15, 1000.0), (0.0, 1000.0)
+RULES: dict[str, Any] = {
+    name: rule
+    for names, rule in (
+        ("dataset data_root split tasks monitor start_from ray_address storage", str),
+        ("history_ratings start_from_biases weighted label_inputs batch_norm on_regression", bool),
+        ("self_interaction use_sequence shard_table resume", bool),
+        ("space fixed", dict),
+        ("min_count batch_size max_epochs validations_per_epoch patience", COUNT),
+        ("trials grace_validations cpus_per_trial concurrent_trials", COUNT),
+        ("embedding_dim num_experts num_heads num_factors num_bins history_length", SIZE),
+        ("hidden_units bottom_mlp_units top_mlp_units tower_units expert_units", SIZE),
+        ("learning_rate embedding_learning_rate", RATE),
+        ("embedding_l2 task_weights gpus_per_trial", WEIGHT),
+        ("devices num_nodes workers_per_trial", range(1, 129)),
+        ("warmup_steps", range(10**9)),
+        ("seed", range(2**32)),
+        ("num_workers", range(129)),
+        ("num_blocks", range(1, 101)),
+        ("negatives", range(1, 10_001)),
+        ("negatives_power", (0.0, 1.0)),
+        ("reduction_factor", range(2, 1001)),
+        ("dropout", (0.0, 0.99)),
+        ("negative_rate", (1e-12, 1.0)),
+        ("dense_transform", list(DENSE_TRANSFORMS)),
+        ("target", ["auto", "rating", "click", "item"]),
+        ("loss", ["softmax", "bce"]),
+        ("variant", ["mmoe", "omoe", "shared_bottom", "single_task"]),
+        ("optimizer", ["adam", "dense_adam", "adagrad", "sgd"]),
+        ("schedule", ["linear", "cosine", "plateau"]),
+        ("precision", ["auto", "32-true", "bf16-mixed"]),
+        ("strategy", ["auto", "ddp", "ray"]),
+    )
+    for name in names.split()
 }
+OPTIONAL = {"data_root", "start_from", "ray_address", "storage"}
+OPTIONAL |= {"patience", "concurrent_trials", "embedding_learning_rate"}
+TUPLES = {"hidden_units", "bottom_mlp_units", "top_mlp_units", "tower_units", "expert_units", "tasks", "task_weights"}
+NOT_EMPTY = {"expert_units", "tasks", "space"}
+WORDS = {str: "a string", bool: "True or False", dict: "a dict of settings"}
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers, paths and lists as Python's numbers, strings and tuples, which any checkpoint can hold."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    return fspath(value) if isinstance(value, PathLike) else value
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise UserError for the first setting that is out of range; names without a rule pass."""
     for name, value in settings.items():
-        if name in RULES:
-            holds, expected = RULES[name]
-            check(holds(value), f"{name} is {shown(value)}; it must be {expected}.")
+        if name not in RULES or (value is None and name in OPTIONAL):
+            continue
+        holds, expected = _holds(RULES[name], value), _words(RULES[name])
+        if name in TUPLES:
+            holds = isinstance(value, list | tuple) and all(_holds(RULES[name], item) for item in value)
+            expected = f"a tuple; each element {expected}"
+        none = "None or " if name in OPTIONAL else ""
+        filled = ", not empty" if name in NOT_EMPTY else ""
+        check(
+            holds and bool(value or name not in NOT_EMPTY),
+            f"{name} is {shown(value)}; it must be {none}{expected}{filled}.",
+        )
+
+
+def _holds(rule: Any, value: Any) -> bool:
+    if isinstance(rule, tuple):
+        return type(value) in (int, float) and rule[0] <= value <= rule[1]
+    if isinstance(rule, range):
+        return type(value) is int and value in rule  # True is an int
+    return value in rule if isinstance(rule, list) else type(value) is rule
+
+
+def _words(rule: Any) -> str:
+    if isinstance(rule, tuple | range):
+        kind = "an integer" if isinstance(rule, range) else "a number"
+        return f"{kind} from {rule[0]} to {rule[-1]}"
+    return f"one of {', '.join(map(repr, rule))}" if isinstance(rule, list) else WORDS[rule]
 
 
 def check_names(changes: Iterable[str], known: Sequence[str]) -> None:
@@ -136,12 +121,14 @@ class Settings:
     def changed(self, changes: Mapping[str, Any]) -> "Settings":
         """A copy with some settings changed. Raises: UserError for an unknown name or a value out of range."""
         groups = (self.data, self.model, self.optimizer, self.training)
-        known = {name: value for group in groups for name, value in group.items()}
-        check_names(changes, list(known))
-        check_settings(known | dict(changes))
-        return Settings(*({name: changes.get(name, value) for name, value in group.items()} for group in groups))
+        check_names(changes, [name for group in groups for name in group])
+        changed = [{name: plain(changes.get(name, value)) for name, value in group.items()} for group in groups]
+        for group in changed:
+            check_settings(group)
+        return Settings(*changed)
 
     def flat(self) -> dict[str, Any]:
-        """All settings by name; a Lightning logger is given by its class name."""
+        """All settings by name; loggers are given by their class."""
         flat = self.data | self.model | self.optimizer | self.training
-        return {name: type(value).__name__ if isinstance(value, Logger) else value for name, value in flat.items()}
+        logger = flat.get("logger", "")
+        return flat | ({} if isinstance(logger, str) else {"logger": type(logger).__name__})

@@ -6,6 +6,7 @@ row) and the column. data/text.py has the bytes of a text file, data/values.py t
 
 import gzip
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -65,6 +66,20 @@ def source_of(path: Path) -> Source:
     """A file, with the keys of the folders it is in."""
     keys = dict(part.split("=", 1) for part in path.parent.parts if re.match(r"[^=.]+=", part))
     return Source(str(path), lambda: _opened(path), keys)
+
+
+def input_of(raw: str | Path) -> Source:
+    """A file to score; "-": standard input."""
+    if str(raw) != "-":
+        return source_of(Path(raw))
+    check(sys.stdin is not None, "cannot read standard input: it is closed.")
+    return Source("standard input", _standard_input, again=False)
+
+
+@contextmanager
+def _standard_input() -> Iterator[IO[bytes]]:
+    with open(sys.stdin.fileno(), "rb", closefd=False) as file:
+        yield decompressed(file)
 
 
 @contextmanager

@@ -221,7 +221,8 @@ class Description(Format):
         for role, table in self.attributes.items():
             if table.only(role) is None or table.file is None or self.only(role) is None:
                 raise ValueError(f'"{role}_attributes" needs a "file" and one column with the role "{role}"')
-        if len(set(self.tasks)) < len(self.of_role("label", "rating")):
+        names = [getattr(self.columns[name], "task", None) or name for name in self.of_role("label", "rating")]
+        if len(set(names)) < len(names):
             raise ValueError("two labels are the same task")
         return self
 
@@ -235,8 +236,13 @@ class Description(Format):
 
     @property
     def tasks(self) -> dict[str, str]:
-        """The column of each binary task; a rating is one if it says what a click is."""
-        return {getattr(self.columns[name], "task", None) or name: name for name in self.of_role("label", "rating")}
+        """The column of each binary task: the labels, and the rating if it says what a click is."""
+        columns = {name: self.columns[name] for name in self.of_role("label", "rating")}
+        return {
+            getattr(column, "task", None) or name: name
+            for name, column in columns.items()
+            if not isinstance(column, Rating) or column.positive or column.click_from is not None
+        }
 
     @property
     def is_interactions(self) -> bool:

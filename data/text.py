@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import IO, Any
@@ -46,7 +47,6 @@ class Text:
         self.name, self.stream, self.form = name, stream, form
         self.separator = {"::": "\t", ", ": ","}.get(form.separator, form.separator)
         self.position, self.line = 0, 1  # of the next block
-        self.held, self.starts_line = b"", True
         self.rest = start + stream.read(BLOCK_BYTES - len(start))
         for magic, what in FOREIGN.items():
             check(not self.rest.startswith(magic), f"{name} is {what}.")
@@ -67,7 +67,7 @@ class Text:
             self.rest = block[cut:]
             if cut or not read:
                 self.position += cut
-                return block[:cut]
+                return self._separated(block[:cut])
             check(len(self.rest) <= LONGEST_RECORD, f"{self.name}: a line has more than {LONGEST_RECORD:,} bytes.")
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
@@ -92,35 +92,27 @@ class Text:
 
     def width(self) -> int:
         """The number of fields in the first line."""
-        line = self.rest.partition(b"\n")[0].decode(self.form.encoding, "replace")
+        line = self._separated(self.rest.partition(b"\n")[0]).decode(self.form.encoding, "replace")
         return (
             len(next(csv.reader([line], delimiter=self.separator), []))
             if self.form.quoted
             else (line.count(self.separator) + 1)
         )
 
-    def _prepared(self, read: bytes) -> bytes:
-        """With line ends and separators of one character. What the next block may continue is held back until then."""
-        zero = read.find(b"\0")
+    def _prepared(self, block: bytes) -> bytes:
+        zero = block.find(b"\0")
         check(
             zero < 0,
             f"{self.name}, byte {self.position + zero + 1:,}: found a NUL byte; it is not UTF-8 text. If it is UTF-16, "
             f"convert it with `iconv -f UTF-16{'LE' if zero % 2 else 'BE'} -t UTF-8 FILE > NEW_FILE`.",
         )
-        block = read.replace(b"\r", b"\n") if self.mac else read
-        if self.form.separator not in ("::", ", "):
-            return block
-        block = self.held + block
-        end = len(block.rstrip(b":, \r")) if read else len(block)
-        block, self.held = block[:end], block[end:]
+        return block.replace(b"\r", b"\n") if self.mac else block
+
+    def _separated(self, records: bytes) -> bytes:
+        """Whole records with a separator of one character."""
         if self.form.separator == "::":
-            return block.replace(b"::", b"\t")
-        block = block.lstrip(b" ") if self.starts_line else block
-        self.starts_line = block.endswith(b"\n") if block else self.starts_line
-        for spaced in (b", ", b" ,", b"\n ", b" \n", b" \r\n"):
-            while spaced in block:
-                block = block.replace(spaced, spaced.strip(b" "))
-        return block
+            return records.replace(b"::", b"\t")
+        return re.sub(rb" *(,|\r?\n) *", rb"\1", records).lstrip(b" ") if self.form.separator == ", " else records
 
     def _skip(self, lines: int) -> None:
         for _ in range(lines):
@@ -128,7 +120,7 @@ class Text:
         self.skipped, self.line = self.skipped + lines, self.line + lines
 
     def _header(self) -> list[str]:
-        text = self.rest[:LONGEST_RECORD].decode(self.form.encoding, "replace")
+        text = self._separated(self.rest[:LONGEST_RECORD]).decode(self.form.encoding, "replace")
         quoting: Any = csv.QUOTE_MINIMAL if self.form.quoted else csv.QUOTE_NONE
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.separator, quoting=quoting, strict=True)
         try:

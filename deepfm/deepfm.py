@@ -20,9 +20,9 @@ class DeepFM(CTRModel):
     """logit = y_FM + y_DNN (eq. 1; the sigmoid is in the loss), both on the same embedding vectors.
 
     num_dense: I; cardinalities: number of ids of each categorical field; hidden_units: widths of the deep part;
-    dropout: of its layers; on_regression: whether a FixedRegression is added; slots, pooling: for fields with several
+    dropout: of its layers; on_regression: whether a FixedRegression is added; pooling: of fields with several
     values in a cell, see PackedEmbedding; optimizer: arguments of build_optimizer. Forward: dense (B, I), ids (B, F),
-    or more columns of ids with `slots` -> logits (B,).
+    or more columns with `pooling` -> logits (B,).
     """
 
     def __init__(
@@ -30,7 +30,6 @@ class DeepFM(CTRModel):
         num_dense: int,
         cardinalities: Sequence[int],
         *,
-        slots: Sequence[int] | None = None,
         pooling: Sequence[str | None] | None = None,
         embedding_dim: int,
         hidden_units: Sequence[int],
@@ -42,13 +41,13 @@ class DeepFM(CTRModel):
         super().__init__()
         self.save_hyperparameters()
         # w and V of eq. 2: the first-order weight of an id follows its vector, in the same row of D + 1 numbers
-        self.embedding = PackedEmbedding(cardinalities, embedding_dim + 1, slots, pooling)
+        self.embedding = PackedEmbedding(cardinalities, embedding_dim + 1, pooling)
         self.dense_embedding = nn.Parameter(torch.empty(num_dense, embedding_dim + 1))
         self.bias = nn.Parameter(torch.zeros(()))
         widths = [(num_dense + len(cardinalities)) * embedding_dim, *hidden_units]
         self.deep = mlp(widths, dropout, batch_norm)
         self.deep_output = nn.Linear(widths[-1], 1)
-        self.regression = FixedRegression(num_dense, cardinalities, slots, pooling) if on_regression else None
+        self.regression = FixedRegression(num_dense, cardinalities, pooling) if on_regression else None
         # small initial vectors: N(0, 1) would start at a log loss near 30
         nn.init.normal_(self.embedding.weight, std=0.01)
         nn.init.normal_(self.dense_embedding, std=0.01)

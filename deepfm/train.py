@@ -9,6 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
+from common.errors import answer_help, run_script
+
+if __name__ == "__main__":
+    answer_help(__doc__, "")  # before the imports below, which take seconds
+
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +21,6 @@ from typing import Any
 import pytorch_lightning as pl
 
 from common.cluster.launch import on_ray
-from common.errors import run_script
 from common.settings import Settings
 from common.training.baselines import click_baselines, fit_regression
 from common.training.fit import fit_and_test
@@ -54,13 +58,14 @@ OPTIMIZER = dict(
 TRAINING = dict(
     max_epochs=2,
     validations_per_epoch=2,
-    patience=2,  # validations without a better AUC before the run stops
+    monitor="auto",  # what chooses the checkpoint and stops the run: a metric of metrics.csv such as "val_log_loss"
+    patience=2,  # validations without a better one before the run stops; None: it does not
     seed=1,  # of initial weights, dropout and the order of rows
     precision="auto",  # bf16 if that is faster, otherwise float32; or "32-true", "bf16-mixed"
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
     strategy="auto",  # DDP if there are several processes; or "ray": processes of a Ray cluster
-    logger="csv",  # metrics.csv alone; or "tensorboard", in the run's folder; or any Lightning logger
+    logger="csv",  # metrics.csv alone; or "tensorboard"; or Lightning's, or a function that makes one (docs/day.md)
     start_from=None,  # or an earlier checkpoint whose weights are kept; values that it does not know get new rows
     resume=False,  # True: continue the newest unfinished run
 )
@@ -82,7 +87,6 @@ def train(
         model = DeepFM(
             data.num_dense,
             data.cardinalities,
-            slots=data.slots,
             pooling=data.pooling,
             **settings.model,
             optimizer=settings.optimizer,

@@ -23,8 +23,8 @@ class DLRM(CTRModel):
 
     num_dense: I; cardinalities: number of ids of each categorical field; bottom_mlp_units: hidden widths of the bottom
     MLP, whose output has D units; top_mlp_units: hidden widths of the top MLP; self_interaction: whether to include the
-    product of each vector with itself; slots, pooling: for fields with several values in a cell, see PackedEmbedding;
-    optimizer: arguments of build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` ->
+    product of each vector with itself; pooling: of fields with several values in a cell, see PackedEmbedding;
+    optimizer: arguments of build_optimizer. Forward: dense (B, I), ids (B, F), or more columns with `pooling` ->
     logits (B,).
     """
 
@@ -35,7 +35,6 @@ class DLRM(CTRModel):
         num_dense: int,
         cardinalities: Sequence[int],
         *,
-        slots: Sequence[int] | None = None,
         pooling: Sequence[str | None] | None = None,
         embedding_dim: int,
         bottom_mlp_units: Sequence[int],
@@ -46,7 +45,7 @@ class DLRM(CTRModel):
     ):
         super().__init__()
         self.save_hyperparameters()
-        self.embedding = self.table_class(cardinalities, embedding_dim, slots, pooling)
+        self.embedding = self.table_class(cardinalities, embedding_dim, pooling)
         # Differs from the paper, which has no dropout: it is possible here
         self.bottom_mlp = mlp([num_dense, *bottom_mlp_units, embedding_dim], dropout) if num_dense else None
         # Differs from the paper: a table without dense columns is possible, and has no bottom MLP

@@ -37,10 +37,9 @@ class ShardedEmbedding(PackedEmbedding):
         self,
         cardinalities: Sequence[int],
         dim: int,
-        slots: Sequence[int] | None = None,
         pooling: Sequence[str | None] | None = None,
     ):
-        super().__init__(cardinalities, 0, slots, pooling)
+        super().__init__(cardinalities, 0, pooling)
         self.rows = sum(cardinalities)
         self.weight = nn.Parameter(torch.empty(self.rows, dim, device="meta"))
 

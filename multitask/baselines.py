@@ -14,7 +14,7 @@ def logistic_regression(data: MultiTaskDataModule) -> dict[str, Tensor]:
     """The baseline's probabilities (N, K) for the test rows, by its name."""
     bins = PiecewiseLinear(data.bin_edges)
     (x_train, y_train), (x_val, y_val), (x_test, _) = (
-        one_hot(bins(torch.from_numpy(dense)).numpy(), ids, label, data.cardinalities, data.slots, data.pooling)
+        one_hot(bins(torch.from_numpy(dense)).numpy(), ids, label, data.cardinalities, data.pooling)
         for dense, ids, label in map(data.read, data.rows.values())
     )
     probabilities = []

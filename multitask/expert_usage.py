@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common.data.data_module import RecommendationDataModule
-from common.training.plots import caption
+from common.training.plots import caption, save
 from multitask.mmoe import MMoE
 
 BATCH_SIZE = 4096  # rows evaluated at a time
@@ -66,7 +66,14 @@ def dead_experts(weights: Tensor, zeros: Tensor) -> list[int]:
     return ((weights.amax(0) < DEAD_WEIGHT) | (zeros > DEAD_ZEROS)).nonzero().flatten().tolist()
 
 
-def plot_gates(model: MMoE, data: RecommendationDataModule, probability: Tensor, label: Tensor, folder: Path) -> None:
+def plot_gates(
+    model: MMoE,
+    data: RecommendationDataModule,
+    prediction: Tensor,
+    target: Tensor,
+    folder: Path,
+    baselines: dict[str, Tensor],
+) -> None:
     """gates.png: heat map of the mean gate weights over the test rows."""
     weights, _ = expert_usage(model, data, "test")
     figure = Figure((2.5 + 0.7 * weights.shape[1], 1.5 + 0.6 * len(weights)), layout="constrained")
@@ -79,5 +86,4 @@ def plot_gates(model: MMoE, data: RecommendationDataModule, probability: Tensor,
     axes.set_yticks(range(len(weights)), model.hparams["tasks"])
     axes.set_xticks(range(weights.shape[1]))
     axes.set(xlabel="expert", title="Mean gate weight, test rows")
-    figure.suptitle(caption(model, data, folder), fontsize="small")
-    figure.savefig(folder / "gates.png", dpi=120)
+    save(figure, caption(model, data, folder), folder / "gates.png")

@@ -25,9 +25,9 @@ class MMoE(Recommender):
 
     variant: "mmoe" has a gate per task, "omoe" one gate for all tasks (eq. 5), "shared_bottom" no gate and a single
     expert, the shared bottom (eq. 1); "single_task" is that with one task. bin_edges: of each dense column;
-    cardinalities: number of ids of each categorical field; slots, pooling: for fields with several values in a cell,
+    cardinalities: number of ids of each categorical field; pooling: of fields with several values in a cell,
     see PackedEmbedding; dropout: of experts and towers; task_weights: of the losses; optimizer: arguments of
-    build_optimizer. Forward: dense (B, I), ids (B, F), or more columns of ids with `slots` -> logits (B, K).
+    build_optimizer. Forward: dense (B, I), ids (B, F), or more columns with `pooling` -> logits (B, K).
     """
 
     task_weights: Tensor
@@ -38,7 +38,6 @@ class MMoE(Recommender):
         cardinalities: Sequence[int],
         tasks: Sequence[str],
         *,
-        slots: Sequence[int] | None = None,
         pooling: Sequence[str | None] | None = None,
         variant: str,
         task_weights: Sequence[float],
@@ -58,7 +57,7 @@ class MMoE(Recommender):
         num_gates = {"mmoe": len(tasks), "omoe": 1}.get(variant, 0)
         num_experts = num_experts if num_gates else 1
         self.dense_encoding = PiecewiseLinear(bin_edges)
-        self.embedding = PackedEmbedding(cardinalities, embedding_dim, slots, pooling)
+        self.embedding = PackedEmbedding(cardinalities, embedding_dim, pooling)
         nn.init.normal_(self.embedding.weight, std=0.05)
         width = self.dense_encoding.width + len(cardinalities) * embedding_dim
         self.experts = parallel_mlps(num_experts, [width, *expert_units], dropout)

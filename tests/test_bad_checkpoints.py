@@ -3,22 +3,19 @@
 import os
 import pickle
 import shutil
-import signal
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bst.bst import BST
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
-from deepfm.deepfm import DeepFM
 from deepfm.train import train
 from dlrm.train import train as train_dlrm
-from predict import load, predict
+from models import load
+from predict import predict
 from tests.criteo_rows import make_lines, write_lines
 from tests.script_process import run_process
 
@@ -96,7 +93,7 @@ def test_cut_and_foreign_files(tmp_path, good, rng):
         load(path)
     with pytest.raises(UserError, match="is a folder; pass a checkpoint"):
         load(tmp_path)
-    with pytest.raises(UserError, match=r"there is no checkpoint .*nowhere"):
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*nowhere.ckpt: No such file"):
         load(tmp_path / "nowhere.ckpt")
 
 
@@ -130,114 +127,16 @@ def test_flipped_bytes_are_noticed_or_change_nothing(tmp_path, good, root, rng):
     assert refused > len(places) / 3
 
 
-OPTIMIZER = {"optimizer": "adam", "learning_rate": 1e-3, "embedding_learning_rate": None, "embedding_l2": 0.0}
-OPTIMIZER |= {"schedule": "linear", "warmup_steps": 0}
-SMALL_MODELS = {
-    DeepFM: {"num_dense": 2, "cardinalities": [5, 6], "embedding_dim": 4, "hidden_units": [8]}
-    | {"dropout": 0.0, "batch_norm": False, "on_regression": False, "optimizer": OPTIMIZER},
-    BST: {"num_movies": 6, "num_genres": 2, "user_cardinalities": [4, 3], "history_length": 3, "embedding_dim": 4}
-    | {"num_heads": 2, "num_blocks": 1, "num_factors": 2, "hidden_units": [8], "dropout": 0.0, "target": "rating"}
-    | {"rating_range": [1.0, 5.0], "rating_units": [0.0, 1.0], "use_sequence": True, "optimizer": OPTIMIZER},
-}
-ABSURD = [
-    (DeepFM, {"hidden_units": [10**9]}, "hidden_units is"),
-    (DeepFM, {"hidden_units": [30_000, 30_000]}, "size"),
-    (DeepFM, {"cardinalities": [10**12, 6]}, r"embedding.weight has size \(11, 5\)"),
-    (DeepFM, {"num_dense": 10**12}, "size"),
-    (DeepFM, {"slots": [10**12, 1]}, "slots is"),
-    (DeepFM, {"slots": [1, 3], "pooling": [None, "max"]}, "pooling is"),
-    (DeepFM, {"optimizer": OPTIMIZER | {"learning_rate": 10**12}}, "learning_rate is"),
-    (BST, {"num_blocks": 10**12}, "num_blocks is"),
-    (BST, {"num_blocks": 100}, "size None"),
-    (BST, {"history_length": 10**12}, "history_length is"),
-    (BST, {"num_movies": 10**12}, "size"),
-]
-
-
-@pytest.mark.parametrize(("model", "sizes", "message"), ABSURD)
-def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path, model, sizes, message):
-    small = SMALL_MODELS[model]
-    content = {"model": model.__name__, "state_dict": model(**small).state_dict(), "hyper_parameters": small | sizes}
-    content |= {"ClickDataModule": {}, "HistoryDataModule": {}}
-    MappedCheckpointIO().save_checkpoint(content, tmp_path / "absurd.ckpt")
-    with pytest.raises(UserError, match=f"absurd.ckpt does not fit .*{message}"):
-        load(tmp_path / "absurd.ckpt")
-
-
-def test_a_tensor_larger_than_its_data_is_refused_before_it_is_copied(tmp_path, good):
-    content, path = load_checkpoint(good), tmp_path / "forged.ckpt"
-    sizes = [*content["hyper_parameters"]["cardinalities"][:-1], 10**12]
-    width = content["state_dict"]["embedding.weight"].shape[1]
-    table = torch.zeros(1, 1).expand(sum(sizes), width)
-    weights = content["state_dict"] | {"embedding.weight": table}
-    forged = content | {
-        "hyper_parameters": content["hyper_parameters"] | {"cardinalities": sizes},
-        "state_dict": weights,
-    }
-    for change in (forged, content | {"state_dict": Counter(weights)}, content | {"ClickDataModule": [table]}):
-        MappedCheckpointIO().save_checkpoint(change, path)
-        assert path.stat().st_size < 10**6
-        with pytest.raises(UserError, match=r"forged.ckpt is damaged: a tensor in it is larger than its data"):
-            load(path)
-
-
-def nested(depth: int) -> list:
-    """A list that contains a list twice, and so on: its repr has 2^depth parts, its pickle a few bytes per level."""
-    value = [0.5]
-    for _ in range(depth):
-        value = [value, value]
-    return value
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs a clock that ends a test which hangs")
-@pytest.mark.parametrize(
-    "place", [("model",), *(("hyper_parameters", name) for name in ("hidden_units", "dropout", "x"))]
-)
-def test_a_list_nested_in_itself_is_refused_at_once(tmp_path, good, place):
-    content, path = load_checkpoint(good), tmp_path / "nested.ckpt"
-    itself = []
-    itself.append(itself)
-    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("hangs"))
-    signal.alarm(20)
-    try:
-        for value in (nested(60), itself):
-            torch.save(replaced(content, place, value), path)
-            with pytest.raises(UserError, match=r"nested.ckpt is damaged: a list in it contains itself"):
-                load(path)
-    finally:
-        signal.alarm(0)
-
-
 def test_what_a_checkpoint_holds_is_shown_in_one_short_line(tmp_path, good):
     content, path = load_checkpoint(good), tmp_path / "long.ckpt"
     code = "\x1b[2J\n" + "x" * 10**5
     for place in (("model",), ("hyper_parameters", "hidden_units"), ("hyper_parameters", code), ("state_dict", code)):
-        for value in (code, nested(12), [code] * 1000):
+        for value in (code, [code] * 1000):
             torch.save(replaced(content, place, value), path)
             with pytest.raises(UserError) as raised:
                 load(path)
             text = str(raised.value)
             assert len(text) < 1500 and text.isprintable(), (place, text)
-
-
-def test_an_archive_of_which_parts_overlap_or_unpack_is_refused(tmp_path, good):
-    path, plain = tmp_path / "archive.ckpt", tmp_path / "plain.zip"
-    with zipfile.ZipFile(good) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in source.namelist():
-            archive.writestr(name, source.read(name))
-    with pytest.raises(
-        UserError, match=r"archive.ckpt is not a readable checkpoint: its parts are larger than the file"
-    ):
-        load(path)
-    # many directory entries name the same bytes: reading them all would take hours
-    with zipfile.ZipFile(plain, "w") as archive:
-        archive.writestr("a/data.pkl", b"\0" * 10**5)
-        archive.filelist *= 50
-    path.write_bytes(plain.read_bytes())
-    with pytest.raises(
-        UserError, match=r"archive.ckpt is not a readable checkpoint: its parts are larger than the file"
-    ):
-        load(path)
 
 
 def places(content: dict, *above: str) -> list[tuple[str, ...]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from data.samples.census import census_sample
 from torch.testing import assert_close
 
 import benchmarks.results
@@ -17,8 +18,7 @@ from benchmarks.results import BEGIN, ELSEWHERE, END, columns_of, results_sectio
 from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
-from common.training.fit import PREDICTIONS
-from data.census_sample import census_sample
+from common.training.predictions import PREDICTIONS
 from tests.movie_rows import make_ratings, write_1m
 
 
@@ -138,7 +138,8 @@ def test_the_results_have_spread_average_interval_and_command(tmp_path, monkeypa
         }
         result["differences"] = {"constant": {"auc": {"difference": auc - 0.5, "low": auc - 0.6, "high": auc - 0.4}}}
         (folder / "results.json").write_text(json.dumps(result))
-        np.savez(folder / PREDICTIONS, prediction=np.float32([0.1, 0.6, 0.4]), target=np.float32([0, 1, 1]))
+        predictions = pd.DataFrame({"target": [0.0, 1.0, 1.0], "prediction": [0.1, 0.6, 0.4]})
+        predictions.to_parquet(folder / PREDICTIONS)
     sections = results_sections(tmp_path)
     assert sections["ml-1m, random"].split("\n") == [
         "",

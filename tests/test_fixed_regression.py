@@ -8,11 +8,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from common.model.fixed_regression import FixedRegression
-from common.training.fit import saved_predictions
+from common.training.predictions import saved_predictions
 from deepfm.deepfm import DeepFM
 from deepfm.train import MODEL, train
 from inspect_model import embeddings
-from predict import load
+from models import load
 from tests.checks import OPTIMIZER, check_learns_one_batch, check_reload, check_rows_do_not_mix
 from tests.criteo_rows import make_lines, write_lines
 from tests.test_pooling import POOLING, SIZES, SLOTS, make_ids

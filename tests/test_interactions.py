@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.history_preprocessor import HistoryPreprocessor
+from data.interactions_guess import guess_interactions
+from data.interactions_preprocessor import preprocessor_of_histories
 
 from bst.bst import BST
 from bst.train import DATA, MODEL, OPTIMIZER, train
 from common.errors import UserError
-from data.history_preprocessor import HistoryPreprocessor
-from data.interactions_guess import guess_interactions
-from data.interactions_preprocessor import preprocessor_of_histories
-from data.movie_history import FIRST_ID, OOV, PADDING
+from data.history.dataset import FIRST_ID, OOV, PADDING
 from data.movie_rating_seq import HistoryDataModule
 from deepfm.train import train as train_deepfm
-from predict import load, predict, predict_batch
+from models import load, predict_batch
+from predict import predict
 from recommend import recommend
 from tests.movie_rows import make_ratings, write_1m
 from tests.test_bad_checkpoints import WRONG as WRONG_VALUES

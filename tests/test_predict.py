@@ -11,31 +11,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from data.movie_preprocessor import MoviePreprocessor
+from sklearn.metrics import log_loss, roc_auc_score
 
 from bst.train import DATA as MOVIE_DATA
 from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.raw_files import LINE_BYTES
 from common.errors import UserError
-from common.model.metrics import click_metrics, rating_metrics
-from common.model.streaming_metrics import StreamingClickMetrics, StreamingRatingMetrics
+from common.model.metrics import click_metrics
 from common.paths import REPO
 from common.training.fit import QUIET_TRAINER
-from data.census_income import MultiTaskDataModule
-from data.census_sample import census_sample
+from data.census_income import CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.criteo_data import ClickDataModule
-from data.movie_preprocessor import MoviePreprocessor
 from data.movie_rating_seq import HistoryDataModule
+from data.samples.census import census_sample
 from deepfm.train import DATA as DEEPFM_DATA
 from deepfm.train import train as train_deepfm
 from dlrm.train import DATA as DLRM_DATA
 from dlrm.train import train as train_dlrm
+from models import load
 from multitask.train import DATA as CENSUS_DATA
 from multitask.train import train as train_mmoe
-from predict import load, main, predict
+from predict import main, predict
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.script_process import run_process
@@ -118,7 +120,7 @@ def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, sett
     np.testing.assert_allclose(values[data.rows["test"], 0], expected, rtol=0, atol=1e-6)
     labels = torch.tensor([float(line[0]) for line in lines])
     exact = click_metrics(torch.from_numpy(values[:, 0]).float(), labels)
-    assert result["metrics"]["probability"] == pytest.approx(exact, abs=2e-4)
+    assert result["metrics"]["probability"] == pytest.approx(exact, abs=1e-6)
 
 
 def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
@@ -179,7 +181,7 @@ def test_several_checkpoints_give_the_mean(tmp_path, outputs, root, deepfm):
 
 
 def test_census_equals_the_test_step(tmp_path, outputs):
-    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(CENSUS_INCOME_KDD, 1_500, 600))
     checkpoint = train_on(train_mmoe, tmp_path, outputs, num_experts=2, expert_units=(8, 4), tower_units=(4,))
     data = MultiTaskDataModule(**CENSUS_DATA | {"data_root": str(tmp_path)}, seed=0)
     expected = by_test_step(checkpoint, data)
@@ -243,7 +245,7 @@ def test_a_movie_rated_again_is_read_as_in_training(tmp_path, rng):
     trained = data.examples()[torch.arange(len(ratings))]
     for rows in (ratings, [(user, movie, "", time) for user, movie, _, time in ratings]):
         text = "".join("::".join(map(str, row)) + "\n" for row in rows)
-        ((inputs, _),) = preprocessor.batches(io.BytesIO(text.encode()), "here")
+        ((inputs, *_),) = preprocessor.batches(io.BytesIO(text.encode()), "here")
         for found, expected in zip(inputs, trained[:-1], strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     # without a timestamp: from before the earliest, so that no history holds the rating itself
@@ -263,7 +265,7 @@ def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
     _, preprocessor = load(checkpoint)
     rows = ["1::9::::250", "1::9", "1::2::4::200", "1::2", "1::2::::400", "77::1", "1::9::3::10", "1::9::::200"]
     batches = list(preprocessor.batches(io.BytesIO("\n".join(rows).encode()), "here"))
-    ((_, history, _, time_gap, user, numbers), target), *_ = batches
+    ((_, history, _, time_gap, user, numbers), target, _), *_ = batches
     past = [[preprocessor.encoder.movie_ids[i - 2] for i in row if i > 1] for row in history.tolist()]
     assert past == [[1, 2], [1, 2, 3], [1], [1], [1, 2, 3], [], [], [1, 2]]
     assert time_gap[0, -1] == time_gap[2, -1] - 2  # 50 and 100
@@ -326,15 +328,75 @@ def test_the_output_keeps_what_it_is_given(tmp_path, root, deepfm):
 
 
 def test_the_output_is_none_of_the_inputs(tmp_path, root, lines, deepfm):
-    raw, checkpoint = write_lines(tmp_path / "raw.txt", lines), shutil.copy(deepfm, tmp_path / "best.ckpt")
-    (tmp_path / "again").hardlink_to(raw)
+    raw, checkpoint = write_lines(tmp_path / "raw.csv", lines), shutil.copy(deepfm, tmp_path / "best.ckpt")
+    (tmp_path / "again.csv.gz").hardlink_to(raw)
+    checkpoint = shutil.move(checkpoint, tmp_path / "ckpt.parquet")
     (tmp_path / "link").symlink_to(checkpoint)
-    for output, name in ((raw, "raw.txt"), (tmp_path / "again", "raw.txt"), (tmp_path / "link", "best.ckpt")):
+    for output, name in ((raw, "raw.csv"), (tmp_path / "again.csv.gz", "raw.csv"), (tmp_path / "link", "ckpt.parquet")):
         with pytest.raises(UserError, match=rf"{output} is {tmp_path / name}, which would be overwritten"):
             predict(checkpoint, raw, output)
     done = run_process("predict.py", checkpoint, "-", raw, folder=tmp_path, streams={0: (raw, os.O_RDONLY)})
-    assert done.returncode == 1 and "raw.txt is standard input, which would be overwritten" in done.stderr
+    assert done.returncode == 1 and "raw.csv is standard input, which would be overwritten" in done.stderr
     assert raw.read_text().splitlines() == lines and load(checkpoint)
+
+
+def test_the_suffix_says_what_is_written(tmp_path, root, deepfm):
+    raw = root / "criteo" / "train.txt"
+    results = [predict(deepfm, raw, tmp_path / f"p{suffix}") for suffix in (".csv", ".csv.gz", ".parquet")]
+    assert (tmp_path / "p.csv.gz").read_bytes()[:2] == b"\x1f\x8b"
+    plain, packed, parquet = (
+        pd.read_csv(tmp_path / "p.csv", dtype="float32"),
+        pd.read_csv(tmp_path / "p.csv.gz", dtype="float32"),
+        pd.read_parquet(tmp_path / "p.parquet"),
+    )
+    pd.testing.assert_frame_equal(plain, packed)
+    pd.testing.assert_frame_equal(plain, parquet)
+    assert all(type(value) is float for value in results[0]["metrics"]["probability"].values())
+    for name in ("p.txt", "p.csv.bz2", "p"):
+        with pytest.raises(UserError, match=rf"cannot write .*{name}: expected a name that ends in \.csv, \.csv\.gz"):
+            predict(tmp_path / "nowhere.ckpt", raw, tmp_path / name)  # before anything is read
+    assert not (tmp_path / "p.txt").exists()
+
+
+def test_slices_of_the_rows(tmp_path, rng, deepfm, monkeypatch):
+    monkeypatch.setattr("common.model.scored_rows.LEAST_ROWS", 30)
+    rows = [line.split("\t") for line in make_lines(rng, 400, distinct=6)]
+    for i, row in enumerate(rows):
+        row[1], row[22] = str(i % 3 + 9), "rare" if i < 11 else row[22]
+    raw = write_lines(tmp_path / "rows.txt", ["\t".join(row) for row in rows])
+    found = predict(deepfm, raw, tmp_path / "p.csv.gz", slices=("C9", "I1"))["slices"]
+    pd.testing.assert_frame_equal(found, pd.read_csv(tmp_path / "p_slices.csv", dtype={"value": str}), rtol=1e-8)
+    assert (tmp_path / "p_slices.png").exists()
+    probability = pd.read_csv(tmp_path / "p.csv.gz")["probability"]
+    assert list(pd.read_csv(tmp_path / "p.csv.gz").columns) == ["probability"]
+    frame = pd.DataFrame(
+        {"p": probability, "y": [int(row[0]) for row in rows], "C9": [row[22] or "(missing)" for row in rows]}
+    )
+    counts = frame["C9"].value_counts()
+    expected = {value: part for value, part in frame.groupby("C9") if counts[value] >= 30}
+    others = frame[frame["C9"].map(counts) < 30]
+    of_c9 = found[found["column"] == "C9"].set_index("value")
+    assert set(of_c9.index) == {*expected, f"{(counts < 30).sum()} other values"} and of_c9["rows"].sum() == 400
+    for value, part in [*expected.items(), (of_c9.index[-1], others)]:
+        row = of_c9.loc[value]
+        assert row["rows"] == len(part) and row["auc"] == pytest.approx(roc_auc_score(part["y"], part["p"]))
+        assert row["log_loss"] == pytest.approx(log_loss(part["y"], part["p"]), abs=1e-6)
+        assert row["calibration"] == pytest.approx(part["p"].mean() / part["y"].mean(), abs=1e-5)
+        low, high = proportion_confint(part["y"].sum(), len(part))
+        assert (row["low"], row["high"]) == pytest.approx((part["p"].mean() / high, part["p"].mean() / low), rel=1e-5)
+    assert found[found["column"] == "I1"]["value"].tolist() == ["9", "10", "11"]  # as numbers
+    with pytest.raises(UserError, match="there is no column 'C99'"):
+        predict(deepfm, raw, tmp_path / "p.csv", slices=("C99",))
+    write_lines(tmp_path / "new.txt", ["\t".join(row[1:]) for row in rows])
+    with pytest.raises(UserError, match=r"new\.txt has no labels, so there are no slices"):
+        predict(deepfm, tmp_path / "new.txt", tmp_path / "p.csv", slices=("C9",))
+
+
+def proportion_confint(clicks: int, rows: int) -> tuple[float, float]:
+    """Wilson's interval (1927)."""
+    z, rate = 1.959964, clicks / rows
+    centre, half = rate + z**2 / (2 * rows), z * (rate * (1 - rate) / rows + z**2 / (4 * rows**2)) ** 0.5
+    return (centre - half) / (1 + z**2 / rows), (centre + half) / (1 + z**2 / rows)
 
 
 @pytest.mark.parametrize(
@@ -352,18 +414,3 @@ def test_foreign_checkpoints(tmp_path, deepfm, change, message):
     MappedCheckpointIO().save_checkpoint(load_checkpoint(deepfm) | change, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=message):
         load(tmp_path / "other.ckpt")
-
-
-def test_running_metrics_equal_those_of_whole_splits(rng):
-    label = (rng.random(50_000) < 0.2).astype(np.float32)
-    probability = (1 / (1 + np.exp(-(rng.normal(-2, 1, 50_000) + label)))).astype(np.float32)
-    clicks, errors = StreamingClickMetrics(), StreamingRatingMetrics()
-    for part in np.split(np.arange(50_000), 7 * [0] + [1, 20_000]):
-        clicks.update(probability[part], label[part])
-        errors.update(probability[part], label[part])
-    p, y = torch.from_numpy(probability), torch.from_numpy(label)
-    assert clicks.compute() == pytest.approx(click_metrics(p, y), abs=1e-6)
-    assert errors.compute() == pytest.approx(rating_metrics(p, y), abs=1e-9)
-    one = StreamingClickMetrics()
-    one.update(np.ones(3, np.float32), np.ones(3, np.float32))
-    assert np.isnan(one.compute()["auc"]) and one.compute()["log_loss"] == 0

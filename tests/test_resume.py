@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 import re
 import signal
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import common.training.fit
@@ -158,11 +160,21 @@ def test_a_run_that_stopped_early_trains_no_further(start, monkeypatch):
     assert (resumed["test"], resumed["epochs"]) == (whole["test"], whole["epochs"])
 
 
-def test_resumes_with_the_same_data_only(start, monkeypatch, tmp_path, rng):
-    interrupt(monkeypatch, common.training.fit, "plot_learning_curves", 1)
+@pytest.mark.parametrize("change", ["rows", "values", "labels"])
+def test_resumes_with_the_same_data_only(start, monkeypatch, tmp_path, rng, change):
+    """Values that are renamed, or a label that is turned, leave the number of rows as it is."""
+    interrupt(monkeypatch, DeepFM, "training_step", 16)
     with pytest.raises(Interrupted):
         start()
-    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 720))
+    raw = tmp_path / "criteo" / "train.txt"
+    fields = [line.split("\t") for line in raw.read_text().splitlines()]
+    values = {row[14] for row in fields} - {""}
+    renamed = {"": ""} | {value: f"{(int(value, 16) + 1) % 2**32:08x}" for value in values}
+    if change == "values":
+        fields = [[*row[:14], renamed[row[14]], *row[15:]] for row in fields]
+    elif change == "labels":
+        fields[5][0] = str(1 - int(fields[5][0]))
+    write_lines(raw, make_lines(rng, 720) if change == "rows" else ["\t".join(row) for row in fields])
     with pytest.raises(UserError, match="had other data"):
         start(resume=True)
 
@@ -202,7 +214,6 @@ def test_validation_rows_of_one_class_have_no_auc(start, tmp_path, rng, outputs,
         ("validations_per_epoch", 1.5),
         ("patience", 0),
         ("seed", -1),
-        ("seed", np.int64(1)),
         ("learning_rate", "1e-3"),
         ("learning_rate", math.nan),
         ("learning_rate", 1e30),
@@ -308,22 +319,64 @@ def test_a_moved_folder_keeps_its_best_checkpoint(start, monkeypatch, outputs, t
     assert resumed["validation"] == whole["validation"] and resumed["test"] == whole["test"]
 
 
-def test_other_data_of_the_same_size_is_refused(start, monkeypatch, tmp_path):
-    with monkeypatch.context() as patch:
-        interrupt(patch, DeepFM, "training_step", 16)
-        with pytest.raises(Interrupted):
-            start()
-    raw = tmp_path / "criteo" / "train.txt"
-    fields = [line.split("\t") for line in raw.read_text().splitlines()]
-    values = sorted({row[14] for row in fields} - {""})
-    renamed = {"": ""} | {value: f"{(int(value, 16) + 1) % 2**32:08x}" for value in values}
-    write_lines(raw, ["\t".join([*row[:14], renamed[row[14]], *row[15:]]) for row in fields])
-    with pytest.raises(UserError, match="the raw data of 'criteo' has changed"):
-        start(resume=True)
-
-
-def test_training_rows_of_one_class(start, tmp_path, rng):
+def test_training_rows_of_one_class_are_refused(start, tmp_path, rng, outputs):
     lines = ["0" + line[1:] if i < 620 else line for i, line in enumerate(make_lines(rng, 700))]
     write_lines(tmp_path / "criteo" / "train.txt", lines)
-    results = start(max_epochs=1)
-    assert list(results["baselines"]) == ["constant"]
+    for settings in ({}, {"negative_rate": 1e-9}):
+        write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700) if settings else lines)
+        with pytest.raises(UserError, match="training rows are of one class: use other rows"):
+            start(**settings)
+    assert not list((outputs / "runs").glob("*/version_*"))
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_nothing(start, outputs):
+    home = outputs / "runs" / "deepfm"
+    (home / "version_0" / "checkpoints").mkdir(parents=True)
+    (home / "version_0" / "settings.json").write_text('{"seed": 7}')
+    assert Path(start(max_epochs=1)["run_folder"]) == home / "version_0"
+    (home / "version_1").mkdir()
+    held = FileLock(home / "version_1" / "run.lock").acquire()  # by a run that has only begun
+    assert Path(start(max_epochs=1, seed=2)["run_folder"]) == home / "version_2"
+    held.lock.release()
+
+
+def test_the_callers_random_numbers_stay_the_same(start):
+    def draw() -> list:
+        return [random.random(), np.random.rand(), torch.rand(()).item()]
+
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(3)
+    expected = draw() + draw()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(3)
+    found = draw()
+    start(max_epochs=1)
+    assert found + draw() == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"callbacks": [3]}, "callbacks: 3 is not a callback of Lightning"),
+        ({"run_folder": 3}, "run_folder is 3; it must be a path"),
+        ({"monitor": "val_ac"}, "there is no setting 'val_ac'; did you mean 'val_auc'"),
+        ({"monitor": "val_rmse"}, "there is no setting 'val_rmse'"),
+    ],
+)
+def test_what_is_no_callback_folder_or_metric_is_one_line(start, wrong, message):
+    with pytest.raises(UserError, match=message):
+        start(**wrong)
+
+
+def test_the_monitor_chooses_the_checkpoint_and_patience_may_be_none(start, outputs):
+    settings = {"max_epochs": 5, "learning_rate": 0.1, "patience": None}
+    for monitor, best in (
+        ("val_log_loss", pd.Series.idxmin),
+        ("val_auc", pd.Series.idxmax),
+        ("auto", pd.Series.idxmax),
+    ):
+        folder = Path(start(monitor=monitor, **settings)["run_folder"])
+        history = pd.read_csv(folder / "metrics.csv")
+        assert len(history) == 10
+        chosen = load_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"]
+        assert chosen == history["step"][best(history["val_auc" if monitor == "auto" else monitor])]

@@ -139,21 +139,6 @@ run_script(lambda: train(hidden_units=(4,), embedding_dim=2, max_epochs=1, data_
     assert done.returncode == 0 and len((tmp_path / "out.csv").read_text().splitlines()) == 301
 
 
-@pytest.mark.skipif(os.name == "nt", reason="paths are Unicode there")
-def test_a_path_that_the_locale_cannot_express(tmp_path):
-    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    code = """from common.errors import run_script
-from common.paths import data_root, output_root
-run_script(lambda: (data_root(), output_root()))"""
-    for variable in ("OUTPUT_ROOT", "DATA_ROOT"):
-        folder = {variable: str(tmp_path / "ü")}
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=REPO, env=environment | folder, capture_output=True, text=True
-        )
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert f"error: the locale cannot encode the folder {variable}" in done.stderr.splitlines()[-1]
-
-
 def test_the_readmes_python_runs(tmp_path, outputs, rng):
     (code,) = re.findall("```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.training.predictions import saved_predictions
 from data.criteo_data import ClickDataModule
 from deepfm.deepfm import DeepFM
 from deepfm.train import DATA, MODEL, OPTIMIZER
@@ -63,7 +64,7 @@ def test_weights_move_the_predictions_and_no_metric(tmp_path, train):
     share = 3 * click.mean() / (1 + 2 * click.mean())
 
     def predicted(results: dict) -> float:
-        return float(np.load(Path(results["run_folder"]) / "test_predictions.npz")["prediction"].mean())
+        return float(saved_predictions(Path(results["run_folder"]))["prediction"].mean())
 
     assert predicted(plain) == pytest.approx(click.mean(), abs=0.05)
     assert predicted(weighted) == pytest.approx(share, abs=0.1)

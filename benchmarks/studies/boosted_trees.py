@@ -17,7 +17,7 @@ from common.errors import run_script
 from common.files import read_json
 from common.model.comparison import auc_difference
 from common.model.metrics import auc
-from common.training.fit import saved_predictions
+from common.training.predictions import saved_predictions
 from common.training.results import with_interval
 from data.census_income import MultiTaskDataModule
 from multitask.train import DATA

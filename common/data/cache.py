@@ -1,5 +1,6 @@
 """Prepared data on disk: built once, atomically, and reused by later runs."""
 
+import ast
 import hashlib
 import inspect
 import json
@@ -10,7 +11,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -35,22 +35,19 @@ def build_once(
     settings: dict[str, Any],
     build: Callable[[Path], None],
     *,
-    code: Sequence[ModuleType | str],
-    expected_bytes: int | None = None,
+    code: Sequence[str],
 ) -> Path:
     """Folder with what `build(folder)` wrote for these source files and settings; built now if there is none yet.
 
     The key covers everything that decides what `build` writes: the sources (path, size and modification time), all
-    `settings`, and the source text of the modules in `code` (modules or their names). Entries of older sources or code
-    are removed. Checksums are compared each time, which takes a second per gigabyte, and damaged entries are rebuilt.
+    `settings`, and the modules named in `code`, without comments and docstrings. Entries of older sources or code are
+    removed. Checksums are compared each time, which takes a second per gigabyte, and damaged entries are rebuilt.
     A build writes to a temporary folder, which is renamed when complete, under a lock that is released when the process
     dies.
-    expected_bytes: roughly what `build` writes, for the message of a full disk; None: the size of the sources.
 
     Raises: UserError if the disk is full or read-only or a source changes meanwhile, and whatever `build` raises.
     """
-    modules = [sys.modules[module] if isinstance(module, str) else module for module in code]
-    text = [inspect.getsource(module) for module in modules]
+    text = [_meaning(inspect.getsource(sys.modules[module])) for module in code]
     parent = cache_root() / f"{name}-{_digest([str(path) for path in sources])}"
     try:
         state = _state(sources)
@@ -62,8 +59,23 @@ def build_once(
                 _remove_outdated(parent, entry, name)
                 _build(entry, build, sources, state)
     except OSError as error:
-        raise as_user_error(error, parent, _size_of(sources) if expected_bytes is None else expected_bytes) from error
+        raise as_user_error(error, parent) from error
     return entry
+
+
+def _meaning(source: str) -> str:
+    """A module's code without comments, docstrings and line breaks."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            del body[0]
+    return ast.dump(tree)
 
 
 def _state(sources: Sequence[Path]) -> list:
@@ -144,11 +156,6 @@ def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _size_of(sources: Sequence[Path]) -> float:
-    """Rough size of the prepared data in bytes: that of the raw text."""
-    return sum(path.stat().st_size * (3 if path.suffix == ".gz" else 1) for path in sources if path.exists())
 
 
 def _digest(value: object) -> str:

@@ -1,12 +1,15 @@
 """What all data modules share: the loaders of the three splits, and the attributes that training reads."""
 
+import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from common.data.cache import MANIFEST
 from common.data.loader import BatchLoader, EpochSampler, MemmapDataset
 from common.settings import check_settings
 
@@ -28,6 +31,7 @@ class RecommendationDataModule(pl.LightningDataModule):
     rows: Mapping[str, Rows]  # row numbers of "train", "val" and "test"
     protocol: str  # how the rows were split, for results and tables
     tasks: list[str]  # names of the targets, if there are several
+    folder: Path  # of the prepared arrays, as build_once returns it
     training_offset = 0.0  # added to the logits in training, if training rows are sampled by label
 
     def __init__(self, *, dataset: str, data_root: str | None, batch_size: int, num_workers: int, seed: int):
@@ -35,6 +39,12 @@ class RecommendationDataModule(pl.LightningDataModule):
         check_settings({"dataset": dataset, "data_root": data_root, "batch_size": batch_size})
         self.dataset, self.data_root = dataset, data_root
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+
+    @property
+    def fingerprint(self) -> int | None:
+        """A checksum of the prepared arrays; None if they are not in the cache."""
+        path = getattr(self, "folder", Path()) / MANIFEST
+        return zlib.crc32(path.read_bytes()) if path.exists() else None
 
     def examples(self) -> MemmapDataset:
         """The encoded rows of all splits: row numbers (B,) -> (*inputs, target)."""
@@ -44,8 +54,8 @@ class RecommendationDataModule(pl.LightningDataModule):
         """Like examples(), for training; the target may be a pair (target, weights of the rows)."""
         return self.examples()
 
-    def best_prediction(self) -> torch.Tensor:
-        """Predictions of the built-in sample's planted model for the test rows, in the shape of the target."""
+    def best_prediction(self) -> torch.Tensor | None:
+        """Predictions of the built-in sample's planted model for the test rows, None if it has none for the target."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:

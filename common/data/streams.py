@@ -1,67 +1,83 @@
 """Inputs and outputs of the scoring scripts: files, plain or .gz, standard input and output, pipes and devices."""
 
-import csv
-import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from common.data.raw_files import Stream, decompressed, gzip_errors
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+
 from common.errors import UserError, check
 from common.files import atomic_write
 
-
-def name_of(raw: str | Path) -> str:
-    return "standard input" if str(raw) == "-" else str(raw)
+SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
-@contextmanager
-def open_input(raw: str | Path) -> Iterator[tuple[Stream, IO[bytes]]]:
-    """The decompressed stream, and the underlying file, whose position shows the progress."""
-    is_stdin = str(raw) == "-"
-    check(not is_stdin or sys.stdin is not None, "cannot read standard input: it is closed.")
-    with reading(raw), open(sys.stdin.fileno() if is_stdin else raw, "rb", closefd=not is_stdin) as file:
-        yield decompressed(file), file
+def check_suffix(path: str | Path | None) -> None:
+    """Raise UserError unless a table can be written there."""
+    if path is not None and not _is_special(path):
+        target = os.path.realpath(path)  # a link is kept, and its target written
+        check(target.endswith(SUFFIXES), f"cannot write {path}: expected a name that ends in {', '.join(SUFFIXES)}.")
 
 
 @contextmanager
-def reading(raw: str | Path) -> Iterator[None]:
-    """Report an OSError of the block, which writes nothing, as an error of reading `raw`."""
-    try:
-        with gzip_errors(name_of(raw)):
-            yield
-    except OSError as error:
-        raise UserError(f"cannot read {name_of(raw)}: {error.strerror or error}.") from error
-
-
-@contextmanager
-def open_output(path: str | Path | None, inputs: dict[str | Path, os.stat_result]) -> Iterator[IO[str]]:
-    """Standard output, a device or pipe, or a file that appears when it is complete; never one of the inputs."""
+def open_table(path: str | Path | None, inputs: Sequence[str | Path]) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """What writes blocks of rows: as CSV to standard output (None), a device or pipe; otherwise, as its suffix says, to
+    a file that appears when it is complete. Raises: UserError for one of the inputs."""
     try:
         if path is None:
             check(sys.stdout is not None, "cannot write standard output: it is closed.")
-            yield sys.stdout
+            yield _csv_writer(sys.stdout)
             sys.stdout.flush()
-        elif os.path.exists(path) and not os.path.isfile(path):
+        elif _is_special(path):
             with open(path, "w") as file:
-                yield file
+                yield _csv_writer(file)
         else:
-            for name, stat in inputs.items():
-                same = os.path.exists(path) and os.path.samestat(os.stat(path), stat)
-                check(not same, f"{path} is {name}, which would be overwritten; give the output another name.")
-            with atomic_write(os.path.realpath(path), "w") as file:  # a link is kept, and its target written
-                yield file
+            check_suffix(path)
+            for name in inputs if os.path.exists(path) else ():
+                stat = os.fstat(0) if str(name) == "-" else os.stat(name)
+                same = os.path.samestat(os.stat(path), stat)
+                check(not same, f"{path} is also read, and would be overwritten; give the output another name.")
+            with atomic_write(target := os.path.realpath(path)) as file:
+                if target.endswith(".parquet"):
+                    with _parquet_writer(file) as write:
+                        yield write
+                else:
+                    yield _csv_writer(file, mode="wb", compression="gzip" if target.endswith(".gz") else None)
     except OSError as error:
         if path is None:  # otherwise Python would write again at exit, and report the error again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise UserError(f"cannot write {path or 'standard output'}: {error.strerror or error}.") from error
 
 
-def csv_rows(columns: list[list[str]]) -> list[str]:
-    """Columns of texts as lines of CSV, without line ends."""
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\0").writerows(zip(*columns, strict=True))
-    return lines.getvalue().split("\0")[:-1]
+def _is_special(path: str | Path) -> bool:
+    """Whether it is a device or pipe."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+def _csv_writer(file: IO, **how: Any) -> Callable[[pd.DataFrame], None]:
+    headers = iter([True])  # of the first block
+
+    def write(rows: pd.DataFrame) -> None:
+        header = next(headers, False)
+        rows.to_csv(file, index=False, header=header, float_format="%.9g", lineterminator="\n", **how)
+
+    return write
+
+
+@contextmanager
+def _parquet_writer(file: IO[bytes]) -> Iterator[Callable[[pd.DataFrame], None]]:
+    with ExitStack() as stack:
+        writers: list[pa.parquet.ParquetWriter] = []
+
+        def write(rows: pd.DataFrame) -> None:
+            table = pa.Table.from_pandas(rows, preserve_index=False)
+            if not writers:
+                writers.append(stack.enter_context(pa.parquet.ParquetWriter(file, table.schema)))
+            writers[0].write_table(table)
+
+        yield write

@@ -18,15 +18,9 @@ class FixedRegression(nn.Module):
     As in DeepFM, x is 1 for a category, and the value of a dense column.
     """
 
-    def __init__(
-        self,
-        num_dense: int,
-        cardinalities: Sequence[int],
-        slots: Sequence[int] | None,
-        pooling: Sequence[str | None] | None,
-    ):
+    def __init__(self, num_dense: int, cardinalities: Sequence[int], pooling: Sequence[str | None] | None):
         super().__init__()
-        self.table = PackedEmbedding(cardinalities, 1, slots, pooling)
+        self.table = PackedEmbedding(cardinalities, 1, pooling)
         nn.init.zeros_(self.table.weight)
         self.dense_weight = nn.Parameter(torch.zeros(num_dense))
         self.bias = nn.Parameter(torch.zeros(()))

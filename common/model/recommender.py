@@ -119,11 +119,6 @@ class Recommender(pl.LightningModule):
         if self._trainer is None:  # called by load_from_checkpoint: nothing is resumed
             return
         check_can_resume(checkpoint, self, self.trainer.ckpt_path)
-        check(
-            equal_states(checkpoint[type(self.data).__qualname__], self.data.state_dict()),
-            f"{self.trainer.ckpt_path} was trained with other vocabularies or scales: the raw data of "
-            f"{self.data.dataset!r} has changed. Put it back, or start a new run with resume=False.",
-        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         epochs = 0 if self._trainer is None else self.trainer.max_epochs or 0

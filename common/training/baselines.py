@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.model.embedding import pooling_weights
+from common.model.embedding import field_widths, pooling_weights
 from common.process_group import on_rank_zero
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def design(data: Any, split: str) -> "tuple[sparse.csr_array, np.ndarray]":
     """Design matrix and labels of a split; at most TRAIN_ROWS training rows."""
     rows = data.rows[split][-TRAIN_ROWS:] if split == "train" else data.rows[split]
     dense, ids, label = data.read(rows)
-    return one_hot(dense, ids, label, data.cardinalities, data.slots, data.pooling)
+    return one_hot(dense, ids, label, data.cardinalities, data.pooling)
 
 
 def tuned_logistic_regression(x_train, y_train, x_val, y_val, offset: float) -> "LogisticRegression | None":
@@ -69,16 +69,15 @@ def one_hot(
     ids: np.ndarray,
     label: np.ndarray,
     cardinalities: list[int],
-    slots: list[int],
     pooling: list[str | None],
 ) -> "tuple[sparse.csr_array, np.ndarray]":
     """Design matrix (N, all ids + dense columns) and labels (N,) or (N, K); cells of several values are pooled."""
     from scipy import sparse
 
     offsets = (np.cumsum(cardinalities) - cardinalities).astype(np.int32)
-    columns = ids + np.repeat(offsets, slots)
+    columns = ids + np.repeat(offsets, field_widths(ids.shape[1], pooling))
     known = ids >= 0
-    weights = pooling_weights(torch.from_numpy(ids), slots, pooling, torch.float32).numpy()
+    weights = pooling_weights(torch.from_numpy(ids), pooling, torch.float32).numpy()
     ends = np.concatenate([[0], known.sum(1).cumsum()])
     one_hot_ids = sparse.csr_array((weights[known], columns[known], ends), shape=(len(ids), sum(cardinalities)))
     return sparse.hstack([one_hot_ids, sparse.csr_array(dense)], format="csr"), label

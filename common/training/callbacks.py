@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from common.errors import UserError
 from common.process_group import is_distributed
+from common.training.loggers import Trackers
 
 
 class MetricsLog(pl.Callback):
@@ -24,8 +25,8 @@ class MetricsLog(pl.Callback):
     are saved in checkpoints, so that the file of a resumed run covers the whole run.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / "metrics.csv"
+    def __init__(self, folder: Path, trackers: Trackers):
+        self.path, self.trackers = folder / "metrics.csv", trackers
         self.rows: list[dict[str, float]] = []
         self.loss_sum, self.batches = 0.0, 0  # since the last validation
         self.seconds, self.samples = 0.0, 0  # of training, without validation
@@ -64,8 +65,9 @@ class MetricsLog(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_index) -> None:
         self.batches += 1
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # Lightning sets it later
-            self._log(trainer, {"train_loss_step": self.loss, "learning_rate": self.learning_rate})
-        self.samples += len(batch[-1]) * trainer.world_size
+            metrics = {"train_loss_step": self.loss, "learning_rate": self.learning_rate}
+            self.trackers.log_metrics(metrics, trainer.global_step)
+        self.samples += len(batch[0]) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._stop_clock()
@@ -77,7 +79,7 @@ class MetricsLog(pl.Callback):
         epoch = round(trainer.global_step / trainer.num_training_batches, 3)
         row = {"epoch": epoch, "step": trainer.global_step, "learning_rate": self.learning_rate, "train_loss": loss}
         self.rows.append(row | metrics)
-        self._log(trainer, {"train_loss": loss})  # Lightning logs the metrics
+        self.trackers.log_metrics({"epoch": epoch, "train_loss": loss} | metrics, trainer.global_step)
         self.loss_sum, self.batches = 0.0, 0
         if trainer.is_global_zero:
             with open(self.path, "w", newline="") as file:
@@ -91,9 +93,8 @@ class MetricsLog(pl.Callback):
             flush=True,
         )
 
-    def _log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, trainer.global_step)
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self.trackers.end("failed")
 
     @property
     def samples_per_second(self) -> float:

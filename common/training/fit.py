@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.data_module import RecommendationDataModule
-from common.errors import check
-from common.files import atomic_write, read_json, remove_leftovers, write_json
+from common.errors import check, shown
+from common.files import read_json, remove_leftovers, write_json
 from common.model.metrics import fit_temperature
 from common.model.recommender import Recommender
-from common.process_group import distributed_trainer_kwargs, is_rank_zero, on_rank_zero
-from common.settings import Settings
+from common.process_group import distributed_trainer_kwargs, is_rank_zero
+from common.settings import Settings, check_names
 from common.training.allocator import keep_freed_memory
 from common.training.callbacks import (
     MetricsLog,
@@ -33,20 +32,20 @@ from common.training.callbacks import (
     RelocatableCheckpoint,
     ResumableEarlyStopping,
 )
-from common.training.loggers import log_results, make_logger
-from common.training.plots import caption, plot_learning_curves
+from common.training.loggers import Trackers
+from common.training.plots import BEST_POSSIBLE, caption, plot_learning_curves
 from common.training.precision import resolve_precision
+from common.training.predictions import write_predictions
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, keep_unchanged
 from common.training.start_from import start_from
 
-PREDICTIONS = "test_predictions.npz"  # prediction, target and groups of each test row; baselines by name
 CHECKPOINT_MINUTES = 10  # lost at most when a run dies; there is also a checkpoint at each epoch's end
 QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-LOSSES = ("rmse", "log_loss")  # the metrics that are better when smaller
+LOSSES = ("rmse", "mae", "log_loss", "normalized_entropy")  # the metrics that are better when smaller
 
 Metrics = dict[str, float]
-Plot = Callable[[Any, Any, Tensor, Tensor, Path], None]
+Plot = Callable[[Any, Any, Tensor, Tensor, Path, dict[str, Tensor]], None]
 
 
 def fit_and_test(
@@ -65,79 +64,42 @@ def fit_and_test(
 
     If the run in this folder was already tested, its results are returned unchanged.
 
-    monitor: the validation metric that chooses the checkpoint. baselines(data): predictions of simple models for the
-    test rows; called on all ranks. plot(model, data, prediction, target, folder): draws figures of the test rows.
-    test: False for a trial of a search, which must not see the test split.
+    monitor: the validation metric that chooses the checkpoint, if the setting is "auto". baselines(data): predictions
+    of simple models for the test rows; called on all ranks. plot(model, data, prediction, target, folder, baselines):
+    draws figures of the test rows. test: False for a trial of a search, which must not see the test split.
 
     Returns the contents of results.json, plus the paths of the run's folder and its best checkpoint.
     """
-    start = time.perf_counter()
-    best, last = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
-    data_summary = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
+    start, training = time.perf_counter(), settings.training
+    about_data = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
     if is_rank_zero():
-        keep_unchanged(folder / "data.json", data_summary, "data")
+        keep_unchanged(folder / "data.json", about_data | {"fingerprint": data.fingerprint}, "data")
     if test and (finished := finished_results(folder)):
         return finished
-    gc.collect()  # Trainer and module refer to each other, so those of an earlier run may still be in memory
-    silence_lightning()
-    keep_freed_memory()
-    training = settings.training
-    check_batch_norm(model, data, settings)
-    monitor = defined_monitor(monitor, data)
-    mode: Literal["min", "max"] = "min" if monitor.endswith(LOSSES) else "max"
-    log = MetricsLog(folder)
-    precision = resolve_precision(training["precision"], model, data.batch_size)
-    logger = make_logger(training["logger"], folder, resumes=last.exists())
-    trainer = pl.Trainer(
-        max_epochs=training["max_epochs"],
-        val_check_interval=1 / training["validations_per_epoch"],
-        precision=precision,
-        callbacks=[
-            log,
-            RandomState(),
-            *([PlateauSchedule(monitor, mode)] if settings.optimizer["schedule"] == "plateau" else []),
-            ResumableEarlyStopping(
-                monitor, mode=mode, patience=training["patience"], check_finite=False, check_on_train_epoch_end=False
-            ),
-            *callbacks,
-            *_progress_bar(),
-            _checkpoint(best, monitor=monitor, mode=mode, save_weights_only=True),
-            _checkpoint(last),
-            _checkpoint(last, train_time_interval=timedelta(minutes=CHECKPOINT_MINUTES)),
-        ],
-        enable_progress_bar=_is_terminal(),
-        **distributed_trainer_kwargs(training, MappedCheckpointIO()),
-        **QUIET_TRAINER | {"logger": logger or False},
-    )
-    if trainer.is_global_zero:
-        print_steps(training["max_epochs"], len(data.train_dataloader()), precision, data)
-        remove_leftovers(last.parent)  # each as large as a checkpoint; no other process writes here
-    if (source := training.get("start_from")) and not last.exists():
-        start_from(model, data, source)
-    trainer.fit(model, data, ckpt_path=last if last.exists() else None)
-    metrics = evaluate(model, data, training, best, test)
+    monitor = chosen_monitor(training["monitor"], monitor, model, data)
+    log = MetricsLog(folder, Trackers(training["logger"], folder))
+    trainer = build_trainer(model, data, folder, settings, monitor, [log, *callbacks])
+    about_run = settings.flat() | {"model": model.display_name, "run_folder": str(folder)}
+    log.trackers.log_settings(about_run)
+    fit(trainer, model, data, folder, training)
+    metrics = evaluate(model, data, training, folder / BEST_CHECKPOINT, test)
     prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
     others = baselines(data) if test else {}
-    if test and trainer.is_global_zero:
-        groups = data.groups("test")
-        arrays: dict[str, Any] = {"prediction": prediction, "target": target, **others}
-        arrays |= {} if groups is None else {"groups": groups}
-        with atomic_write(folder / PREDICTIONS) as file:
-            np.savez(file, **arrays)
-        plot(model, data, prediction, target, folder)
-        title, path = caption(model, data, folder), folder / "learning_curves.png"
-        plot_learning_curves(log.rows, monitor, mode, model.loss_weight, title, path)
+    groups = data.groups("test") if test else None
+    best_prediction = data.best_prediction() if data.is_sample and test else None
     results = {
         "model": model.display_name,
         "dataset": data.dataset,
         "protocol": data.protocol,
-        **data_summary,
+        **about_data,
         "seed": training["seed"],
         "settings": settings.flat(),
         **metrics,
         "baselines": {name: model.measure("test", other, target) for name, other in others.items()},
-        "differences": {name: model.metrics.compare(prediction, other, target) for name, other in others.items()},
-        "best_possible": model.measure("test", data.best_prediction(), target) if data.is_sample and test else None,
+        "differences": {
+            name: model.metrics.compare(prediction, other, target, groups) for name, other in others.items()
+        },
+        "best_possible": None if best_prediction is None else model.measure("test", best_prediction, target),
         "epochs": math.ceil(log.rows[-1]["epoch"]),
         "train_samples_per_second": log.samples_per_second,
         "wall_seconds": time.perf_counter() - start,
@@ -147,12 +109,84 @@ def fit_and_test(
         "versions": versions(),
     }
     if trainer.is_global_zero:
-        if logger := make_logger(training["logger"], folder, resumes=False):  # the logger of fit would purge again
-            log_results(logger, results, settings, folder, trainer.global_step)
-        write_json(folder / "results.json", results)
         if test:
+            write_predictions(folder, data, target, {"prediction": prediction, **others})
+            plot(model, data, prediction, target, folder, others)
+            # the training loss of sampled or weighted rows cannot be compared with the validation loss
+            weight = None if data.training_offset or settings.data.get("weighted") else model.loss_weight
+            title, path = caption(model, data, folder), folder / "learning_curves.png"
+            tested = {model.display_name: results["test"], **results["baselines"]}
+            tested |= {BEST_POSSIBLE: results["best_possible"]} if results["best_possible"] else {}
+            plot_learning_curves(log.rows, monitor, mode_of(monitor), weight, tested, title, path)
+        write_json(folder / "results.json", results)
+        if test and not (folder.parent / "settings.json").exists():  # there, it is a baseline of another run
             print_table(results, folder)
+        log.trackers.log_results(about_run, results, folder, trainer.global_step)
     return results | _paths(folder)
+
+
+def build_trainer(
+    model: Recommender,
+    data: RecommendationDataModule,
+    folder: Path,
+    settings: Settings,
+    monitor: str,
+    callbacks: Sequence[pl.Callback],
+) -> pl.Trainer:
+    """Lightning's Trainer for these settings, which keeps the best and the last checkpoint in the run's folder.
+
+    Raises: UserError for what is no callback, and for rows that cannot be trained on.
+    """
+    training = settings.training
+    for callback in callbacks:
+        check(isinstance(callback, pl.Callback), f"callbacks: {shown(callback)} is not a callback of Lightning.")
+    check_batch_norm(model, data, settings)
+    check(
+        not hasattr(data, "base_logits") or not one_class(data, "train").all(),  # ratings have no classes
+        f"all {len(data.rows['train']):,} training rows are of one class: use other rows, or a larger negative_rate.",
+    )
+    mode, last = mode_of(monitor), folder / LAST_CHECKPOINT
+    callbacks = [*callbacks, RandomState()]
+    if settings.optimizer["schedule"] == "plateau":
+        callbacks.append(PlateauSchedule(monitor, mode))
+    if patience := training["patience"]:
+        callbacks.append(
+            ResumableEarlyStopping(
+                monitor, mode=mode, patience=patience, check_finite=False, check_on_train_epoch_end=False
+            )
+        )
+    if on_terminal := sys.stderr is not None and sys.stderr.isatty():  # no bar in log files
+        callbacks.append(TQDMProgressBar(refresh_rate=20, leave=False))  # at every step it would cost more than a step
+    return pl.Trainer(
+        max_epochs=training["max_epochs"],
+        val_check_interval=1 / training["validations_per_epoch"],
+        precision=resolve_precision(training["precision"], model, data.batch_size),
+        callbacks=[
+            *callbacks,
+            _checkpoint(folder / BEST_CHECKPOINT, monitor=monitor, mode=mode, save_weights_only=True),
+            _checkpoint(last),
+            _checkpoint(last, train_time_interval=timedelta(minutes=CHECKPOINT_MINUTES)),
+        ],
+        enable_progress_bar=on_terminal,
+        **distributed_trainer_kwargs(training, MappedCheckpointIO()),
+        **QUIET_TRAINER,
+    )
+
+
+def fit(
+    trainer: pl.Trainer, model: Recommender, data: RecommendationDataModule, folder: Path, training: dict[str, Any]
+) -> None:
+    """Train from the last checkpoint in the folder; without one, from the setting start_from, or from the start."""
+    last = folder / LAST_CHECKPOINT
+    gc.collect()  # Trainer and module refer to each other, so those of an earlier run may still be in memory
+    silence_lightning()
+    keep_freed_memory()
+    if trainer.is_global_zero:
+        print_steps(training["max_epochs"], len(data.train_dataloader()), trainer.precision, data)
+        remove_leftovers(last.parent)  # each as large as a checkpoint; no other process writes here
+    if (source := training.get("start_from")) and not last.exists():
+        start_from(model, data, source)
+    trainer.fit(model, data, ckpt_path=last if last.exists() else None)
 
 
 def finished_results(folder: Path) -> dict[str, Any] | None:
@@ -162,31 +196,40 @@ def finished_results(folder: Path) -> dict[str, Any] | None:
     return results | _paths(folder) if "test" in results else None
 
 
-@on_rank_zero
-def saved_predictions(folder: Path) -> dict[str, Tensor]:
-    """Test predictions of a tested run ("prediction") and of its baselines, by name."""
-    with np.load(folder / PREDICTIONS) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays if name not in ("target", "groups")}
-
-
 def _paths(folder: Path) -> dict[str, str]:
     return {"run_folder": str(folder), "checkpoint": str(folder / BEST_CHECKPOINT)}
 
 
-def defined_monitor(monitor: str, data: RecommendationDataModule) -> str:
-    """The monitor, or "val_log_loss" if it is an AUC that is undefined on the validation rows; prints a note then."""
-    if "auc" not in monitor:
+def mode_of(monitor: str) -> Literal["min", "max"]:
+    return "min" if monitor.endswith(LOSSES) else "max"
+
+
+def chosen_monitor(setting: str, automatic: str, model: Recommender, data: RecommendationDataModule) -> str:
+    """The metric that chooses the checkpoint, stops a run and lowers the rate: the setting, or what "auto" stands for.
+
+    "auto" is "val_log_loss" where the AUC is undefined on the validation rows; prints a note then. Raises: UserError
+    for a metric that the model does not have, or that is undefined.
+    """
+    monitor = automatic if setting == "auto" else setting
+    target, groups = data.targets("val")[:2], data.groups("val")
+    names = model.metrics.measure(target.float(), target.float(), None if groups is None else groups[:2])
+    check_names([monitor], [f"val_{name}" for name in names if name != "calibration"])
+    if "auc" not in monitor or not (constant := one_class(data, "val")).any():
         return monitor
-    label = data.targets("val")
-    label = label.reshape(len(label), -1)  # (N, K)
-    constant, rows = (label.amin(0) == label.amax(0)).tolist(), f"All {len(label):,} validation rows are of one class"
-    if all(constant):
+    rows = f"All {len(data.rows['val']):,} validation rows are of one class"
+    if constant.all():
+        check(setting == "auto", f"{rows}, so {monitor} is undefined; monitor must be another metric.")
         print(f"{rows}, so their AUC is undefined: the checkpoint is chosen by log loss.", flush=True)
         return "val_log_loss"
-    if any(constant):
-        names = ", ".join(task for task, is_constant in zip(data.tasks, constant, strict=True) if is_constant)
-        print(f"{rows} of {names}, whose AUC is undefined: {monitor} is that of the other tasks.", flush=True)
+    names = ", ".join(task for task, is_constant in zip(data.tasks, constant, strict=True) if is_constant)
+    print(f"{rows} of {names}, whose AUC is undefined: {monitor} is that of the other tasks.", flush=True)
     return monitor
+
+
+def one_class(data: RecommendationDataModule, split: str) -> Tensor:
+    """Whether all known labels of a split are equal, by task (K,)."""
+    labels = data.targets(split).reshape(len(data.rows[split]), -1)
+    return labels.nan_to_num(torch.inf).amin(0) >= labels.nan_to_num(-torch.inf).amax(0)
 
 
 def check_batch_norm(model: nn.Module, data: RecommendationDataModule, settings: Settings) -> None:
@@ -233,15 +276,6 @@ def evaluate(
 
 def _without_prefix(metrics: Mapping[str, float]) -> Metrics:
     return {name.split("_", 1)[1]: value for name, value in metrics.items()}
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
-def _progress_bar() -> list[pl.Callback]:
-    # no bar in log files; refreshing it at every step would cost more than a small step does
-    return [TQDMProgressBar(refresh_rate=20, leave=False)] if _is_terminal() else []
 
 
 def silence_lightning() -> None:

@@ -1,17 +1,22 @@
 """Figures of a run, drawn without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from common.data.data_module import RecommendationDataModule
-from common.model.metrics import click_metrics
+from common.model.metrics import auc, click_metrics
 from common.model.recommender import Recommender
 
 BIN_ROWS, MOST_BINS = 50, 20  # of the reliability figure: rows of the rarer class per bin, and the most bins
+PROBABILITIES = [0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1]  # its ticks
+MOST_TICKS = 8  # of the learning curves
+BEST_POSSIBLE = "best possible"
 
 
 def caption(model: Recommender, data: RecommendationDataModule, folder: Path) -> str:
@@ -20,49 +25,86 @@ def caption(model: Recommender, data: RecommendationDataModule, folder: Path) ->
     return f"{model.display_name}, {data.dataset}{sample}, {folder.parent.name}/{folder.name}"
 
 
+def save(figure: Figure, title: str, path: Path) -> None:
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
 def plot_learning_curves(
-    history: Sequence[dict], monitor: str, mode: str, weight: float | None, title: str, path: Path
+    history: Sequence[dict],
+    monitor: str,
+    mode: str,
+    weight: float | None,
+    tested: Mapping[str, Mapping[str, float]],
+    title: str,
+    path: Path,
 ) -> None:
     """Losses and the monitored metric by epoch; the tested checkpoint is marked.
 
     weight: factor that makes the validation loss comparable with the training loss; None: there is no such factor.
+    tested: metrics on test rows by name: first of the model, then of baselines, and perhaps the "best possible".
     """
-    import pandas as pd
-
-    rows = pd.DataFrame(history)
-    figure = Figure((9, 3.8), layout="constrained")
+    rows, metric = pd.DataFrame(history), monitor.removeprefix("val_")
+    figure = Figure((9, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(rows.epoch, rows.train_loss, "o-", label="training")
+    # the training loss is a mean over the steps since the last validation
+    left.plot((rows.epoch + rows.epoch.shift(fill_value=0)) / 2, rows.train_loss, "o-", label="training")
     if weight is not None:
         # ratings are trained on squared error, whose root is the RMSE
         loss = rows.val_log_loss if "val_log_loss" in rows else rows.val_rmse**2
         left.plot(rows.epoch, weight * loss, "s-", label="validation")
     left.set(title="loss", xlabel="epochs")
-    left.legend()
-    right.plot(rows.epoch, rows[monitor], "o-")
-    if rows[monitor].notna().any():  # the AUC is undefined if all rows are of one class
-        better = rows[monitor].idxmin() if mode == "min" else rows[monitor].idxmax()
-        label = f"tested checkpoint, {rows[monitor][better]:.4f}"
-        right.plot(rows.epoch[better], rows[monitor][better], "*", markersize=16, label=label)
-        right.legend()
-    right.set(title=monitor.replace("val_", "validation "), xlabel="epochs")
-    figure.suptitle(title, fontsize="small")
-    figure.savefig(path, dpi=120)
+    curve = rows[monitor]
+    right.plot(rows.epoch, curve, "o-", label="validation rows")
+    if curve.notna().any():  # the AUC is undefined if all rows are of one class
+        best = curve.idxmin() if mode == "min" else curve.idxmax()
+        label = f"tested checkpoint, {curve[best]:.4f}"
+        right.plot(rows.epoch[best], curve[best], "*", color="C0", markersize=16, label=label)
+        _draw_levels(right, {name: metrics[metric] for name, metrics in tested.items()}, curve, mode)
+    right.set(title=metric.replace("_", " "), xlabel="epochs")
+    for axes in (left, right):
+        axes.set_xticks(rows.epoch[:: -(-len(rows) // MOST_TICKS)])
+        axes.xaxis.set_major_formatter("{x:.1f}")
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    save(figure, title, path)
+
+
+def _draw_levels(axes: Axes, tested: dict[str, float], curve: pd.Series, mode: str) -> None:
+    """Lines of the model, the strongest baseline and the best possible on test rows; one far off is only named."""
+    model, *others = tested
+    baselines = [name for name in others if name != BEST_POSSIBLE]
+    strongest = sorted(baselines, key=lambda name: tested[name], reverse=mode == "max")[:1]
+    reach = 1.5 * (curve.max() - curve.min()) + 1e-6
+    near = [curve.min(), curve.max()]
+    for i, name in enumerate([model, *strongest, *(set(others) - set(baselines))]):
+        value = tested[name]
+        is_near = curve.min() - reach < value < curve.max() + reach
+        near += [value] if is_near else []
+        where = "" if is_near else " (below)" if value < curve.min() else " (above)"
+        axes.axhline(value, linestyle="--", color=f"C{i}", linewidth=1, label=f"{name}, test rows, {value:.4f}{where}")
+    margin = 0.05 * (max(near) - min(near)) + 1e-6
+    axes.set_ylim(min(near) - margin, max(near) + margin)
 
 
 def plot_clicks(
-    model: Recommender, data: RecommendationDataModule, probability: Tensor, click: Tensor, folder: Path
+    model: Recommender,
+    data: RecommendationDataModule,
+    probability: Tensor,
+    click: Tensor,
+    folder: Path,
+    baselines: Mapping[str, Tensor],
 ) -> None:
     """roc.png and reliability.png of the test rows."""
     from sklearn.metrics import roc_curve  # imported here because it is slow and only needed at the end
 
-    measured = click_metrics(probability, click)
+    title, measured = caption(model, data, folder), click_metrics(probability, click)
     figure = Figure((4.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    if not np.isnan(measured["auc"]):
-        false_positive, true_positive, _ = roc_curve(click, probability)
-        axes.plot(false_positive, true_positive, label=f"AUC {measured['auc']:.4f}")
-        axes.legend(loc="lower right")
+    for name, each in {model.display_name: probability, **baselines}.items():
+        if each.min() < each.max() and 0 < click.mean() < 1:  # otherwise it is the diagonal, or undefined
+            false_positive, true_positive, _ = roc_curve(click, each)
+            axes.plot(false_positive, true_positive, label=f"{name}, AUC {auc(each, click):.4f}")
+            axes.legend(loc="lower right", fontsize="small")
     axes.plot([0, 1], [0, 1], ":", color="gray")
     axes.set(
         title=f"ROC, {len(click):,} test rows",
@@ -70,24 +112,28 @@ def plot_clicks(
         ylabel="true positive rate",
         aspect="equal",
     )
-    figure.suptitle(caption(model, data, folder), fontsize="small")
-    figure.savefig(folder / "roc.png", dpi=120)
+    save(figure, title, folder / "roc.png")
 
     figure = Figure((4.5, 5), layout="constrained")
     axes = figure.subplots()
     bins = reliability(probability.numpy(), click.numpy())
     predicted, observed, low, high = bins.T
     axes.errorbar(predicted, observed, [observed - low, high - observed], fmt="o", markersize=4, capsize=2)
-    limit = 1.05 * max(high.max(), predicted.max())
-    axes.plot([0, limit], [0, limit], ":", color="gray")
+    axes.plot([0, 1], [0, 1], ":", color="gray")
+    # square roots give small probabilities, where most rows are, more space
+    roots = {"functions": (lambda p: np.sqrt(np.maximum(p, 0)), np.square)}
+    axes.set_xscale("function", **roots)
+    axes.set_yscale("function", **roots)
+    limits = (0, min(1, 1.1 * max(high.max(), predicted.max())))
+    ticks = [tick for tick in PROBABILITIES if tick <= limits[1]]
     axes.set(xlabel="mean predicted probability", ylabel="click rate, 95 % interval", aspect="equal")
+    axes.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
     axes.set_title(
         f"Reliability, {len(bins)} bins of {len(click) // len(bins):,} test rows\n"
         f"mean prediction / click rate: {measured['calibration']:.3f}",
         fontsize="medium",
     )
-    figure.suptitle(caption(model, data, folder), fontsize="small")
-    figure.savefig(folder / "reliability.png", dpi=120)
+    save(figure, title, folder / "reliability.png")
 
 
 def reliability(probability: np.ndarray, click: np.ndarray) -> np.ndarray:
@@ -102,3 +148,24 @@ def reliability(probability: np.ndarray, click: np.ndarray) -> np.ndarray:
         low, high = binomtest(clicks, len(rows)).proportion_ci(method="wilson")
         found.append((probability[rows].mean(), clicks / len(rows), low, high))
     return np.array(found)
+
+
+def plot_slices(table: pd.DataFrame, title: str, path: Path) -> None:
+    """The main metric, and calibration or mean error, for each slice of each output."""
+    parts = list(table.groupby(["output", "column"], sort=False))
+    metric, centre, ideal = ("rmse", "mean_error", 0) if "rmse" in table else ("auc", "calibration", 1)
+    heights = [3 + len(part) for _, part in parts]
+    figure = Figure((9, 0.5 + 0.25 * sum(heights)), layout="constrained")
+    rows = figure.subplots(len(parts), 2, squeeze=False, sharey="row", height_ratios=heights)
+    for (left, right), ((output, column), part) in zip(rows, parts, strict=True):
+        names = [f"{value}  ({count:,})" for value, count in zip(part["value"], part["rows"], strict=True)]
+        left.plot(part[metric], names, "o")
+        ends = [part[centre] - part["low"], (part["high"] - part[centre]).replace(np.inf, np.nan)]
+        right.errorbar(part[centre], names, xerr=ends, fmt="o", capsize=2)
+        if ideal:  # few clicks leave the calibration open to any side
+            right.set_xlim(max(0, right.get_xlim()[0]), min(2.5, right.get_xlim()[1]))
+        right.axvline(ideal, linestyle=":", color="gray")
+        left.set(title=f"{column} (rows)", xlabel=f"{metric.upper()} of {output}")
+        right.set(xlabel=f"{centre.replace('_', ' ')}, 95 % interval")
+        left.invert_yaxis()
+    save(figure, title, path)

@@ -5,14 +5,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.seed import isolate_rng
 
-from common.errors import Terminated, UserError
+from common.errors import Terminated, UserError, check
 from common.files import as_user_error, read_json, write_json
 from common.paths import output_root
 from common.process_group import broadcast, is_rank_zero, peer_failures_as_user_errors
@@ -20,6 +21,7 @@ from common.process_group import broadcast, is_rank_zero, peer_failures_as_user_
 BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the folder
 # settings that may change on resume; they affect at most the dropout masks
 NOT_COMPARED = ("resume", "logger", "num_workers", "devices", "num_nodes", "strategy", "shard_table")
+LOCK = "run.lock"
 
 
 @contextmanager
@@ -28,83 +30,78 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
 
     With settings["resume"], version_N is the newest unfinished run that no process has locked. Rank zero locks the
     folder and prints; the other ranks receive its path. A run that fails before its first validation leaves no folder.
+    The caller's random state is the same after the block as before.
 
     Raises: UserError if that run had other settings, or the folder cannot be written.
     """
-    folder = folder or os.environ.get("RUN_FOLDER")
+    check(folder is None or isinstance(folder, str | Path), f"run_folder is {folder!r}; it must be a path.")
+    chosen, before = folder or os.environ.get("RUN_FOLDER"), os.environ.get("RUN_FOLDER")
+    home = output_root() / "runs" / script
     # a Ray cluster restarts all workers, and needs the original error to do so
     deaths = nullcontext() if settings.get("strategy") == "ray" else peer_failures_as_user_errors()
-    if is_rank_zero():
-        with deaths, _locked(script, settings, folder) as held:
-            before = os.environ.get("RUN_FOLDER")
-            os.environ["RUN_FOLDER"] = broadcast(str(held))  # for the ranks that Lightning starts with this script
-            try:
-                yield held
-            finally:
-                os.environ.pop("RUN_FOLDER") if before is None else os.environ.update(RUN_FOLDER=before)
-    else:
-        folder = broadcast(folder)
-        if folder is None:
-            raise UserError("set the environment variable RUN_FOLDER, the same for all processes, to the run's folder.")
-        with deaths, redirect_stdout(io.StringIO()):
-            yield Path(folder)
-
-
-@contextmanager
-def _locked(script: str, settings: dict, chosen: str | Path | None) -> Iterator[Path]:
-    home = output_root() / "runs" / script
-    folder, lock = None if chosen is None else Path(chosen), None
+    quiet = nullcontext() if is_rank_zero() else redirect_stdout(io.StringIO())
+    held, lock = Path(chosen) if chosen else home, None
     try:
-        if folder is None:
-            folder, lock = find_or_create_run(home, settings["resume"])
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = lock or _lock(folder)
-        if lock is None:
-            raise UserError(f"another process is using {folder}.")
-        keep_unchanged(
-            folder / "settings.json", {k: v for k, v in settings.items() if k not in NOT_COMPARED}, "settings"
-        )
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        yield folder
+        with deaths, quiet, isolate_rng():
+            if is_rank_zero():
+                held, lock = (held, lock_of(held)) if chosen else find_or_create_run(home, settings["resume"])
+                check(lock is not None, f"another process is using {held}.")
+                kept = {name: value for name, value in settings.items() if name not in NOT_COMPARED}
+                keep_unchanged(held / "settings.json", kept, "settings")
+            held = Path(broadcast(str(held) if is_rank_zero() or chosen else ""))
+            check(held != Path(), "set the environment variable RUN_FOLDER, the same for all processes.")
+            os.environ["RUN_FOLDER"] = str(held)  # for the ranks that Lightning starts with this script
+            yield held
     except OSError as error:
-        raise as_user_error(error, folder or home) from error
+        raise as_user_error(error, held) from error
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the former into the latter
         kind = Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt
-        raise kind(_how_to_go_on(folder, chosen is not None)) from error
+        raise kind(_how_to_go_on(held, bool(chosen))) from error
     finally:
-        if folder and chosen is None and not any((folder / name).exists() for name in ("metrics.csv", LAST_CHECKPOINT)):
-            shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("RUN_FOLDER", None)
+        os.environ |= {} if before is None else {"RUN_FOLDER": before}
         if lock:
+            if not chosen and _is_empty(held):
+                shutil.rmtree(held, ignore_errors=True)
             lock.release()
 
 
-def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
-    """With `resume` the newest unfinished run, locked; otherwise, or if there is none, a new folder. Prints which."""
-    folder, lock = _newest_unfinished(home) if resume else (None, None)
-    if resume:
-        print(f"Continuing {folder}" if folder else "No unfinished run to resume: starting a new one.", flush=True)
-    return folder or new_version_folder(home), lock
+def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock]:
+    """With `resume` the newest unfinished run that no process holds; otherwise a new folder. Locked; prints which.
+
+    Folders of runs that were killed before they had anything to continue from are removed.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise as_user_error(error, home) from error
+    with FileLock(home.with_suffix(".lock")):
+        for _, folder in sorted(version_folders(home).items(), reverse=True):
+            if (folder / "results.json").exists() or not (lock := lock_of(folder)):
+                continue
+            if resume and (folder / LAST_CHECKPOINT).exists():
+                print(f"Continuing {folder}", flush=True)
+                return folder, lock
+            if _is_empty(folder):
+                shutil.rmtree(folder)
+            lock.release()
+        if resume:
+            print("No unfinished run to resume: starting a new one.", flush=True)
+        folder = new_version_folder(home)
+        return folder, FileLock(folder / LOCK).acquire(timeout=0).lock
 
 
-def _how_to_go_on(folder: Path | None, chosen: bool) -> str:
-    if folder and chosen:
+def _is_empty(folder: Path) -> bool:
+    """Whether a run has nothing yet that is worth keeping."""
+    return not any((folder / name).exists() for name in ("metrics.csv", LAST_CHECKPOINT))
+
+
+def _how_to_go_on(folder: Path, chosen: bool) -> str:
+    if chosen:
         return f"the same command continues in {folder}"
-    if folder and _is_unfinished(folder):
+    if (folder / LAST_CHECKPOINT).exists() and not (folder / "results.json").exists():
         return f"resume=True continues from {folder / LAST_CHECKPOINT}"
     return "there was no checkpoint yet to continue from"
-
-
-def _is_unfinished(folder: Path) -> bool:
-    return (folder / LAST_CHECKPOINT).exists() and not (folder / "results.json").exists()
-
-
-def _newest_unfinished(home: Path) -> tuple[Path | None, FileLock | None]:
-    for _, folder in sorted(version_folders(home).items(), reverse=True):
-        if _is_unfinished(folder) and (lock := _lock(folder)):
-            if _is_unfinished(folder):  # checked again under the lock
-                return folder, lock
-            lock.release()
-    return None, None
 
 
 def version_folders(home: Path) -> dict[int, Path]:
@@ -116,16 +113,13 @@ def version_folders(home: Path) -> dict[int, Path]:
 def new_version_folder(home: Path) -> Path:
     """Create home/version_N for the next N. Raises: UserError if that fails."""
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        number = max(version_folders(home), default=-1) + 1
-        while True:
-            folder = home / f"version_{number}"
-            with suppress(FileExistsError):  # another process took the same number
-                folder.mkdir()
-                return folder
-            number += 1
+        folder = home / f"version_{max(version_folders(home), default=-1) + 1}"
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return new_version_folder(home)  # another process took the number
     except OSError as error:
         raise as_user_error(error, home) from error
+    return folder
 
 
 def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable[[Path], bool]) -> Path:
@@ -137,20 +131,20 @@ def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable
     for _, folder in sorted(version_folders(home).items(), reverse=True):
         kept = folder / "settings.json"
         try:
-            if kept.exists() and read_json(kept) == identity and not is_complete(folder):
+            if not kept.exists() or (read_json(kept) == identity and not is_complete(folder)):
                 return folder
         except UserError as error:
             print(f"Not continuing {folder}: {error}", flush=True)
     return new_version_folder(home)
 
 
-def _lock(folder: Path) -> FileLock | None:
-    lock = FileLock(folder / "run.lock")
+def lock_of(folder: Path) -> FileLock | None:
+    """The lock of a folder, which is created if need be; None if another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire(timeout=0)
+        return FileLock(folder / LOCK).acquire(timeout=0).lock
     except Timeout:
         return None
-    return lock
 
 
 def keep_unchanged(path: Path, content: dict, what: str) -> None:
@@ -161,6 +155,6 @@ def keep_unchanged(path: Path, content: dict, what: str) -> None:
         if changed := {name: earlier.get(name) for name in content if earlier.get(name) != content[name]}:
             raise UserError(
                 f"the run in {path.parent} had other {what}: {changed}. "
-                "Set them back to resume it, or start a new run with resume=False."
+                "Set them back to continue it, or start a new run (resume=False, or another folder)."
             )
     write_json(path, content)

@@ -1,0 +1,273 @@
+"""A table as batches: raw files -> rows.arrow -> encoded arrays, both in the cache -> batches of plain tensors.
+
+The path of a row: data/reader.py reads and checks it, data/table/rows.py stores it and says to which split it belongs,
+data/table/encoder.py encodes it, and common/data/loader.py puts it into a batch. N: rows, K: tasks.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from common.data.cache import build_once
+from common.data.data_module import SPLIT_SEED, SPLITS, RecommendationDataModule
+from common.data.loader import MemmapDataset
+from common.data.raw_files import Published, find_dataset
+from common.errors import check
+from common.settings import check_settings
+from data.reader import data_files
+from data.schema import COLUMNS_FILE, Categorical, ColumnSplit, Dataset, Description, Plain, read_description
+from data.table.encoder import TableEncoder, nearly_unseen
+from data.table.rows import StoredRows, label_name, write_encoded, write_rows
+
+ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
+CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes")]
+CODE += [f"data.table.{name}" for name in ("splits", "encoder", "rows")]
+
+
+class TableDataset(MemmapDataset):
+    """Batches with the labels of some tasks: (B, K), or (B,) if `one_label`; if `weighted`, with row weights (B,)."""
+
+    def __init__(self, folder: Path, tasks: list[int], one_label: bool, weighted: bool):
+        super().__init__(folder, [*ARRAYS, "weight"] if weighted else ARRAYS)
+        self.tasks, self.one_label = tasks, one_label
+
+    def __getitem__(self, rows: Tensor) -> tuple[Any, ...]:
+        dense, ids, label, *weight = super().__getitem__(rows)
+        target = self.chosen(label)
+        return dense, ids, (target, *weight) if weight else target
+
+    def targets(self, rows: Tensor) -> Tensor:
+        return self.chosen(self.arrays[ARRAYS.index("label")].index_select(0, rows))
+
+    def chosen(self, label: Tensor) -> Tensor:
+        return label[:, self.tasks[0]] if self.one_label else label[:, self.tasks]
+
+
+class TableDataModule(RecommendationDataModule):
+    """Batches (dense (B, I) float32, ids (B, S) int32, label float32) of a described table.
+
+    A subclass sets `published` and `one_label`, and implements described() and choose_tasks().
+
+    split, of tables without a split of their own: "time" (the first 6/7 of the rows for training, the rest halved into
+    validation and test) or "random" (stratified tenths, as in BARS x4). dense_transform, of dense columns that specify
+    none: see data/table/encoder.py. min_count: training rows that a value needs to get an id. num_bins: bins per dense
+    column, with "piecewise". weighted: training batches have row weights, of mean 1, beside the label. negative_rate:
+    share of training rows without a click that is kept. label_inputs: labels that are not among the tasks are inputs.
+    """
+
+    published: Mapping[str, Published]
+    one_label: bool  # whether the labels of a batch have the shape (B,), not (B, K)
+    rows: dict[str, np.ndarray]
+    encoder: TableEncoder  # set by setup()
+
+    def __init__(
+        self,
+        *,
+        dataset: str,
+        data_root: str | None,
+        split: str | None,
+        dense_transform: str,
+        min_count: int,
+        num_bins: int = 0,
+        weighted: bool,
+        negative_rate: float = 1.0,
+        label_inputs: bool = False,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+    ):
+        super().__init__(
+            dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
+        )
+        check_settings({"min_count": min_count, "weighted": weighted, "negative_rate": negative_rate})
+        check(split in ("time", "random", None), f"split is {split!r}; it must be 'time' or 'random'.")
+        self.weighted, self.negative_rate, self.label_inputs = weighted, negative_rate, label_inputs
+        self.split = split
+        self.settings = {"dense_transform": dense_transform, "min_count": min_count, "num_bins": num_bins}
+
+    def described(self, folder: Path) -> Dataset:
+        """The published dataset whose raw files are in `folder`. Raises: UserError if there are none."""
+        raise NotImplementedError
+
+    def choose_tasks(self, description: Description) -> list[str]:
+        """The tasks to train. Raises: UserError for one that the table does not have."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache; build it first if there is none."""
+        if hasattr(self, "encoder"):
+            return
+        self.raw_folder, self.is_sample = find_dataset(self.dataset, self.data_root, self.published)
+        own = self.raw_folder / COLUMNS_FILE
+        self.table = read_description(own) if own.exists() else self.described(self.raw_folder)
+        self.tasks, where = self.choose_tasks(self.table.description), self.table.where
+        self.description = self._used(self.table.description)
+        split = self.split or ("time" if self.description.only("time") else "random")
+        settings = self.settings | {"split": split}
+        key = settings | {"description": self.description.model_dump(mode="json"), "parts": _parts(self.table)}
+        # later starts verify only this entry, and not the rows that it was made from
+        self.folder = build_once(
+            self.table.name,
+            sources_of(self.table),
+            key,
+            lambda target: write_encoded(self.stored(), self.description, settings, where, target),
+            code=CODE,
+        )
+        self.summary = json.loads((self.folder / "summary.json").read_text())
+        state = torch.load(self.folder / "encoder.pt", weights_only=True)
+        self.encoder, self.attribute_state = TableEncoder.from_state(state["encoder"]), state["attributes"]
+        self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
+        self.protocol = _protocol(self.description, split)
+        self._tell(where)
+        self._keep_negatives()
+
+    def stored(self) -> StoredRows:
+        return stored_rows(self.table, self.description)
+
+    def _used(self, description: Description) -> Description:
+        """The description without what this run does not read."""
+        columns, tasks = dict(description.columns), {description.tasks[task] for task in self.tasks}
+        if self.label_inputs:
+            columns |= {name: Categorical() for name in set(description.tasks.values()) - tasks}
+        used = description.model_copy(update={"columns": columns})
+        weights = len(description.of_role("weight"))
+        check(
+            weights == 1 or not self.weighted,
+            f'{self.table.where}: weighted=True needs one column with the role "weight"; found {weights}.',
+        )
+        return used if self.weighted else without_weights(used)
+
+    def _tell(self, where: str) -> None:
+        """What a user should know of the rows."""
+        if names := nearly_unseen(self.summary["held_out"]):
+            print(
+                f"{where}: more than nine in ten validation and test values of {', '.join(map(repr, names))} are "
+                'unseen or rare in training. Give such a column the role "excluded", or lower min_count.',
+                flush=True,
+            )
+        if unlabelled := self.summary["unlabelled"]:
+            print(f"{where}: {unlabelled:,} rows have no label; they are left out.", flush=True)
+
+    def _keep_negatives(self) -> None:
+        """Keep only a share of the training rows without a click, chosen by the seed."""
+        if self.negative_rate < 1:
+            clicks = self.targets("train").numpy() == 1
+            kept = clicks | (np.random.default_rng(self.seed).random(len(clicks)) < self.negative_rate)
+            self.rows["train"] = self.rows["train"][kept]
+            # the odds of a click in the kept rows are 1 / negative_rate times those in all rows (He et al. 2014,
+            # section 6.3): with this offset in training, the logits without it are right for all rows
+            self.training_offset = -math.log(self.negative_rate)
+
+    @property
+    def num_dense(self) -> int:
+        return self.encoder.num_dense
+
+    @property
+    def cardinalities(self) -> list[int]:
+        return self.encoder.cardinalities
+
+    @property
+    def pooling(self) -> list[str | None]:
+        return self.encoder.pooling
+
+    @property
+    def bin_edges(self) -> list[list[float]]:
+        return self.encoder.bin_edges
+
+    @property
+    def base_logits(self) -> list[float]:
+        """Logit of each task's positive rate in the training rows, from which a model's output should start."""
+        least = 1 / (len(self.rows["train"]) + 2)  # the logit would be infinite if all rows were of one class
+        rates = np.array([self.summary["positive"][task] for task in self.tasks]).clip(least, 1 - least)
+        return (np.log(rates) - np.log1p(-rates)).tolist()
+
+    def examples(self, weighted: bool = False) -> TableDataset:
+        names = list(self.summary["positive"])
+        return TableDataset(self.folder, [names.index(task) for task in self.tasks], self.one_label, weighted)
+
+    def training_examples(self) -> TableDataset:
+        return self.examples(self.weighted)
+
+    def groups(self, split: str) -> np.ndarray | None:
+        path = self.folder / "groups.npy"
+        return np.load(path, mmap_mode="r")[self.rows[split]] if path.exists() else None
+
+    def kept(self, split: str) -> dict[str, list[str]]:
+        """The texts of the columns with the role "kept" in a split's rows."""
+        names = self.description.of_role("kept")
+        rows = pa.array(np.array(self.rows[split]))
+        stored = self.stored() if names else None
+        return {name: stored.column(name).take(rows).to_pylist() for name in names} if stored else {}
+
+    def best_prediction(self) -> Tensor:
+        probability = np.load(self.raw_folder / "true_probability.npy")  # (N, K), of the sample
+        return self.examples().chosen(torch.from_numpy(probability[self.rows["test"]]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Saved in every checkpoint, so that it suffices to score new rows."""
+        outputs = ["probability"] if self.one_label else self.tasks
+        state = {"description": self.description.model_dump(mode="json"), "attributes": self.attribute_state}
+        return state | {"encoder": self.encoder.state_dict(), "tasks": self.tasks, "outputs": outputs}
+
+    def known_rows(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        return self.encoder.known_rows(TableEncoder.from_state(state["encoder"]))
+
+
+def without_weights(description: Description) -> Description:
+    excluded = {name: Plain(role="excluded") for name in description.of_role("weight")}
+    return description.model_copy(update={"columns": description.columns | excluded})
+
+
+def sources_of(table: Dataset) -> list[Path]:
+    """All files that are read: those with rows, then the second files."""
+    second = [table.path(form.file or "") for form in table.description.attributes.values()]
+    return [file for path in (*table.files.values(), *second) for file in data_files(path)]
+
+
+def _parts(table: Dataset) -> dict[str, int]:
+    return {part: len(data_files(path)) for part, path in table.files.items()}
+
+
+def stored_rows(table: Dataset, description: Description) -> StoredRows:
+    """The rows, read now unless they are in the cache. description: the table's, without what is not used."""
+    content = description.model_dump(mode="json", exclude={"group", "file", "files"})
+    for column in content["columns"].values():
+        for name in ("transform", "pooling", "hash_size", "min_count"):  # do not decide how a row is read
+            column.pop(name, None)
+    split = content["split"] if isinstance(description.split, ColumnSplit) else None
+    folder = build_once(
+        f"{table.name}-rows",
+        sources_of(table),
+        {"description": content | {"split": split}, "parts": _parts(table)},
+        lambda target: write_rows(table, description, target),
+        code=CODE,
+    )
+    return StoredRows(folder)
+
+
+def summary(table: Dataset, rows: StoredRows) -> str:
+    """Row counts and positive rates of each file."""
+    labels = np.stack([rows.numbers(label_name(task)) for task in table.description.tasks], 1)
+    lines, ends = [], np.cumsum(list(rows.parts.values()))
+    for path, part in zip(table.files.values(), np.split(labels, ends[:-1]), strict=True):
+        rates = zip(table.description.tasks, np.nanmean(part, 0), strict=True)
+        shares = ", ".join(f"{task} {rate:.4f}" for task, rate in rates)
+        lines.append(f"{path}: {len(part):,} rows; share of positive labels: {shares}")
+    return "\n".join(lines)
+
+
+def _protocol(description: Description, split: str) -> str:
+    if description.files:
+        given = "val" in description.files
+        return "split by given files" if given else f"published files, test rows split 1:1 (seed {SPLIT_SEED})"
+    own = description.split
+    if isinstance(own, ColumnSplit):
+        return f"split by column {own.column!r}"
+    return f"random 8:1:1 split (seed {SPLIT_SEED})" if (own.by if own else split) == "random" else "time split"

@@ -1,0 +1,119 @@
+"""Encodes raw rows of a table for a trained model. If line 1 names the columns, their order may differ from training.
+
+N: rows of a batch, K: outputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+import torch
+from torch import Tensor
+
+from data.reader import Source
+from data.schema import Description, Plain
+from data.table.encoder import EMPTY, FIRST_ID, MISSING, OOV, TableEncoder, from_tensor, nearly_unseen
+from data.table.rows import TableReader, label_name
+
+READ_AHEAD = 2  # batches
+
+
+class TableScorer:
+    """state: TableDataModule.state_dict() in a checkpoint. kept: the columns that are copied to the output."""
+
+    def __init__(self, state: Mapping[str, Any]):
+        self.encoder = TableEncoder.from_state(state["encoder"])
+        self.description = Description.model_validate(state["description"])
+        self.attributes = {role: from_tensor(content) for role, content in state["attributes"].items()}
+        self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
+        self.kept = tuple(self.description.of_role("kept"))
+        names = [field.name for field in self.encoder.fields]
+        self._unseen, self._values = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Copy these columns to the output too."""
+        columns = {name: self.description.columns.get(name, Plain(role="kept")) for name in names}
+        self.description = self.description.model_copy(update={"columns": self.description.columns | columns})
+        self.kept = tuple(dict.fromkeys([*self.kept, *names]))
+
+    @property
+    def unseen(self) -> dict[str, int]:
+        """Rows with an unseen or rare category, by field; without numbers that are categories too, for which it says
+        little."""
+        return {field.name: self._unseen[field.name] for field in self.encoder.fields if field.kind == "text"}
+
+    def nearly_unseen(self) -> list[str]:
+        """The fields of which nearly all values so far are out of vocabulary."""
+        return nearly_unseen({name: (self._unseen[name], count) for name, count in self._values.items()})
+
+    def batches(
+        self, source: Source, moved: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
+        """The model's inputs, the labels (N, K), nan if unknown, and the texts of `kept`, in the order of the source.
+
+        moved: called with the number of bytes read, as they are read.        Raises: UserError naming the line and column of the first wrong row.
+        """
+        reader = TableReader(self.description, self.attributes, self.tasks, scoring=True)
+        rows = reader.batches(source, moved)
+        first = next(rows)
+        looked_up = {field.name: field for field in self.encoder.fields if field.looks_up}
+        # expressions, because each call of a function would build the hash table of a vocabulary again
+        columns: dict[str, Any] = {name: ds.field(name) for name in first.schema.names}
+        columns |= {f"\0{name}": field.positions(ds.field(name)) for name, field in looked_up.items()}
+        scanner = ds.Scanner.from_batches(
+            chain([first], rows), schema=first.schema, columns=columns, batch_readahead=READ_AHEAD
+        )
+        for batch in scanner.to_batches():
+            found = {name: batch.column(name) for name in first.schema.names}
+            dense, ids = self.encoder.encode(found | {name: batch.column(f"\0{name}") for name in looked_up})
+            self._count(ids)
+            labels = np.stack([batch.column(label_name(task)).to_numpy() for task in self.tasks], 1)
+            kept = [[str(text) for text in found[name].to_pylist()] for name in self.kept]
+            yield [torch.from_numpy(dense), torch.from_numpy(ids)], torch.from_numpy(labels), kept
+
+    def _count(self, ids: np.ndarray) -> None:
+        pooled = sum(field.pooling is not None for field in self.encoder.fields)
+        width = (ids.shape[1] - len(self.encoder.fields) + pooled) // pooled if pooled else 1
+        for field, column in zip(self.encoder.fields, ids[:, self.encoder.first_columns(width)].T, strict=True):
+            self._unseen[field.name] += int((column == OOV).sum())
+            self._values[field.name] += int((column != MISSING).sum())
+
+    def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
+        """Inputs of random rows."""
+        dense = rng.exponential(20.0, (rows, self.encoder.num_dense)).astype(np.float32)
+        parts = []
+        for field in self.encoder.fields:
+            width = 3 if field.pooling else 1
+            ids = rng.integers(field.cardinality, size=(rows, width), dtype=np.int32)
+            ids[np.arange(width) > rng.integers(width, size=(rows, 1))] = EMPTY
+            parts.append(ids)
+        ids = np.concatenate(parts, 1) if parts else np.empty((rows, 0), np.int32)
+        return [torch.from_numpy(dense), torch.from_numpy(ids)]
+
+    def metadata(self) -> dict[str, Any]:
+        """What another program needs to encode a raw row; categories by their text (docs/onnx.md)."""
+        columns = self.description.columns
+        return {
+            "outputs": list(self.columns),
+            "columns": self.description.in_file,
+            "separator": self.description.separator,
+            "header": self.description.header,
+            "missing": self.description.missing_texts,
+            "numbers": [vars(number) | {"has_flag": number.has_flag} for number in self.encoder.numbers],
+            "fields": [
+                {
+                    "name": field.name,
+                    "kind": field.kind,
+                    "type": getattr(columns.get(field.name), "type", "text"),
+                    "separator": getattr(columns.get(field.name), "separator", None),
+                    "edges": field.edges,
+                    "hash_size": field.hash_size,
+                    "pooling": field.pooling,
+                    "vocabulary": {text: i for i, text in enumerate(field.vocabulary.to_pylist(), FIRST_ID)},
+                }
+                for field in self.encoder.fields
+            ],
+            "ids": {"unseen": OOV, "missing": MISSING, "empty": EMPTY},
+        }

@@ -1,0 +1,87 @@
+"""To which split a row belongs. N: rows, K: tasks."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.data.data_module import SPLIT_SEED, SPLITS
+from common.errors import check
+from data.schema import BySplit, ColumnSplit, Description
+
+FOLDS = 10
+
+Splits = dict[str, np.ndarray]  # row numbers int32, by split
+
+
+def split_rows(
+    description: Description,
+    parts: Mapping[str, int],
+    labels: np.ndarray,
+    times: np.ndarray | None,
+    codes: np.ndarray | None,
+    split: str,
+    name: str,
+) -> Splits:
+    """Row numbers of each split, without rows that have no label.
+
+    parts: rows of each file ("all", or one per split); labels (N, K), nan if unknown; times (N,); codes: index of each
+    row's split (N,), if a column says it; split: "time" or "random", if the description does not say.
+
+    Raises: UserError naming the table if there are too few rows.
+    """
+    has_label = ~np.isnan(labels).all(1)
+    labelled = np.flatnonzero(has_label).astype(np.int32)
+    own = description.split or BySplit(by=split)  # type: ignore[arg-type]
+    if "all" not in parts:
+        splits = {part: found[has_label[found]] for part, found in file_split(parts).items()}
+    elif isinstance(own, ColumnSplit):
+        assert codes is not None
+        splits = {part: labelled[codes[labelled] == i] for i, part in enumerate(SPLITS)}
+    else:
+        check(len(labelled) >= 10, f"{name}: found {len(labelled)} rows with a label; a split needs at least 10.")
+        if own.by == "time":
+            # equal times stay in file order, which is also the order if there is no time column
+            splits = time_split(labelled if times is None else labelled[np.argsort(times[labelled], kind="stable")])
+        else:
+            classes = np.nan_to_num(labels[labelled, 0]).astype(np.uint8)
+            most = int(np.bincount(classes).max())
+            check(most >= 10, f"{name}: found at most {most} rows of one class; a random split needs at least 10.")
+            splits = {part: labelled[found] for part, found in random_split(classes).items()}
+    counts = ", ".join(f"{split} {len(part):,}" for split, part in splits.items())
+    check(all(len(part) for part in splits.values()), f"{name}: the split has rows {counts}; each needs at least 1.")
+    return splits
+
+
+def time_split(order: np.ndarray) -> Splits:
+    """The first 6/7 of the rows in `order` for training, then half of the rest for validation, half for test."""
+    count = len(order)
+    train = count * 6 // 7
+    return dict(zip(SPLITS, np.split(order, [train, train + (count - train) // 2]), strict=True))
+
+
+def random_split(label: np.ndarray) -> Splits:
+    """Stratified tenths: the first for test, the second for validation, the others for training (BARS Criteo_x4).
+
+    The folds of StratifiedKFold(10, shuffle=True, random_state=2018) in scikit-learn 0.19 (rewritten in 0.22): a KFold
+    per class, all shuffled by one generator.
+    """
+    rng = np.random.RandomState(SPLIT_SEED)
+    folds = np.empty(len(label), np.int8)
+    for value in np.unique(label):
+        rows = np.flatnonzero(label == value)
+        order = np.arange(max(len(rows), FOLDS))
+        rng.shuffle(order)
+        for fold, part in enumerate(np.array_split(order, FOLDS)):  # the first parts have one row more
+            folds[rows[part[part < len(rows)]]] = fold
+    parts = [np.flatnonzero(folds > 1), np.flatnonzero(folds == 1), np.flatnonzero(folds == 0)]
+    return {name: part.astype(np.int32) for name, part in zip(SPLITS, parts, strict=True)}
+
+
+def file_split(counts: Mapping[str, int]) -> Splits:
+    """Rows of files per split, read in the order train, val, test; without a "val" file, test rows are split 1:1."""
+    if "val" in counts:
+        ends = np.cumsum([counts[name] for name in SPLITS])
+        return dict(zip(SPLITS, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]), strict=True))
+    train, test = counts["train"], counts["test"]
+    halves = np.array_split(np.random.default_rng(SPLIT_SEED).permutation(test), 2)
+    return {"train": np.arange(train, dtype=np.int32), "val": train + halves[0], "test": train + halves[1]}
