@@ -126,11 +126,12 @@ def describe(path: Path, items: Path | None = None, users: Path | None = None) -
         what = "; ".join(f"{name!r} has {what}" for name, (what, _) in needs.items())
         how = command(table.first, table.entries, {name: needs.get(name, ("", ""))[1] for name in table.looks})
         notes.append(f"To use them, convert the file and describe the new one: {what}. `{how}`")
-    parts = []
+    parts, taken = [], set(table.looks)
     for role, other in others.items():
         ids = [table.looks[name] for name, (entry, _) in guesses.items() if entry["role"] == role]
         check(bool(ids), f"{path}: no columns look like users and items. Name them user_id and item_id.")
-        more = guess_attributes(other.looks, role, ids[0])
+        more = guess_attributes(other.looks, role, ids[0], taken)
+        taken |= set(more)
         keys = [entry for entry, _ in more.values() if entry["role"] == role]
         check(bool(keys), f"{other.path} has no column with the ids of column {ids[0].name!r} in {path}.")
         guesses[ids[0].name] = keys[0], guesses[ids[0].name][1]

@@ -4,16 +4,16 @@ N: rows.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from data.look import Look
+from data.look import FEW, Look
 from data.values import CANONICAL, canonical
 
-FEW, REPEATS = 31, 20  # distinct numbers that are categories; rows per value of a code
+REPEATS, ZEROS = 20, 0.75  # rows per value of a code; share of zeros that only amounts have
 GIVES_AWAY, BINS, LEAST = 0.98, 50, 10  # AUC of a column alone, ranges of its numbers, rows of each class
 SENTENCE = 40  # average characters of free text
 POSITIVE = r"1|true|yes|y|t|pos|positive|>50k\.?|50000\+\.?"
@@ -202,7 +202,7 @@ def input_role(look: Look) -> Guess:
     if look.named(WEIGHT) and numbers is not None and numbers.min() >= 0:
         return {"role": "weight"}, "of the row in the loss, with weighted=True; no input"
     if look.is_unique and distinct > FEW:
-        return excluded, 'unique per row; the role "kept" copies it to the scores'
+        return excluded, "unique per row"
     if look.separator:
         return {"role": "categorical", "separator": look.separator}, f"several values, {look.separator!r}"
     if numbers is None and sum(map(len, look.values)) > SENTENCE * distinct and each < 2:
@@ -210,7 +210,8 @@ def input_role(look: Look) -> Guess:
     if numbers is None or look.is_code:
         is_boolean = {value.lower() for value in look.values} == {"true", "false"}
         return {"role": "categorical"} | ({"type": "boolean"} if is_boolean else {}), ""
-    is_code = look.is_whole and numbers.min() >= -1
+    zeros = look.counts[numbers == 0].sum() / look.known
+    is_code = look.is_whole and numbers.min() >= -1 and zeros < ZEROS
     if distinct <= 10:
         return number, "few numbers"
     if is_code and look.named(CODE, within=True):
@@ -223,11 +224,12 @@ def input_role(look: Look) -> Guess:
     is_smooth = bool(frequency.std() > 0 and np.corrcoef(frequency[:-1], frequency[1:])[0, 1] > 0.5)
     if each >= REPEATS and (distinct <= FEW or (is_code and not is_smooth)):
         return number, f"numbers that repeat, {each:.0f} rows each: codes?"
-    return {"role": "dense"}, "many numbers" if look.is_whole else "fractions"
+    return {"role": "dense"}, "mostly 0" if zeros >= ZEROS else "many numbers" if look.is_whole else "fractions"
 
 
-def guess_attributes(looks: dict[str, Look], role: str, ids: Look) -> Guesses:
-    """The roles in a file with a row per item or user; none is the key if no column holds the ids."""
+def guess_attributes(looks: dict[str, Look], role: str, ids: Look, taken: Collection[str]) -> Guesses:
+    """The roles in a file with a row per item or user; none is the key if no column holds the ids. taken: names that
+    columns of other files have."""
 
     def held(look: Look, change: Callable[[str], str]) -> tuple:
         values = {change(value) for value in look.values}
@@ -236,7 +238,9 @@ def guess_attributes(looks: dict[str, Look], role: str, ids: Look) -> Guesses:
 
     guesses = {name: input_role(look) for name, look in looks.items()}
     for name, (entry, _) in guesses.items():
-        if entry["role"] == "weight":
+        if name in taken:
+            guesses[name] = {"role": "excluded"}, "another file has a column of this name"
+        elif entry["role"] == "weight":
             guesses[name] = {"role": "dense"}, ""
     names = [look for look in looks.values() if look.kind == "text" and len(look.values) > look.rows / 2]
     best = max(looks.values(), key=lambda look: max(held(look, str), held(look, canonical)))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 import shlex
@@ -29,8 +30,8 @@ VALUE = rf"{NUMBER}|{DATE}|{DATE_TEXT}"
 ODD_LINES = {  # what line 1 says about files that must be converted
     r"[^\s,;|]+:": 'blocks of rows, each below a line with its id: `awk \'/:\\r?$/ {sub(/:\\r?$/, ""); id = $0; next} '
     '{print id "," $0}\' FILE > NEW_FILE` makes a table',
-    r"\S+( \d+:\S+)+": "rows in svmlight's format: `python -c 'import pandas, sklearn.datasets, sys; x, y = sklearn.datasets."
-    "load_svmlight_file(sys.argv[1]); pandas.DataFrame(x.toarray()).assign(label=y).to_csv(sys.argv[2], index=False)' "
+    r"\S+( \d+:\S+)+": "rows in svmlight's format: `python -c 'import pandas, sklearn.datasets as d, sys; "
+    "x, y = d.load_svmlight_file(sys.argv[1]); pandas.DataFrame(x.toarray()).assign(label=y).to_csv(sys.argv[2], index=False)' "
     "FILE NEW_FILE` makes a table",
 }
 ANY = {"header": False, "columns": {"any": {"role": "kept"}}}
@@ -62,27 +63,34 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         check(not re.fullmatch(pattern, lines[0]), f"{path} has {what.replace('FILE', shlex.quote(str(path)), 1)}.")
     if match := re.fullmatch("(sep=)(.)", lines[0], re.I):
         entries, lines = entries | {"separator": match[2], "comment": match[1]}, lines[1:]
-    below = [line for line in lines if not line.startswith("#")]
-    if (
-        lines[0].startswith("#")
-        and below
-        and len({len(row) for row in rows_of([lines[0], below[0]], separator_of(below))}) > 1
-    ):
-        entries, lines = entries | {"comment": "#"}, below
-    separator = entries.get("separator") or separator_of(lines)
+    separator = entries.get("separator") or separator_of(lines[len(lines) // 2 :])
+    titles = list(itertools.takewhile(lambda line: len(rows_of([line], separator)[0]) == 1, lines))
+    if 0 < len(titles) < len(lines):
+        comment, lines = titles[0] if len(titles) == 1 else titles[0][0], lines[len(titles) :]
+        check(
+            all(line.startswith(comment) for line in titles) and not lines[0].startswith(comment),
+            f"{path}: the table begins below {len(titles)} other lines. Cut them off with "
+            f"`tail -n +{len(titles) + 1} {shlex.quote(str(path))} > NEW_FILE`.",
+        )
+        entries["comment"] = comment
     if separator == "," and sum(line.count(", ") == line.count(",") for line in lines) > 0.9 * len(lines):
         separator = ", "
     if separator != ",":
         entries["separator"] = separator
-    check_widths(path, rows_of(lines, separator[0] if separator == ", " else separator), separator)
+    rows = rows_of(lines, separator)
+    if len(rows) > 1 and {len(row) for row in rows[1:]} == {len(rows[0]) + 1}:
+        named = any(row[-1] for row in rows[1:])
+        how = f"1 s/^/row{separator}/" if named else f"2,$ s/{separator}$//"
+        raise UserError(
+            f"{path}: line 1 has a field less than the other lines{'' if named else ', which end with a separator'}. "
+            f"Convert it with `sed '{how}' {shlex.quote(str(path))} > NEW_FILE`."
+        )
     fields = [field for line in lines for field in line.split(separator)]
     if any(field.startswith('"') and not re.fullmatch(r'"([^"]|"")*"', field) for field in fields):
-        strict = rows_of(lines, separator, strict=True)
+        strict = strict_rows(lines, separator)
         if '\\"' in text and not strict:
-            how = {"escapechar": "\\", "doublequote": False}
-            raise UserError(
-                f"{path} has quotes behind backslashes. Convert it with `{command(path, entries, {}, **how)}`."
-            )
+            how = command(path, entries, {}, escapechar="\\", doublequote=False)
+            raise UserError(f"{path} has quotes behind backslashes. Convert it with `{how}`.")
         if len(strict) < len(lines) and len({line.count(separator) for line in lines}) == 1:
             entries["quoted"] = False
             notes.append('Lone quotes begin some values, so quotes are characters like any other ("quoted": false).')
@@ -99,26 +107,13 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     else:
         entries["header"], names = False, [f"c{number}" for number in range(1, len(rows[0]) + 1)]
         notes.append(
-            f"Does line 1 ({', '.join(rows[0])[:60]}) hold values? It seems so: the columns are named c1 to {names[-1]} "
-            '("header": false); rename them in columns.json, in this order. Or, better for the guess, add a line of names '
+            f"Does line 1 ({', '.join(rows[0])[:60]}) hold values? It seems so, and the columns are c1 to {names[-1]}; "
+            'rename them in columns.json, in this order ("header": false). Better for the guess: add a line of names '
             f"with `sed '1i NAME{separator}NAME...' {shlex.quote(str(path))} > NEW_FILE`."
         )
     if "" in names:
         notes.append(f"Columns without a name are not read: {names.count('')}.")
     return entries, dict.fromkeys(filter(None, names), "kept"), notes
-
-
-def check_widths(path: Path, rows: list[list[str]], separator: str) -> None:
-    """Raises: UserError if all rows have a field more than line 1."""
-    if len(rows) > 1 and {len(row) for row in rows[1:]} == {len(rows[0]) + 1}:
-        named = any(row[-1] for row in rows[1:])
-        what = (
-            "line 1 names one column less than there are"
-            if named
-            else f"the rows end with {separator!r}, line 1 does not"
-        )
-        how = f"1 s/^/row{separator}/" if named else f"2,$ s/{separator}$//"
-        raise UserError(f"{path}: {what}. Convert it with `sed '{how}' {shlex.quote(str(path))} > NEW_FILE`.")
 
 
 def check_names(path: Path, names: list[str]) -> None:
@@ -138,23 +133,29 @@ def parquet_role(kind: pa.DataType) -> str:
 
 
 def separator_of(lines: list[str]) -> str:
-    """The one that splits most lines into as many fields as the first, and into most fields."""
+    """The one that splits most lines into as many fields, and into most fields."""
 
     def fit(separator: str) -> tuple[float, int]:
-        widths = [len(rows_of([line], separator)[0]) for line in lines]
-        return (round(widths.count(widths[0]) / len(widths), 2), widths[0]) if widths[0] > 1 else (0, 0)
+        widths = [len(row) for row in rows_of(lines, separator)]
+        width = max(widths, key=widths.count)
+        return (round(widths.count(width) / len(lines), 2), width) if width > 1 else (0, 0)
 
     best = max(SEPARATORS, key=fit)
     return best if fit(best)[1] else " " if fit(" ")[0] > 0.9 else ","
 
 
-def rows_of(lines: list[str], separator: str, strict: bool = False) -> list[list[str]]:
-    """The fields of each row; if strict, nothing if there are quotes that are neither doubled nor around a field."""
-    if len(separator.strip(" ")) > 1:
+def rows_of(lines: list[str], separator: str) -> list[list[str]]:
+    """The fields of each line."""
+    if separator == "::":
         return [line.split(separator) for line in lines]
+    return [next(csv.reader([line], delimiter=separator[0])) for line in lines]
+
+
+def strict_rows(lines: list[str], separator: str) -> list[list[str]]:
+    """The rows, of several lines if quotes say so; none if a quote is neither doubled nor around a field."""
     rows = []
     try:
-        for row in csv.reader(lines, delimiter=separator[0], strict=strict):
+        for row in csv.reader(lines, delimiter=separator[0], strict=True):
             rows.append(row)
     except csv.Error as error:
         return rows if "unexpected end" in str(error) else []
@@ -178,7 +179,7 @@ def has_names(rows: list[list[str]]) -> bool:
 def command(path: Path, entries: dict[str, Any], changes: dict[str, str], **options: Any) -> str:
     """The command that writes a file anew as CSV. changes: of columns, expressions of `t[c]` in pandas; "" for none."""
     given = {"sep": entries.get("separator"), "encoding": entries.get("encoding")} | options
-    given |= {"skiprows": 1} if entries.get("comment") == "sep=" else {}
+    given |= {"skiprows": 1} if "comment" in entries else {}
     arguments = "".join(f", {name}={as_code(value)}" for name, value in given.items() if value is not None)
     arguments += f", header=None, names={as_code(list(changes))}" if entries.get("header") is False else ""
     read = f"csv({as_code(str(path))}, dtype=str, keep_default_na=False{arguments})"
