@@ -142,7 +142,7 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
     binary = [look for look in looks if len(look.values) == 2 and not look.is_list]
     numbers = [look for look in looks if look.numbers is not None and len(look.values) > 1]
     ratings = [look for look in numbers if look.named(RATING, within=True)] if is_interactions else []
-    ratings += [look for look in numbers if look.is_whole and look.named(LABEL) and look not in binary]
+    ratings += [look for look in numbers if look.is_whole and look.named(OUTCOME) and look not in binary]
     labels = [look for look in binary if look.named(LABEL)]
     if not labels and ratings:
         return {ratings[0].name: rating(ratings[0])}
@@ -211,7 +211,7 @@ def input_role(look: Look) -> Guess:
         is_boolean = {value.lower() for value in look.values} == {"true", "false"}
         return {"role": "categorical"} | ({"type": "boolean"} if is_boolean else {}), ""
     zeros = look.counts[numbers == 0].sum() / look.known
-    is_code = look.is_whole and numbers.min() >= -1 and zeros < ZEROS
+    is_code = look.is_whole and numbers.min() >= -1
     if distinct <= 10:
         return number, "few numbers"
     if is_code and look.named(CODE, within=True):
@@ -222,7 +222,7 @@ def input_role(look: Look) -> Guess:
         return number, "a code, by its name"
     frequency = np.log(look.counts[np.argsort(numbers)])  # smooth over the values of an amount, but not of codes
     is_smooth = bool(frequency.std() > 0 and np.corrcoef(frequency[:-1], frequency[1:])[0, 1] > 0.5)
-    if each >= REPEATS and (distinct <= FEW or (is_code and not is_smooth)):
+    if each >= REPEATS and zeros < ZEROS and (distinct <= FEW or (is_code and not is_smooth)):
         return number, f"numbers that repeat, {each:.0f} rows each: codes?"
     return {"role": "dense"}, "mostly 0" if zeros >= ZEROS else "many numbers" if look.is_whole else "fractions"
 
@@ -265,7 +265,7 @@ def auc_alone(look: Look, target: np.ndarray) -> float:
         codes = np.append(np.searchsorted(np.unique(edges), look.numbers, "right") + 1, 0)[look.codes]
     known = ~np.isnan(target)
     codes, target = codes[known], target[known]
-    half = np.random.default_rng(0).random(len(target)) < 0.5
+    half = np.random.default_rng(7).random(len(target)) < 0.5
     rows, positive = (np.bincount(codes[half], of, len(look.values) + 1) for of in (None, target[half]))
     return auc(((positive + target.mean()) / (rows + 1))[codes[~half]], target[~half])
 

@@ -103,7 +103,7 @@ class Look:
 
     @property
     def separator(self) -> str | None:
-        """What separates several values in a cell: it leaves fewer distinct parts than cells."""
+        """What separates several values in a cell: parts that come again in other cells."""
         for separator in LIST_SEPARATORS if self.numbers is None else ():
             values = self.values[:10_000]
             if 4 * sum(separator in value for value in values) <= len(values):
@@ -112,7 +112,8 @@ class Look:
             parts, lengths = {part for cell in cells for part in cell}, [len(cell) for cell in cells]
             varies = separator not in ", /" or len(set(lengths)) > 2
             ids = separator != " " or all(re.search(r"\d", part) for part in parts)  # no words of a sentence
-            if len(parts) < len(cells) and varies and ids:
+            repeat = len(parts) < len(cells) or (len(parts) <= FEW and len(parts) < sum(lengths))
+            if repeat and varies and ids:
                 return separator
         return None
 

@@ -30,8 +30,8 @@ VALUE = rf"{NUMBER}|{DATE}|{DATE_TEXT}"
 ODD_LINES = {  # what line 1 says about files that must be converted
     r"[^\s,;|]+:": 'blocks of rows, each below a line with its id: `awk \'/:\\r?$/ {sub(/:\\r?$/, ""); id = $0; next} '
     '{print id "," $0}\' FILE > NEW_FILE` makes a table',
-    r"\S+( \d+:\S+)+": "rows in svmlight's format: `python -c 'import pandas, sklearn.datasets as d, sys; "
-    "x, y = d.load_svmlight_file(sys.argv[1]); pandas.DataFrame(x.toarray()).assign(label=y).to_csv(sys.argv[2], index=False)' "
+    r"\S+( \d+:\S+)+": "rows as svmlight has them: `python -c 'import pandas as p, sklearn.datasets as d, sys; "
+    "x, y = d.load_svmlight_file(sys.argv[1]); p.DataFrame(x.toarray()).assign(label=y).to_csv(sys.argv[2], index=0)' "
     "FILE NEW_FILE` makes a table",
 }
 ANY = {"header": False, "columns": {"any": {"role": "kept"}}}
