@@ -42,9 +42,9 @@ WIDER = {"hidden_units": (256, 128), "embedding_learning_rate": 0.015, "embeddin
 SMALLER = {"batch_size": 1024, "embedding_dim": 16, "top_mlp_units": (256, 128), "dropout": 0.3}
 SMALLER |= {"learning_rate": 1e-3, "embedding_learning_rate": 0.01, "embedding_l2": 3e-4}
 RUNS = {
-    "deepfm-clicks": Run("MovieLens-1M, clicks", "deepfm", CLICKS | WIDER),
-    "dlrm-clicks": Run("MovieLens-1M, clicks", "dlrm", CLICKS | SMALLER),
-    "bst-ratings": Run("MovieLens-1M, ratings", "bst", {}),
+    "deepfm-clicks": Run("MovieLens-1M clicks", "deepfm", CLICKS | WIDER),
+    "dlrm-clicks": Run("MovieLens-1M clicks", "dlrm", CLICKS | SMALLER),
+    "bst-ratings": Run("MovieLens-1M ratings", "bst", {}),
     "single-task-adult": Run("Adult", "multitask", INCOME | ADULT | {"max_epochs": 8}),
     "deepfm-adult": Run("Adult", "deepfm", DEEPFM | ADULT | {"batch_size": 128, "max_epochs": 10}),
     "dlrm-adult": Run("Adult", "dlrm", DLRM | ADULT | {"batch_size": 256, "max_epochs": 6}),
@@ -57,8 +57,10 @@ RUNS = {
 }
 ELSEWHERE = {  # of others, on the same rows
     "deepfm-clicks": "FuxiCTR .9016 ± .0006, DeepCTR-Torch .8918 ± .0013",
-    "bst-ratings": "a plain port, untuned: .9437 to .9484",
-    "mmoe-census": "mean in the paper: .9359",
+    "bst-ratings": "a plain port, untuned, .9437 to .9484",
+    "single-task-adult": "boosted trees .9283",
+    "mmoe-census": "boosted trees .9530, the paper's mean .9359",
+    "single-task-census": "boosted trees .9560",
     "deepfm-criteo": "FuxiCTR .7478 to .7484",
     "dlrm-criteo": "FuxiCTR .7485",
 }
@@ -118,7 +120,8 @@ def write() -> None:
         row = [model, score, averaged, theirs, difference, ELSEWHERE.get(name, ""), seconds]
         tables[run.data, METRICS[metric], protocol].append(row)
         if name in FIRST_SCREEN:
-            first.append([model, run.data, f"{METRICS[metric]} **{score}**", theirs, seconds])
+            theirs = f"{baseline} {values(results, metric, baseline).mean():.4f}"  # must fit on the line
+            first.append([model, run.data, f"{METRICS[metric]} **{score}**", theirs, f"{seconds} s"])
         changes = ", ".join(f"{key}={value!r}" for key, value in run.changes.items())
         commands += (
             f"## {model}: {run.data}\n\n{protocol}; all seeds: `python benchmarks/results.py run {name}`, one:\n\n"
@@ -130,7 +133,8 @@ def write() -> None:
         f"### {data}\n\n{protocol}\n\n{markdown_table(['', title, *HEADER], rows)}\n"
         for (data, title, protocol), rows in tables.items()
     )
-    replace("README.md", "first", markdown_table(["model", "data", "test", "strongest baseline", "seconds"], first))
+    header = ["model", "data", f"test, {len(SEEDS)} seeds", "strongest baseline", "time"]
+    replace("README.md", "first", markdown_table(header, first))
     replace("README.md", "results", "\n" + "".join(sections))
     replace("docs/results.md", "results", f"\n{commands}")
 
@@ -145,6 +149,7 @@ def replace(page: str, part: str, text: str) -> None:
     """Write the text between the page's two comments that name this part."""
     begin, end = f"<!-- {part}: python benchmarks/results.py -->\n", f"<!-- end of {part} -->"
     before, rest = (REPO / page).read_text().split(begin)
+    text = text.replace(" ± ", "\u00a0±\u00a0")  # not to be divided over lines
     (REPO / page).write_text(before + begin + text + rest[rest.index(end) :])
 
 
