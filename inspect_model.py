@@ -32,13 +32,13 @@ from common.model.recommender import Recommender
 from common.paths import output_root
 from common.training.plots import save
 from common.training.run_folder import new_version_folder
-from data.history_preprocessor import HistoryPreprocessor
+from data.history.scoring import HistoryScorer
 from data.reader import input_of
 from data.table.encoder import FIRST_ID  # the same for histories
 from data.table.scoring import TableScorer
 from models import Scorer, load, predict_batch
 
-FIELD = None  # a categorical column, or "user" or "movie"; None: the one with the most values, if possible of texts
+FIELD = None  # a categorical column, or that of the users or items; None: the one with the most values, if possible of texts
 VALUE = None  # as written in the raw file; None: the most frequent in RAW_FILE, or the first of the vocabulary
 FORMAT = "csv"  # of the embeddings; or "csv.gz", "parquet"
 MAX_ROWS = 100_000  # of RAW_FILE that are used, from its start
@@ -71,7 +71,7 @@ def inspect(
     near = neighbours(found, field, value)
     matters = importance(model, scorer, *rows) if rows else None
     folder = new_version_folder(output_root() / "runs" / "inspect_model")
-    with open_table(folder / file, {}) as write:
+    with open_table(folder / file, []) as write:
         write(found)
     path = Path(checkpoint).resolve()
     run = f"{path.parts[-4]}/{path.parts[-3]}" if path.parent.name == "checkpoints" else path.name
@@ -106,19 +106,15 @@ def read_rows(scorer: Scorer, raw: str | Path) -> tuple[list[Tensor], Tensor]:
 
 def fields(scorer: Any) -> list[str]:
     """Names of the fields that have embeddings."""
-    if isinstance(scorer, HistoryPreprocessor):
+    if isinstance(scorer, HistoryScorer):
         return list(scorer.names)
     return [field.name for field in scorer.encoder.fields]
 
 
 def values_of(scorer: Any, name: str) -> dict[str, int]:
     """The raw values of a field, and their ids."""
-    if isinstance(scorer, HistoryPreprocessor):
-        user, _ = scorer.names
-        if name == user:
-            ids = zip(scorer.users.tolist(), scorer.user_ids[:, 0].tolist(), strict=True)
-            return {scorer.text(0, number): i for number, i in ids if i >= FIRST_ID}
-        return {scorer.text(1, number): i for i, number in enumerate(scorer.movie_ids.tolist(), FIRST_ID)}
+    if isinstance(scorer, HistoryScorer):
+        return scorer.values_of(name)
     field = scorer.encoder.fields[fields(scorer).index(name)]
     if field.hash_size:
         return {f"bucket {i}": FIRST_ID + i for i in range(field.hash_size)}
@@ -160,14 +156,14 @@ def neighbours(table: pd.DataFrame, field: str, value: str) -> pd.DataFrame:
 
 def columns(scorer: Any, inputs: list[Tensor]) -> dict[str, list[tuple[int, list[int] | None]]]:
     """The inputs that are shuffled together, by name: index of an input, and its columns (None: it has no columns)."""
-    if isinstance(scorer, HistoryPreprocessor):
+    if isinstance(scorer, HistoryScorer):
         features = len(scorer.user_ids[0])
-        user, movie = scorer.names
-        groups: dict[str, list[tuple[int, list[int] | None]]] = {movie: [(0, None)], user: [(4, [0])]}
+        user, item = scorer.names
+        groups: dict[str, list[tuple[int, list[int] | None]]] = {item: [(0, None)], user: [(4, [0])]}
         groups |= {"history": [(1, None), (2, None), (3, None)]}
         if features > 1:
             groups[f"features of {user}"] = [(4, list(range(1, features)))]
-        numbers = (f"expected of {movie}", f"bias of {user}", "length of the past")
+        numbers = (f"expected of {item}", f"bias of {user}", "length of the past")
         return groups | {name: [(5, [i])] for i, name in enumerate(numbers)}
     encoder, groups = scorer.encoder, {}
     for i, column in enumerate([*encoder.numbers, *encoder.flags]):
@@ -192,7 +188,7 @@ def importance(model: Recommender, scorer: Scorer, inputs: list[Tensor], target:
             order = torch.randperm(len(target), generator=generator)
             shuffled = [column.clone() for column in inputs]
             for number, part in group:
-                of_part = slice(None) if part is None else (slice(None), part)
+                of_part = ... if part is None else (..., part)
                 shuffled[number][of_part] = inputs[number][order][of_part]
             rise += (row_losses(model, shuffled, target) - losses) / REPEATS
         half = 1.96 * rise.std(0) / len(rise) ** 0.5
@@ -210,15 +206,17 @@ def row_losses(model: Recommender, inputs: list[Tensor], target: Tensor) -> Tens
 
 
 def plot_importance(table: pd.DataFrame, title: str, path: Path) -> None:
-    """Rises by column, without those that change nothing, such as columns of a single value."""
-    table = table[table.groupby("column")["high"].transform("max") > 0]
-    outputs = list(table.groupby("output", sort=False))
-    figure = Figure((6 * len(outputs), 1.5 + 0.22 * table["column"].nunique()), layout="constrained")
-    for axes, (output, part) in zip(figure.subplots(1, len(outputs), squeeze=False).flat, outputs, strict=True):
+    """Rises by column, without those too small to be seen."""
+    parts = {output: part for output, part in table.groupby("output", sort=False)}
+    shown = {name: max(1, int((part["rise"] > 0.01 * part["rise"].max()).sum())) for name, part in parts.items()}
+    figure = Figure((6 * len(parts), 1.7 + 0.22 * max(shown.values())), layout="constrained")
+    for axes, (output, part) in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts.items(), strict=True):
+        part, rest = part.head(shown[output]), len(part) - shown[output]
         axes.barh(part["column"], part["rise"], xerr=part["rise"] - part["low"], color="tab:blue", ecolor="black")
         axes.invert_yaxis()
         axes.margins(y=0.01)
-        axes.set_xlabel(f"rise in the loss of {output}\nwhen the column is shuffled")
+        note = f"\n({rest} more columns: less than 1 % of the largest rise)" if rest else ""
+        axes.set_xlabel(f"rise in the loss of {output}\nwhen the column is shuffled{note}")
     save(figure, title, path)
 
 
@@ -241,9 +239,14 @@ def plot_vectors(table: pd.DataFrame, title: str, path: Path) -> None:
     figure.draw_without_rendering()  # places the axes
     renderer, placed = FigureCanvasAgg(figure).get_renderer(), list[Bbox]()
     for value, right, up in zip(table["value"], x, y, strict=True):
-        label = axes.annotate(value[:30], (right, up), fontsize=7)
+        label = axes.annotate(value[:30], (right, up), ha="right" if right > x.max() / 2 else "left", fontsize=7)
         box = label.get_window_extent(renderer)
-        if len(placed) < NAMED_VALUES and not box.count_overlaps(placed) and axes.bbox.containsx(box.x1):
+        if (
+            len(placed) < NAMED_VALUES
+            and not box.count_overlaps(placed)
+            and axes.bbox.containsx(box.x0)
+            and axes.bbox.containsx(box.x1)
+        ):
             placed.append(box)
         else:
             label.remove()

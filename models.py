@@ -31,7 +31,7 @@ class Model(NamedTuple):
 
 
 TABLE = "data.table.scoring:TableScorer"
-HISTORY = "data.interactions_preprocessor:preprocessor_of_histories"
+HISTORY = "data.history.scoring:HistoryScorer"
 MODELS = {
     "DeepFM": Model("deepfm.deepfm:DeepFM", "data.criteo_data:ClickDataModule", TABLE, "deepfm.train"),
     "DLRM": Model("dlrm.dlrmnet:DLRM", "data.criteo_data:ClickDataModule", TABLE, "dlrm.train"),

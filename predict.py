@@ -43,7 +43,7 @@ from common.data.streams import check_suffix, open_table
 from common.model.metrics import RatingMetrics, tempered
 from common.model.scored_rows import ScoredRows
 from common.training.plots import plot_slices
-from data.history_preprocessor import HistoryPreprocessor
+from data.history.scoring import HistoryScorer
 from data.reader import input_of
 from models import Scorer, load_several, mean_prediction
 
@@ -120,9 +120,9 @@ def predict(
     return {"rows": rows, "seconds": seconds, "unseen": unseen, "metrics": metrics, "slices": table}
 
 
-def histories_of(scorer: Scorer, checkpoint: str | Path) -> HistoryPreprocessor:
+def histories_of(scorer: Scorer, checkpoint: str | Path) -> HistoryScorer:
     """The scorer, if it is BST's. Raises: UserError if it is not."""
-    if not isinstance(scorer, HistoryPreprocessor):
+    if not isinstance(scorer, HistoryScorer):
         raise UserError(f"{checkpoint} is not a checkpoint of BST; only BST has histories and recommends items.")
     return scorer
 

@@ -1,31 +1,49 @@
 """Search DLRM's settings on Criteo with Ray Tune: `python tune_dlrm.py`.
 
-Optuna's TPE proposes settings, ASHA stops trials that are behind at equal progress, and the best three are tested once.
-If it is killed, the same command continues it. Everything is written to runs/tune_dlrm/version_N (except Ray's sockets,
-which are in a temporary folder). With concurrent_trials=1 a seed reproduces the search; otherwise TPE and ASHA depend
-on which trial is faster.
+Optuna's TPE proposes settings, ASHA stops trials that are behind at equal progress, and of those that were not stopped
+the best three are tested once. If it is killed, the same command continues it. Everything is written to
+runs/tune_dlrm/version_N (except Ray's sockets, which are in a temporary folder). With concurrent_trials=1 a seed
+reproduces the search; otherwise TPE and ASHA depend on which trial is faster.
 """
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError, answer_help, check, run_script
+
+if __name__ == "__main__":
+    answer_help(__doc__, "")  # before the imports below, which take seconds
+
+import optuna
 import pandas as pd
 import torch
 from ray import tune
 
 import dlrm.train as dlrm
-from common.cluster.search import DISK, ENDED, TuneReporter, distributions, lists_to_tuples, run_search
-from common.cluster.search_plots import plot_search, setting_importance, write_table
-from common.cluster.search_record import CAUSE_FILE, SearchRecord, best_trials, log
-from common.errors import UserError, check, run_script
+from common.cluster.search import DISK, TuneReporter, run_search
+from common.cluster.study import (
+    CAUSE_FILE,
+    ENDED,
+    best_trials,
+    distributions,
+    in_state,
+    log,
+    open_study,
+    plot_search,
+    setting_importance,
+    settings_of,
+    trial_folder,
+    write_table,
+)
 from common.files import atomic_write, write_json
 from common.model.comparison import auc_error
 from common.paths import data_root, output_root
 from common.settings import Settings, check_names, check_settings
-from common.training.run_folder import NOT_COMPARED, claim_run_folder, continued_folder
+from common.training.run_folder import BEST_CHECKPOINT, NOT_COMPARED, claim_run_folder, continued_folder, keep_unchanged
 from data.criteo_data import ClickDataModule
 
 # Settings of dlrm/train.py. SPACE is searched, starting from the values in dlrm/train.py if they lie in it; FIXED is
@@ -55,7 +73,7 @@ SEARCH = dict(
 
 os.environ |= {  # read by Ray Tune
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search immediately, because it can be continued
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # only SearchRecord keeps results
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # only the study keeps results
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "5",  # until a stopped trial of several processes is killed and its CPUs are free
 }
@@ -68,7 +86,7 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
 
     Raises: UserError if all trials failed, Ray has too few CPUs or GPUs for a trial, or a file cannot be written.
     """
-    start = time.perf_counter()
+    start = time.monotonic()
     check_names(changes, list(SEARCH))
     options = SEARCH | changes
     check_settings({"space": space, "fixed": fixed} | options)
@@ -78,7 +96,7 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     settings = Settings(dlrm.DATA, dlrm.MODEL, dlrm.OPTIMIZER, dlrm.TRAINING).changed(fixed)
     validations = settings.training["max_epochs"] * settings.training["validations_per_epoch"]
     root = settings.data["data_root"]
-    fixed = fixed | {"patience": 2 * validations, "data_root": str(Path(root).resolve() if root else data_root())}
+    fixed = fixed | {"patience": None, "data_root": str(Path(root).resolve() if root else data_root())}
     settings = settings.changed(fixed)
     check_names(space, list(settings.flat()))
     check(
@@ -94,33 +112,40 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     data = ClickDataModule(**settings.data, seed=settings.training["seed"])
     data.setup()  # builds the cache before the trials map it
     clicks, rows = int(data.targets("val").sum()), len(data.rows["val"])
+    metric = "val_auc" if settings.training["monitor"] == "auto" else settings.training["monitor"]
     check(
-        0 < clicks < rows,
+        0 < clicks < rows or "auc" not in metric,
         f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC. "
         "Use another dataset or split.",
     )
-    chosen = continued_folder(home, identity, lambda folder: is_complete(folder, options["trials"]))
+    chosen = continued_folder(home, identity, lambda folder: is_complete(folder, metric, options["trials"]))
     with claim_run_folder("tune_dlrm", identity, chosen) as folder:
-        record = SearchRecord(folder)
-        print(f"{'Continuing' if record.trials else 'Writing to'} {folder}", flush=True)
+        keep_unchanged(folder / "data.json", {"rows": rows, "fingerprint": data.fingerprint}, "data")
+        study = open_study(folder, metric)
+        print(f"{'Continuing' if study.trials else 'Writing to'} {folder}", flush=True)
+        begun = start - study.user_attrs.get("seconds", 0.0)
         run_search(
-            tune.with_parameters(run_trial, record=record, fixed=fixed, workers=options["workers_per_trial"]),
+            tune.with_parameters(run_trial, folder=folder, fixed=fixed, workers=options["workers_per_trial"]),
             space,
             first,
-            record,
+            study,
+            folder,
+            begun,
             epochs=settings.training["max_epochs"],
             validations=validations,
             seed=settings.training["seed"],
             **options,
         )
-        return conclude(record, space, data, fixed, start)
+        contents = conclude(study, folder, data, fixed, begun)
+        shutil.rmtree(folder / "ray", ignore_errors=True)
+        return contents
 
 
-def run_trial(config: dict[str, Any], record: SearchRecord, fixed: dict[str, Any], workers: int) -> None:
+def run_trial(config: dict[str, Any], folder: Path, fixed: dict[str, Any], workers: int) -> None:
     """One training run in one or several Ray processes; continues from its checkpoint if there is one."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = dict(config)
-    folder = record.folder(config.pop("number"))
+    folder = trial_folder(folder, config.pop("number"))
     launch = {"devices": workers, "strategy": "ray"} if workers > 1 else {}
     try:
         changes = fixed | config | launch
@@ -135,63 +160,59 @@ def run_trial(config: dict[str, Any], record: SearchRecord, fixed: dict[str, Any
         raise
 
 
-def is_complete(folder: Path, trials: int) -> bool:
+def is_complete(folder: Path, metric: str, trials: int) -> bool:
     """Whether a search was concluded with at least this many trials."""
-    record = SearchRecord(folder)
-    return record.path.with_name("best.json").exists() and len(record.in_state(*ENDED)) >= trials
+    return (folder / "best.json").exists() and len(in_state(open_study(folder, metric), *ENDED)) >= trials
 
 
 def conclude(
-    record: SearchRecord, space: dict[str, Any], data: ClickDataModule, fixed: dict[str, Any], start: float
+    study: optuna.Study, folder: Path, data: ClickDataModule, fixed: dict[str, Any], begun: float
 ) -> dict[str, Any]:
     """Test the best trials, write best.json, trials.csv, importance.csv and figures, and print a summary."""
-    best = best_trials(record.trials)
-    title = f"DLRM, {data.dataset}{', built-in sample' if data.is_sample else ''}, {'/'.join(record.path.parts[-3:-1])}"
-    plot_search(record, title)
+    best = best_trials(study)
+    plot_search(study, folder, f"DLRM, {data.dataset}{', built-in sample' if data.is_sample else ''}, {folder.name}")
     if not best:
+        failed = in_state(study, "failed")
         raise UserError(
-            f"all {len(record.trials)} trials failed; the first one: {record.trials[0]['cause']}\n"
-            f"Fix the cause, then remove {record.path.parent} to search again."
+            f"all {len(failed)} trials failed; the first one: {failed[0].user_attrs['cause']}\n"
+            f"Fix the cause, then remove {folder} to search again."
         )
     tested = []
     for trial in best:
-        log(record, f"\nTesting trial {trial['number']}")
+        log(folder, f"\nTesting trial {trial.number}")
         # a finished trial is not trained again: it continues from its last checkpoint, so it is only tested
-        results = dlrm.train(
-            run_folder=str(record.folder(trial["number"])), **fixed, **lists_to_tuples(trial["config"])
-        )
-        tested.append({"trial": trial["number"], "validation": results["validation"], "test": results["test"]})
-    log(record, "\n" + write_table(record))
-    importance = setting_importance(record, distributions(space))
-    importance.to_csv(record.path.with_name("importance.csv"), header=["importance"], index_label="setting")
+        changes = fixed | settings_of(trial.params)
+        results = dlrm.train(run_folder=trial_folder(folder, trial.number), **changes)
+        tested.append({"trial": trial.number, "validation": results["validation"], "test": results["test"]})
+    log(folder, "\n" + write_table(study, folder))
+    importance = setting_importance(study)
+    importance.to_csv(folder / "importance.csv", header=["importance"], index_label="setting")
     if len(importance):
         shown = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
-        log(record, f"\nShare of the AUC's variance explained by each setting (unreliable with few trials): {shown}")
+        log(folder, f"\nShare of the metric's variance explained by each setting (unreliable with few trials): {shown}")
     errors = {split: error_of(data, split, tested[0]) for split in ("validation", "test")}
-    aucs = [[each["trial"], each["validation"]["auc"], each["test"]["auc"]] for each in tested]  # the best first
-    table = pd.DataFrame(aucs, columns=["trial", "validation auc", "test auc"])
-    log(record, "\n" + table.to_string(index=False, float_format="{:.4f}".format))
+    metric = study.user_attrs["metric"].removeprefix("val_")
+    found = [[each["trial"], each["validation"][metric], each["test"][metric]] for each in tested]  # the best first
+    table = pd.DataFrame(found, columns=["trial", f"validation {metric}", f"test {metric}"])
+    log(folder, "\n" + table.to_string(index=False, float_format="{:.4f}".format))
     log(
-        record,
+        folder,
         f"Standard error of an AUC: {errors['validation']:.4f} on {len(data.rows['val']):,} validation rows, "
         f"{errors['test']:.4f} on {len(data.rows['test']):,} test rows. The best trial on validation rows is chosen.",
     )
-    config, folder = lists_to_tuples(best[0]["config"]), record.folder(best[0]["number"])
+    config = settings_of(best[0].params)
     contents = {
         **tested[0],
         "settings": config,
         "tested": tested,
         "auc_standard_error": errors,
-        "checkpoint": str(folder / "checkpoints" / "best.ckpt"),
-        "trials": {state: len(record.in_state(state)) for state in ("finished", "stopped", "failed")},
-        "wall_seconds": time.perf_counter() - start,
+        "checkpoint": str(trial_folder(folder, best[0].number) / BEST_CHECKPOINT),
+        "trials": {state: len(in_state(study, state)) for state in ENDED},
+        "wall_seconds": time.monotonic() - begun,
     }
-    write_json(record.path.with_name("best.json"), contents)
+    write_json(folder / "best.json", contents)
     lines = "\n".join(f"    {name}={value!r}," for name, value in config.items())
-    log(
-        record,
-        f"\nFor dlrm/train.py (trial {best[0]['number']}):\n{lines}\nTrials, tables and figures: {record.path.parent}",
-    )
+    log(folder, f"\nFor dlrm/train.py (trial {best[0].number}):\n{lines}\nTrials, tables and figures: {folder}")
     return contents
 
 

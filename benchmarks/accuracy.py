@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 import pandas as pd
 
 from common.errors import check, run_script
-from common.files import markdown_table
 from common.paths import output_root
+from common.training.seeds import markdown_table
 
 MODELS = {"deepfm": "auc", "dlrm": "auc", "multitask": "auc_mean"}  # folder: metric in the table
 SEEDS = (1, 2, 3)

@@ -14,7 +14,7 @@ from benchmarks.turns import timed
 from bst.bst import BST, NUM_DENSE, USER_FEATURE_DIM
 from bst.train import DATA, MODEL, OPTIMIZER
 from common.model.layers import mlp
-from data.movie_history import PADDING, TIME_GAP_BUCKETS
+from data.history.dataset import PADDING, TIME_GAP_BUCKETS
 from data.movie_rating_seq import HistoryDataModule
 
 ROWS = 40_000  # training rows of one measurement

@@ -3,14 +3,14 @@
 import numpy as np
 import pyarrow as pa
 import torch
-
-from benchmarks.generate_criteo import CARDINALITIES, CLICK_RATE, FULL_ROWS, SKEW, generate
-from common.paths import output_root
-from data.criteo_data import ClickDataModule
 from data.criteo_schema import CATEGORICAL, CRITEO, DENSE
 from data.table_categories import FIRST_ID, Field
 from data.table_data import ARRAYS
 from data.table_encoder import Dense, TableEncoder
+
+from benchmarks.generate_criteo import CARDINALITIES, CLICK_RATE, FULL_ROWS, SKEW, generate
+from common.paths import output_root
+from data.criteo_data import ClickDataModule
 from deepfm.train import DATA
 
 OUTPUT = output_root() / "runs" / "speed"

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 import numpy as np
 
 from common.errors import check, run_script
-from common.files import markdown_table, read_json
+from common.files import read_json
 from common.paths import REPO, output_root
 from common.training.fit import LOSSES
 from common.training.results import with_interval
-from common.training.seeds import Results, summary_table, train_seeds, values, with_sd
+from common.training.seeds import Results, markdown_table, summary_table, train_seeds, values, with_sd
 
 
 class Run(NamedTuple):

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from common.files import markdown_table
 from common.training.precision import has_bf16
 from common.training.results import peak_memory_mib, versions
+from common.training.seeds import markdown_table
 
 GIB = 2**30
 TURN = "--turn"  # first argument of a process that runs one repeat

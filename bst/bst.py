@@ -1,7 +1,7 @@
 """Behavior Sequence Transformer for E-commerce Recommendation in Alibaba (Chen et al. 2019, arXiv:1905.06874).
 
-B: rows of a batch, L: length of the history, D: embedding size, H: attention heads, Q: queries of a block, Z: latent
-factors, M: movie ids, G: genres, C: feature columns of a user.
+B: rows of a batch, Q: candidate items of a row, L: length of the history, D: embedding size, H: attention heads, Z:
+latent factors, M: item ids, A: values of the items' attributes, C: feature columns of a user.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bst.behaviors import FusedBehaviors, behaviors
 from common.errors import check
 from common.model.embedding import PackedEmbedding
 from common.model.layers import mlp
-from common.model.metrics import ClickMetrics, RatingMetrics
+from common.model.metrics import ClickMetrics, PredictionMetric, RatingMetrics
+from common.model.ranking import RankingMetrics
 from common.model.recommender import Recommender
-from data.movie_history import PADDING, TIME_GAP_BUCKETS
+from data.history.dataset import PADDING, TIME_GAP_BUCKETS
 
 USER_FEATURE_DIM = 8
 NUM_DENSE = 3  # expected rating, user's bias, log of 1 + the number of past ratings
@@ -38,47 +40,57 @@ class Block(nn.Module):
         self.norm_attention, self.norm_output = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, sequence: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """queries (B, Q, D), sequence (B, L + 1, D), padding (B, L + 1) bool -> output (B, Q, D), attention weights."""
-        attended, weights = self.attend(queries, sequence, padding)
+    def forward(self, queries: Tensor, past: Tensor, padding: Tensor, *, to_itself: bool) -> tuple[Tensor, Tensor]:
+        """queries (B, Q, D), past (B, L, D), padding (B, L) bool -> output (B, Q, D), attention weights.
+
+        to_itself: whether a query also attends to itself, as the one element that follows the past.
+        """
+        attended, weights = self.attend(queries, past, padding, to_itself=to_itself)
         out = self.norm_attention(queries + self.dropout(attended))
         return self.norm_output(out + self.dropout(self.feed_forward(out))), weights
 
-    def attend(self, queries: Tensor, sequence: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """The output of self.attention, and its weights (B, H, Q, L + 1).
+    def attend(self, queries: Tensor, past: Tensor, padding: Tensor, *, to_itself: bool) -> tuple[Tensor, Tensor]:
+        """The output of self.attention, and its weights (B, H, Q, L), or L + 1 if queries attend to themselves.
 
-        With few queries it is cheaper to fold the key projection into the queries than to project the whole sequence:
+        With few queries it is cheaper to fold the key projection into the queries than to project the whole past:
         (Q Wq)(S Wk)^T = (Q Wq Wk^T) S^T and A (S Wv) = (A S) Wv. The keys' bias adds the same to every score, so it is
         left out.
         """
-        dim, heads = queries.shape[2], self.attention.num_heads
+        dim, heads, length = queries.shape[2], self.attention.num_heads, past.shape[1]
         w_query, w_key, w_value = self.attention.in_proj_weight.view(3, heads, dim // heads, dim)
         b_query, _, b_value = self.attention.in_proj_bias.view(3, heads, 1, dim // heads)
         projected = torch.einsum("bqd,hed->bhqe", queries, w_query) + b_query
-        folded_queries = torch.einsum("bhqe,hed->bhqd", projected, w_key) / (dim // heads) ** 0.5
-        scores = folded_queries.flatten(1, 2) @ sequence.mT  # (B, H Q, L + 1)
-        weights = scores.masked_fill(padding.unsqueeze(1), float("-inf")).softmax(2)
-        attended = (weights @ sequence).unflatten(1, (heads, -1))  # (B, H, Q, D)
+        folded = torch.einsum("bhqe,hed->bhqd", projected, w_key) / (dim // heads) ** 0.5
+        scores = folded.flatten(1, 2) @ past.mT  # (B, H Q, L)
+        scores = scores.masked_fill(padding.unsqueeze(1), float("-inf")).unflatten(1, (heads, -1))
+        if to_itself:
+            scores = torch.cat([scores, (folded * queries.unsqueeze(1)).sum(3, keepdim=True)], 3)
+        weights = scores.softmax(3)
+        attended = (weights[..., :length].flatten(1, 2) @ past).unflatten(1, (heads, -1))  # (B, H, Q, D)
+        if to_itself:
+            attended = attended + weights[..., length:] * queries.unsqueeze(1)
         values = torch.einsum("bhqd,hed->bhqe", attended, w_value) + b_value
-        return self.attention.out_proj(values.transpose(1, 2).flatten(2)), weights.unflatten(1, (heads, -1))
+        return self.attention.out_proj(values.transpose(1, 2).flatten(2)), weights
 
 
 class BST(Recommender):
-    """A user's rating of a movie, or the logit of a click, from the user's past ratings.
+    """A user's rating of items, the logit of a click, or the score of an item that may come next, from the user's past.
 
-    num_movies: M; num_genres: G; user_cardinalities: number of ids of the user itself and of each feature;
-    history_length: L; num_factors: Z; hidden_units: widths of the MLP; dropout: of blocks and MLP; target: "rating" or
-    "click"; rating_range: least and greatest rating; rating_units: offset and unit, with logits = (rating - offset) /
-    unit; use_sequence: False leaves out the transformer and keeps everything else; optimizer: arguments of
-    build_optimizer, in which embedding_* apply to the factors.
+    num_items: M; num_attributes: A; user_cardinalities: number of ids of the user itself and of each feature;
+    history_length: L; num_factors: Z; hidden_units: widths of the MLP; dropout: of blocks and MLP; target: "rating",
+    "click" or "item"; rating_range: least and greatest rating; rating_units: offset and unit, with logits = (rating -
+    offset) / unit; loss: for "item", "softmax" or "bce" over an item and its sampled negatives; use_sequence: False
+    leaves out the transformer and keeps everything else; optimizer: arguments of build_optimizer, in which embedding_*
+    apply to the factors.
     """
 
-    genre_shares: Tensor
+    attribute_shares: Tensor
+    metrics: PredictionMetric
 
     def __init__(
         self,
-        num_movies: int,
-        num_genres: int,
+        num_items: int,
+        num_attributes: int,
         user_cardinalities: Sequence[int],
         *,
         history_length: int,
@@ -91,6 +103,7 @@ class BST(Recommender):
         num_factors: int,
         hidden_units: Sequence[int],
         dropout: float,
+        loss: str,
         use_sequence: bool,
         optimizer: dict[str, Any],
     ):
@@ -100,17 +113,17 @@ class BST(Recommender):
             f"num_heads is {num_heads}; it must divide embedding_dim, which is {embedding_dim}.",
         )
         self.save_hyperparameters()
-        self.metrics = RatingMetrics() if target == "rating" else ClickMetrics()
-        # A movie's vector is the sum of an id, a genre and a factor part. Each part has a second vector, added in
+        self.metrics = {"rating": RatingMetrics, "click": ClickMetrics, "item": RankingMetrics}[target]()
+        # An item's vector is the sum of an id, an attribute and a factor part. Each part has a second vector, added in
         # proportion to the rating's residual. Differs from the paper, whose behaviors carry no rating
-        self.movies = nn.Embedding(num_movies, 2 * embedding_dim)  # dense: a batch of histories touches most movies
-        self.genres = nn.Linear(num_genres, 2 * embedding_dim)
-        self.movie_factors = nn.Linear(num_factors, 2 * embedding_dim, bias=False)
-        self.register_buffer("genre_shares", torch.zeros(num_movies, num_genres))
+        self.items = nn.Embedding(num_items, 2 * embedding_dim)  # dense: a batch of histories touches most items
+        self.attributes = nn.Linear(num_attributes, 2 * embedding_dim)
+        self.item_factors = nn.Linear(num_factors, 2 * embedding_dim, bias=False)
+        self.register_buffer("attribute_shares", torch.zeros(num_items, num_attributes))
         self.user_features = nn.ModuleList(nn.Embedding(size, USER_FEATURE_DIM) for size in user_cardinalities[1:])
         # Differs from the paper: a factorization beside the MLP; a row is a vector and a bias
-        self.factors = PackedEmbedding([user_cardinalities[0], num_movies], num_factors + 1)
-        nn.init.normal_(self.movies.weight, std=INIT_STD)
+        self.factors = PackedEmbedding([user_cardinalities[0], num_items], num_factors + 1)
+        nn.init.normal_(self.items.weight, std=INIT_STD)
         nn.init.normal_(self.factors.weight, std=INIT_STD)
         if use_sequence:
             self.time_gaps = nn.Embedding(TIME_GAP_BUCKETS, embedding_dim)
@@ -129,59 +142,86 @@ class BST(Recommender):
     def display_name(self) -> str:
         return "BST" if self.hparams["use_sequence"] else "BST without its sequence"
 
-    def forward(
-        self, movie_id: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor, user_ids: Tensor, dense: Tensor
-    ) -> Tensor:
-        """Ratings in units or logits (B,), from movie_id (B,), history (B, L) of past movies, residual (B, L) of their
-        ratings, time_gap (B, L) to the target in buckets, user_ids (B, 1 + C) and dense (B, 3); ids are int32."""
-        movies = self.movie_vectors()
-        target = functional.embedding(movie_id, movies).chunk(2, 1)[0]  # (B, D)
-        features = [table(ids) for table, ids in zip(self.user_features, user_ids.T[1:], strict=True)]
-        user_factors, movie_factors = self.factors(torch.stack([user_ids[:, 0], movie_id], 1)).unbind(1)  # (B, Z + 1)
-        vector = user_factors[:, :-1]
-        if self.hparams["use_sequence"]:
-            encoded, _ = self.encode_sequence(target, movies, history, residual, time_gap)
-            features.append(encoded)
-            vector = vector + self.history_factors(encoded)
-        factorization = (vector * movie_factors[:, :-1]).sum(1) + user_factors[:, -1] + movie_factors[:, -1]
-        deep = self.output(self.mlp(torch.cat([target, dense, *features], 1))).squeeze(1)
-        # Differs from the paper: predictions start from the expected rating, mean + movie bias + user bias
-        return dense[:, 0] + factorization + deep
+    @property
+    def loss_weight(self) -> float | None:
+        return None if self.hparams["target"] == "item" else 1.0
 
-    def movie_vectors(self) -> Tensor:
-        """The vector of each movie, followed by what a residual of 1 adds to it (M, 2 D)."""
+    def forward(
+        self, items: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor, user_ids: Tensor, dense: Tensor
+    ) -> Tensor:
+        """Ratings in units, or logits, of candidates (B, Q), from items (B, Q), history (B, L) of past items, residual
+        (B, L) of their ratings, time_gap (B, L) to now in buckets, user_ids (B, 1 + C), dense (B, Q, 3); ids int32."""
+        vectors = self.item_vectors()
+        target = functional.embedding(items, vectors[:, : self.hparams["embedding_dim"]])  # (B, Q, D)
+        of_user = [table(ids) for table, ids in zip(self.user_features, user_ids.T[1:], strict=True)]
+        features = [target, dense, *(part.unsqueeze(1).expand(-1, items.shape[1], -1) for part in of_user)]
+        rows = torch.cat([user_ids[:, :1], items + self.hparams["user_cardinalities"][0]], 1)
+        user_factors, item_factors = self.factors.lookup(rows).tensor_split([1], 1)  # (B, 1, Z + 1), (B, Q, Z + 1)
+        interest = user_factors[..., :-1]
+        if self.hparams["use_sequence"]:
+            encoded, _ = self.encode_sequence(target, vectors, history, residual, time_gap)
+            features.append(encoded)
+            interest = interest + self.history_factors(encoded)
+        factorization = (interest * item_factors[..., :-1]).sum(2) + user_factors[..., -1] + item_factors[..., -1]
+        deep = self.output(self.mlp(torch.cat(features, 2))).squeeze(2)
+        # Differs from the paper: predictions start from the expected rating, mean + item bias + user bias
+        return dense[..., 0] + factorization + deep
+
+    def item_vectors(self) -> Tensor:
+        """The vector of each item, followed by what a residual of 1 adds to it (M, 2 D)."""
         factors = self.factors.weight[self.hparams["user_cardinalities"][0] :, :-1]
         # detached, so that only the factorization trains the factors
-        return self.movies.weight + self.genres(self.genre_shares) + self.movie_factors(factors.detach())
+        return self.items.weight + self.attributes(self.attribute_shares) + self.item_factors(factors.detach())
 
     def encode_sequence(
-        self, target: Tensor, movies: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor
+        self, target: Tensor, vectors: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The transformer's output at the target (B, D), and the last block's attention weights (B, H, 1, L + 1)."""
-        vector, strength = functional.embedding(history, movies).chunk(2, 2)  # (B, L, D) each
-        behaviors = vector + strength * residual.unsqueeze(2) + self.time_gaps(time_gap)
-        sequence = torch.cat([behaviors, target.unsqueeze(1)], 1) + self.positions  # (B, L + 1, D)
-        padding = functional.pad(history == PADDING, (0, 1), value=False)
-        for block in self.blocks[:-1]:
-            sequence, _ = block(sequence, sequence, padding)
+        """The transformer's output at each target (B, Q, D), and the last block's attention weights."""
+        form = FusedBehaviors.apply if self.training else behaviors
+        past = form(vectors, self.time_gaps.weight, self.positions[:-1], history, residual, time_gap)  # (B, L, D)
+        target = target + self.positions[-1]
+        padding, candidates = history == PADDING, target.shape[1]
+        if len(self.blocks) > 1:  # the past attends to the target, so each candidate has its own
+            target = target.flatten(0, 1).unsqueeze(1)  # (B Q, 1, D)
+            sequence = torch.cat([past.repeat_interleave(candidates, 0), target], 1)
+            padding = padding.repeat_interleave(candidates, 0)
+            for block in self.blocks[:-1]:
+                sequence, _ = block(sequence, sequence, functional.pad(padding, (0, 1)), to_itself=False)
+            past, target = sequence[:, :-1], sequence[:, -1:]
         # only the last block's output at the target is used
-        out, weights = self.blocks[-1](sequence[:, -1:], sequence, padding)
-        return out.squeeze(1), weights
+        out, weights = self.blocks[-1](target, past, padding, to_itself=True)
+        return out.view(len(history), candidates, -1), weights
 
     @torch.no_grad()
-    def attention(self, movie_id: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor) -> Tensor:
-        """The last block's attention from the target to history and target, averaged over heads (B, L + 1)."""
-        movies = self.movie_vectors()
-        target = functional.embedding(movie_id, movies).chunk(2, 1)[0]
-        return self.encode_sequence(target, movies, history, residual, time_gap)[1].mean(1).squeeze(1)
+    def attention(self, items: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor) -> Tensor:
+        """The last block's attention from one target a row (B, 1) to history and itself, mean over heads (B, L + 1)."""
+        vectors = self.item_vectors()
+        target = functional.embedding(items, vectors[:, : self.hparams["embedding_dim"]])
+        return self.encode_sequence(target, vectors, history, residual, time_gap)[1].mean(1).squeeze(1)
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
+        *inputs, target = batch
+        prediction = self.predict(self(*inputs).float())
+        if self.hparams["target"] != "item":  # one candidate a row
+            prediction, target = prediction.squeeze(1), target.squeeze(1)
+        self.metrics.update(prediction, target)
+
+    test_step = validation_step
+
+    def loss(self, logits: Tensor, target: Tensor, log_q: Tensor | None = None) -> Tensor:
+        """log_q (B, Q): for a softmax over negatives that are not drawn uniformly, the log of how often each is."""
         if self.hparams["target"] == "rating":
             offset, unit = self.hparams["rating_units"]
             return functional.mse_loss(logits, (target - offset) / unit)
+        if self.hparams["target"] == "item" and self.hparams["loss"] == "softmax":
+            # without the correction, frequent negatives would be scored too low (Bengio and Senecal 2008)
+            return functional.cross_entropy(logits if log_q is None else logits - log_q, target)
         return functional.binary_cross_entropy_with_logits(logits, target)
 
     def predict(self, logits: Tensor) -> Tensor:
+        """Ratings, probabilities of a click, or scores that order the items of a user."""
+        if self.hparams["target"] == "item":
+            return logits
         if self.hparams["target"] == "click":
             return logits.sigmoid()
         offset, unit = self.hparams["rating_units"]

@@ -20,7 +20,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from bst.baselines import rating_baselines
+from bst.baselines import baselines_of
 from bst.bst import BST
 from bst.plots import plot_history_length_and_attention
 from common.cluster.launch import on_ray
@@ -34,8 +34,9 @@ DATA = dict(
     dataset="ml-1m",  # folder in data_root: 1M, 100K, a CSV release, or your own interactions (docs/your_data.md)
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
     split="leave_last",  # or "time" (the same cut-off times for all users), or "random" (leaks; common in publications)
-    target="auto",  # "rating" (RMSE, MAE) if there are ratings, else "click" (AUC); on MovieLens, ratings of at least 4
-    negatives=4,  # sampled per row if the data has no ratings, so that every row is a click
+    target="auto",  # "rating" (RMSE) if there are ratings, otherwise "item" (NDCG of a list); or "click" (AUC)
+    negatives=32,  # for "item": sampled for each row anew in each epoch, from the items that its user has in no row
+    negatives_power=0.0,  # drawn in proportion to popularity ^ this; 0: uniformly
     history_length=40,  # past ratings that the model sees; paper: 20
     history_ratings=True,  # whether it sees their values
     start_from_biases=True,  # predictions start from movie and user biases, histories hold residuals from movie biases
@@ -49,6 +50,7 @@ MODEL = dict(
     num_factors=32,  # of the factorization beside the MLP
     hidden_units=(128, 64),  # of the MLP; paper: (1024, 512, 256)
     dropout=0.1,  # of blocks and MLP
+    loss="softmax",  # for "item": over an item and its negatives, or "bce"
     use_sequence=True,  # False: leave out the transformer
 )
 OPTIMIZER = dict(
@@ -69,7 +71,7 @@ TRAINING = dict(
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
     strategy="auto",  # DDP if there are several processes; or "ray": processes of a Ray cluster
-    logger="csv",  # metrics.csv alone; or "tensorboard"; or a Lightning logger, or run_folder -> one (docs/recipes.md)
+    logger="csv",  # metrics.csv alone; or "tensorboard"; or Lightning's, or a function that makes one (docs/day.md)
     resume=False,  # True: continue the newest unfinished run
 )
 
@@ -96,8 +98,8 @@ def fit(
     """Fit and test one model; if it has the sequence, also the model without it, as a baseline."""
     pl.seed_everything(settings.training["seed"], verbose=False)
     model = BST(
-        data.num_movies,
-        data.num_genres,
+        data.num_items,
+        data.num_attributes,
         data.user_cardinalities,
         history_length=data.history_length,
         target=data.target,
@@ -106,11 +108,11 @@ def fit(
         **settings.model,
         optimizer=settings.optimizer,
     )
-    model.genre_shares.copy_(data.genre_shares())
+    model.attribute_shares.copy_(data.attribute_shares())
 
     def baselines(data: HistoryDataModule) -> dict[str, Tensor]:
         if not settings.model["use_sequence"]:
-            return rating_baselines(data)
+            return baselines_of(data)
         print("\nTraining one of the baselines, the same model without its sequence", flush=True)
         without = settings.changed({"use_sequence": False, "logger": "csv"})
         with claim_run_folder("bst", without.flat(), folder / "without_sequence") as inner:
@@ -123,7 +125,7 @@ def fit(
         data,
         folder,
         settings,
-        monitor="val_auc" if data.target == "click" else "val_rmse",
+        monitor={"rating": "val_rmse", "click": "val_auc", "item": "val_ndcg"}[data.target],
         baselines=baselines,
         plot=plot_history_length_and_attention,
         callbacks=callbacks,

@@ -48,10 +48,11 @@ def answer_help(docstring: str | None, usage: str | None = None) -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((docstring or "").strip())
         sys.exit()
-    try:
-        check_arguments(sys.argv[1:], usage or "") if usage is not None else None
-    except UserError as error:
-        _fail(error)
+    if usage is not None:
+        try:
+            check_arguments(sys.argv[1:], usage)
+        except UserError as error:
+            _fail(error)
 
 
 def check_arguments(arguments: list[str], usage: str) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -47,11 +47,6 @@ def remove_leftovers(folder: Path, pattern: str = "*", seconds: float = 0.0) -> 
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime >= seconds:
                 leftover.unlink()
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *rows))
 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
@@ -96,7 +91,7 @@ def as_user_error(error: OSError, folder: Path, variable: str = "OUTPUT_ROOT") -
 
     variable: the environment variable that moves the folder.
     """
-    reason = error.strerror or next(iter(error.args), "")  # NumPy's errors have no number, only a text
+    reason = error.strerror or (error.args[0] if error.args else error)  # NumPy's errors have no number, only a text
     if not error.filename:
         return UserError(f"{reason}: standard output, a connection, or a file in {folder}.")
     path = Path(error.filename)

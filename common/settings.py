@@ -20,34 +20,38 @@ DENSE_TRANSFORMS, POOLINGS = get_args(Transform), get_args(Pooling)
 # numbers from one to another (ends included), or a list of choices. Far above any real use, so that a typo is noticed
 COUNT, SIZE, RATE, WEIGHT = range(1, 10**9), range(1, 2**16 + 1), (1e-15, 1000.0), (0.0, 1000.0)
 RULES: dict[str, Any] = {
-    **dict.fromkeys(["dataset", "data_root", "split", "tasks", "monitor", "start_from", "ray_address", "storage"], str),
-    **dict.fromkeys(
-        ["history_ratings", "start_from_biases", "weighted", "label_inputs", "batch_norm", "on_regression"], bool
-    ),
-    **dict.fromkeys(["self_interaction", "use_sequence", "shard_table", "resume"], bool),
-    **dict.fromkeys(["min_count", "batch_size", "max_epochs", "validations_per_epoch", "patience"], COUNT),
-    **dict.fromkeys(["trials", "grace_validations", "cpus_per_trial", "concurrent_trials"], COUNT),
-    **dict.fromkeys(["embedding_dim", "num_experts", "num_heads", "num_factors", "num_bins", "history_length"], SIZE),
-    **dict.fromkeys(["hidden_units", "bottom_mlp_units", "top_mlp_units", "tower_units", "expert_units"], SIZE),
-    **dict.fromkeys(["learning_rate", "embedding_learning_rate"], RATE),
-    **dict.fromkeys(["embedding_l2", "task_weights", "gpus_per_trial"], WEIGHT),
-    **dict.fromkeys(["devices", "num_nodes", "workers_per_trial"], range(1, 129)),
-    **dict.fromkeys(("space", "fixed"), dict),
-    "warmup_steps": range(10**9),
-    "seed": range(2**32),
-    "num_workers": range(129),
-    "num_blocks": range(1, 101),
-    "negatives": range(1, 1001),
-    "reduction_factor": range(2, 1001),
-    "dropout": (0.0, 0.99),
-    "negative_rate": (1e-12, 1.0),
-    "dense_transform": list(DENSE_TRANSFORMS),
-    "target": ["auto", "rating", "click"],
-    "variant": ["mmoe", "omoe", "shared_bottom", "single_task"],
-    "optimizer": ["adam", "dense_adam", "adagrad", "sgd"],
-    "schedule": ["linear", "cosine", "plateau"],
-    "precision": ["auto", "32-true", "bf16-mixed"],
-    "strategy": ["auto", "ddp", "ray"],
+    name: rule
+    for names, rule in (
+        ("dataset data_root split tasks monitor start_from ray_address storage", str),
+        ("history_ratings start_from_biases weighted label_inputs batch_norm on_regression", bool),
+        ("self_interaction use_sequence shard_table resume", bool),
+        ("space fixed", dict),
+        ("min_count batch_size max_epochs validations_per_epoch patience", COUNT),
+        ("trials grace_validations cpus_per_trial concurrent_trials", COUNT),
+        ("embedding_dim num_experts num_heads num_factors num_bins history_length", SIZE),
+        ("hidden_units bottom_mlp_units top_mlp_units tower_units expert_units", SIZE),
+        ("learning_rate embedding_learning_rate", RATE),
+        ("embedding_l2 task_weights gpus_per_trial", WEIGHT),
+        ("devices num_nodes workers_per_trial", range(1, 129)),
+        ("warmup_steps", range(10**9)),
+        ("seed", range(2**32)),
+        ("num_workers", range(129)),
+        ("num_blocks", range(1, 101)),
+        ("negatives", range(1, 10_001)),
+        ("negatives_power", (0.0, 1.0)),
+        ("reduction_factor", range(2, 1001)),
+        ("dropout", (0.0, 0.99)),
+        ("negative_rate", (1e-12, 1.0)),
+        ("dense_transform", list(DENSE_TRANSFORMS)),
+        ("target", ["auto", "rating", "click", "item"]),
+        ("loss", ["softmax", "bce"]),
+        ("variant", ["mmoe", "omoe", "shared_bottom", "single_task"]),
+        ("optimizer", ["adam", "dense_adam", "adagrad", "sgd"]),
+        ("schedule", ["linear", "cosine", "plateau"]),
+        ("precision", ["auto", "32-true", "bf16-mixed"]),
+        ("strategy", ["auto", "ddp", "ray"]),
+    )
+    for name in names.split()
 }
 OPTIONAL = {"data_root", "start_from", "ray_address", "storage"}
 OPTIONAL |= {"patience", "concurrent_trials", "embedding_learning_rate"}

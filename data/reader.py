@@ -93,6 +93,19 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
 
 
+@contextmanager
+def parquet_errors(name: str) -> Iterator[None]:
+    """Raise UserError if the Parquet file that the block reads is truncated or damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise UserError(
+            f"{name}: the Parquet file is truncated or damaged ({one(error)[:200]}); get it again."
+        ) from error
+
+
 class Reader:
     """Reads files of one description into record batches, with the description's columns in its order:
 
@@ -190,18 +203,12 @@ class Reader:
         check(
             stream.seekable(), f"{source.name} is Parquet, which cannot be read from a pipe; pass the name of the file."
         )
-        try:
+        with parquet_errors(source.name):
             file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
             wanted = self._wanted(source, file.schema_arrow.names)
             for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
                 batch.validate(full=True)  # texts that are not UTF-8
                 yield batch.select(wanted)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise UserError(
-                f"{source.name}: the Parquet file is truncated or damaged ({one(error)[:200]}); get it again."
-            ) from error
 
     def _names_by_width(self, width: int) -> list[str]:
         """The columns of a file without a header line: all of them or, when scoring, without labels or what is last."""
@@ -213,7 +220,7 @@ class Reader:
 
     def _wanted(self, source: Source, names: list[str]) -> list[str]:
         """The columns of the file to read. Raises: UserError if one is missing, or two have the same name."""
-        twice = next((name for name in names if names.count(name) > 1), None)
+        twice = next((name for name in names if name and names.count(name) > 1), None)
         check(twice is None, f"{source.name}: found the column name {twice!r} twice; rename one.")
         wanted: dict[str, None] = {}
         for name, column in self.columns.items():

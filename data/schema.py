@@ -21,9 +21,7 @@ UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of times, per second
 
 
 def _known_separator(text: str) -> str:
-    if text in ("::", ", ") or (
-        len(text) == 1 and text.isascii() and text != '"' and (text == "\t" or text.isprintable())
-    ):
+    if text in ("::", ", ") or (len(text) == 1 and text.isascii() and text not in '"\r\n\0'):
         return text
     raise ValueError('"separator" must be one ASCII character, "::" or ", " (with or without the space)')
 

@@ -14,16 +14,22 @@ from data.schema import Format
 
 BLOCK_BYTES = 8 << 20  # read at a time
 LONGEST_RECORD = 1 << 20  # bytes; far longer than any real one: its quote was not closed
+JSON = (
+    "JSON: convert it with `python -c \"import pandas; pandas.read_json('FILE', lines=True, dtype=False, "
+    "convert_dates=False).to_csv('NEW_FILE', index=False)\"` (lines=False if the file is one list)"
+)
 FOREIGN = {  # first bytes of files that are not text
     b"PK\x03\x04": "a ZIP archive or a spreadsheet: `unzip` it, or save it as CSV",
     b"BZh": "compressed with bzip2: `bunzip2` it",
     b"\xfd7zXZ": "compressed with xz: `unxz` it",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: `unzstd` it",
+    b"7z\xbc\xaf": "a 7z archive: `7z x` it",
+    b"Rar!": "a RAR archive: `unrar x` it",
     b"\xff\xfe": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE`",
     b"\xfe\xff": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE`",
     b"ARROW1": "a Feather file: save it as Parquet",
-    b"{": "JSON: convert it with `python -c \"import pandas; pandas.read_json('FILE', lines=True)"
-    ".to_csv('NEW_FILE', index=False)\"`",
+    **dict.fromkeys((b"{", b"[{", b"[\n", b"[\r\n"), JSON),
+    **dict.fromkeys((b"<!", b"<?xml", b"<html"), "HTML or XML: download the table itself, or save it as CSV"),
 }
 BOM = b"\xef\xbb\xbf"
 
@@ -47,7 +53,8 @@ class Text:
         self.mac = b"\n" not in self.rest and b"\r" in self.rest  # old Mac line ends
         self.rest = self._prepared(self.rest).removeprefix(BOM)
         self.skipped = 0
-        while form.comment and self.rest.lstrip(b"\r\n").startswith(form.comment.encode()):
+        skipped = (b"\n", b"\r\n") if form.header or form.comment else ()
+        while self.rest.startswith((*skipped, form.comment.encode()) if form.comment else skipped):
             self._skip(1)
         self.names = self._header() if form.header and self.rest else None
 
@@ -94,14 +101,18 @@ class Text:
 
     def _prepared(self, block: bytes) -> bytes:
         zero = block.find(b"\0")
-        check(zero < 0, f"{self.name}, byte {self.position + zero + 1:,}: found a NUL byte; it is not UTF-8 text.")
+        check(
+            zero < 0,
+            f"{self.name}, byte {self.position + zero + 1:,}: found a NUL byte; it is not UTF-8 text. If it is UTF-16, "
+            "convert it with `iconv -f UTF-16LE -t UTF-8 FILE > NEW_FILE`.",
+        )
         return block.replace(b"\r", b"\n") if self.mac else block
 
     def _separated(self, records: bytes) -> bytes:
         """Whole records with a separator of one character."""
         if self.form.separator == "::":
             return records.replace(b"::", b"\t")
-        return re.sub(rb" *, *", b",", records) if self.form.separator == ", " else records
+        return re.sub(rb" *(,|\r?\n) *", rb"\1", records).lstrip(b" ") if self.form.separator == ", " else records
 
     def _skip(self, lines: int) -> None:
         for _ in range(lines):

@@ -65,7 +65,7 @@ TRAINING = dict(
     devices=1,  # processes on this machine, one per GPU or CPU
     num_nodes=1,  # machines; start the script on each (docs/processes.md)
     strategy="auto",  # DDP if there are several processes; or "ray": processes of a Ray cluster
-    logger="csv",  # metrics.csv alone; or "tensorboard"; or a Lightning logger, or run_folder -> one (docs/recipes.md)
+    logger="csv",  # metrics.csv alone; or "tensorboard"; or Lightning's, or a function that makes one (docs/day.md)
     start_from=None,  # or an earlier checkpoint whose weights are kept; values that it does not know get new rows
     resume=False,  # True: continue the newest unfinished run
 )

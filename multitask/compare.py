@@ -17,11 +17,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common.errors import run_script
-from common.files import markdown_table, read_json, write_json
+from common.files import read_json, write_json
 from common.model.metrics import task_metrics
 from common.paths import output_root
 from common.settings import Settings
-from common.training.seeds import mean_and_sd
+from common.training.seeds import markdown_table, mean_and_sd
 from data.census_income import MultiTaskDataModule
 from multitask.baselines import logistic_regression
 from multitask.mmoe import DISPLAY_NAMES, MMoE

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-
 from data.criteo_schema import CATEGORICAL, DENSE
 
 MISSING_DENSE = -(2**31)  # in the result of parse_plainly

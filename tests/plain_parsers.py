@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
 from data.census_schema import ADULT, CENSUS_INCOME_KDD, Release
 from data.criteo_schema import CRITEO
 from data.movie_raw import GENRES_100K, ML_1M, ML_100K, ML_CSV, read_movies, read_ratings, read_users
 from data.table_reader import Rows, read_stream
 from data.table_schema import Column, Schema
 from data.table_values import read_labels, read_numbers, read_texts
+
 from tests.criteo_rows import make_lines
 
 CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")

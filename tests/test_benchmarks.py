@@ -12,7 +12,7 @@ from benchmarks.dlrm_reference import ReferenceDLRM, reference
 from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
-from data.census_sample import census_sample
+from data.samples.census import census_sample
 from tests.movie_rows import make_ratings, write_1m
 
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bst.behaviors import FusedBehaviors, behaviors
 from bst.bst import BST, Block
-from data.movie_history import PADDING, TIME_GAP_BUCKETS
+from data.history.dataset import PADDING, TIME_GAP_BUCKETS
 from tests.checks import build, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
 
-MOVIES, GENRES, USERS, HISTORY, DIM, HEADS, FACTORS = 20, 3, [6, 3], 5, 8, 2, 4
-
+ITEMS, ATTRIBUTES, USERS, HISTORY, DIM, HEADS, FACTORS = 20, 3, [6, 3], 5, 8, 2, 4
 
 SETTINGS = {
-    "num_movies": MOVIES,
-    "num_genres": GENRES,
+    "num_items": ITEMS,
+    "num_attributes": ATTRIBUTES,
     "user_cardinalities": USERS,
     "history_length": HISTORY,
     "embedding_dim": DIM,
@@ -27,6 +27,7 @@ SETTINGS = {
     "target": "rating",
     "rating_range": [1.0, 5.0],
     "rating_units": [0.0, 1.0],
+    "loss": "softmax",
     "use_sequence": True,
 }
 
@@ -36,25 +37,25 @@ def make_model(**changes) -> BST:
     model = build(BST, SETTINGS, changes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    model.genre_shares.copy_(torch.rand(MOVIES, GENRES))
+    model.attribute_shares.copy_(torch.rand(ITEMS, ATTRIBUTES))
     return model.eval()
 
 
-def make_batch(rows: int) -> list[torch.Tensor]:
-    history = torch.randint(2, MOVIES, (rows, HISTORY)).int()
+def make_batch(rows: int, candidates: int = 1) -> list[torch.Tensor]:
+    history = torch.randint(2, ITEMS, (rows, HISTORY)).int()
     for row in range(rows):
         history[row, : row % (HISTORY + 1)] = PADDING  # also an empty history
     history = history.roll(1, 0)
     seen = history != PADDING
     user = torch.stack([torch.randint(size, (rows,)) for size in USERS], 1).int()
     return [
-        torch.randint(2, MOVIES, (rows,)).int(),
+        torch.randint(2, ITEMS, (rows, candidates)).int(),
         history,
         torch.randn(rows, HISTORY) * seen,
         torch.randint(TIME_GAP_BUCKETS, (rows, HISTORY)).int() * seen,
         user,
-        torch.randn(rows, 3),
-        torch.randint(1, 6, (rows,)).float(),
+        torch.randn(rows, candidates, 3),
+        torch.randint(1, 6, (rows, candidates)).float(),
     ]
 
 
@@ -88,36 +89,59 @@ def block_in_loops(block: Block, sequence: list[torch.Tensor], position: int) ->
 @pytest.mark.parametrize("use_sequence", [True, False])
 def test_output_equals_the_equations_in_loops(num_blocks, use_sequence):
     model = make_model(num_blocks=num_blocks, use_sequence=use_sequence).double()
-    batch = [part.double() if part.is_floating_point() else part for part in make_batch(7)]
+    batch = [part.double() if part.is_floating_point() else part for part in make_batch(7, 3)]
     outputs = model(*batch[:-1])
-    user_rows, movie_rows = model.factors.weight.split([USERS[0], MOVIES])
-    for row, (movie, history, residual, time_gap, user, dense, _) in enumerate(zip(*batch, strict=True)):
+    user_rows, item_rows = model.factors.weight.split([USERS[0], ITEMS])
 
-        def vector(m: int, part: int) -> torch.Tensor:
-            whole = model.movies.weight[m] + linear(model.genres, model.genre_shares[m])
-            whole = whole + model.movie_factors.weight @ movie_rows[m, :-1]
-            return whole[part * DIM : (part + 1) * DIM]
+    def vector(m: int, part: int) -> torch.Tensor:
+        whole = model.items.weight[m] + linear(model.attributes, model.attribute_shares[m])
+        whole = whole + model.item_factors.weight @ item_rows[m, :-1]
+        return whole[part * DIM : (part + 1) * DIM]
 
-        target = vector(movie, 0)
-        features = [target, dense, model.user_features[0].weight[user[1]]]
-        p, q = user_rows[user[0]], movie_rows[movie]
-        interest = p[:-1]
-        if use_sequence:
-            sequence = [
-                vector(history[i], 0)
-                + residual[i] * vector(history[i], 1)
-                + model.time_gaps.weight[time_gap[i]]
-                + model.positions[i]
-                for i in range(HISTORY)
-                if history[i] != PADDING
-            ] + [target + model.positions[HISTORY]]
-            for block in model.blocks:
-                sequence = [block_in_loops(block, sequence, position) for position in range(len(sequence))]
-            features.append(sequence[-1])
-            interest = interest + linear(model.history_factors, sequence[-1])
-        deep = linear(model.output, functional.leaky_relu(linear(model.mlp[0], torch.cat(features))))
-        expected = dense[0] + interest @ q[:-1] + p[-1] + q[-1] + deep[0]
-        torch.testing.assert_close(outputs[row], expected, rtol=0, atol=1e-6)
+    for row, (items, history, residual, time_gap, user, dense, _) in enumerate(zip(*batch, strict=True)):
+        for place, item in enumerate(items):
+            target = vector(item, 0)
+            features = [target, dense[place], model.user_features[0].weight[user[1]]]
+            p, q = user_rows[user[0]], item_rows[item]
+            interest = p[:-1]
+            if use_sequence:
+                sequence = [
+                    vector(history[i], 0)
+                    + residual[i] * vector(history[i], 1)
+                    + model.time_gaps.weight[time_gap[i]]
+                    + model.positions[i]
+                    for i in range(HISTORY)
+                    if history[i] != PADDING
+                ] + [target + model.positions[HISTORY]]
+                for block in model.blocks:
+                    sequence = [block_in_loops(block, sequence, position) for position in range(len(sequence))]
+                features.append(sequence[-1])
+                interest = interest + linear(model.history_factors, sequence[-1])
+            deep = linear(model.output, functional.leaky_relu(linear(model.mlp[0], torch.cat(features))))
+            expected = dense[place, 0] + interest @ q[:-1] + p[-1] + q[-1] + deep[0]
+            torch.testing.assert_close(outputs[row, place], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2])
+@pytest.mark.parametrize("use_sequence", [True, False])
+def test_candidates_equal_repeated_rows(num_blocks, use_sequence):
+    """Outputs and gradients of many candidates are those of a row for each, and do not depend on their order."""
+    model, candidates = make_model(num_blocks=num_blocks, use_sequence=use_sequence), 9
+    items, *of_user, dense, _ = make_batch(7, candidates)
+    together = model(items, *of_user, dense)
+    repeated = [part.repeat_interleave(candidates, 0) for part in of_user]
+    apart = model(items.reshape(-1, 1), *repeated, dense.reshape(-1, 1, 3)).view_as(together)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+    weight = torch.randn_like(together)
+    gradients = [
+        torch.autograd.grad((output * weight).sum(), list(model.parameters()), allow_unused=True)
+        for output in (together, apart)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one.to_dense(), other.to_dense(), rtol=1e-4, atol=1e-5)
+    order = torch.randperm(candidates)
+    torch.testing.assert_close(model(items[:, order], *of_user, dense[:, order]), together[:, order], rtol=0, atol=1e-6)
 
 
 def test_attention_equals_that_of_torch():
@@ -126,13 +150,18 @@ def test_attention_equals_that_of_torch():
     queries, sequence = torch.randn(4, 3, DIM), torch.randn(4, 6, DIM)
     padding = torch.arange(6) < torch.arange(4).unsqueeze(1)
     expected = block.attention(queries, sequence, sequence, padding, average_attn_weights=False)
-    for a, b in zip(block.attend(queries, sequence, padding), expected, strict=True):
+    for a, b in zip(block.attend(queries, sequence, padding, to_itself=False), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    one = queries[:, :1]
+    with_itself, its_padding = torch.cat([sequence, one], 1), functional.pad(padding, (0, 1))
+    expected = block.attention(one, with_itself, with_itself, its_padding, average_attn_weights=False)
+    for a, b in zip(block.attend(one, sequence, padding, to_itself=True), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2])
 def test_as_every_model(num_blocks):
-    check_rows_do_not_mix(make_model(num_blocks=num_blocks), make_batch(4))
+    check_rows_do_not_mix(make_model(num_blocks=num_blocks), make_batch(4, 2))
     check_batch_of_one(make_model(num_blocks=num_blocks), make_batch(3))
     check_learns_one_batch(make_model(num_blocks=num_blocks), make_batch(32))
     check_reload(make_model(num_blocks=num_blocks), make_batch(4))
@@ -159,7 +188,7 @@ def test_padding_has_no_influence(num_blocks):
     changed[3][is_padding] = torch.randint(TIME_GAP_BUCKETS, (int(is_padding.sum()),)).int()
     torch.testing.assert_close(model(*batch[:-1]), model(*changed[:-1]), rtol=0, atol=1e-6)
     with torch.no_grad():
-        model.movies.weight[PADDING] += 7.0
+        model.items.weight[PADDING] += 7.0
     torch.testing.assert_close(model(*batch[:-1]), model(*changed[:-1]), rtol=0, atol=1e-6)
 
 
@@ -186,7 +215,7 @@ def test_predictions_stay_in_the_scale_and_clicks_are_probabilities():
 def test_starts_near_the_numbers_it_is_given():
     model = build(BST, SETTINGS, {"embedding_dim": 32, "hidden_units": [128, 64]})
     *inputs, _ = make_batch(64)
-    assert (model.eval()(*inputs) - inputs[5][:, 0]).square().mean() < 0.2
+    assert (model.eval()(*inputs) - inputs[5][..., 0]).square().mean() < 0.2
 
 
 def test_ratings_of_another_scale():
@@ -196,3 +225,34 @@ def test_ratings_of_another_scale():
     logits, rating = torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0.0, 75.0, 100.0])
     assert model.loss(logits, rating).item() == pytest.approx((0 + 1 + 4) / 3)
     assert model.predict(logits).tolist() == [0.0, 50.0, 100.0]
+
+
+def test_fused_behaviors_are_the_plain_ones():
+    history = torch.tensor([[1, 1, 2], [3, 2, 2], [4, 4, 4]]).int()
+    time_gap = torch.tensor([[0, 0, 5], [6, 6, 5], [1, 0, 0]]).int()
+    tables = [torch.randn(size, dtype=torch.double, requires_grad=True) for size in ((6, 8), (7, 4), (3, 4))]
+    batch = history, torch.randn(3, 3, dtype=torch.double), time_gap
+    torch.testing.assert_close(FusedBehaviors.apply(*tables, *batch), behaviors(*tables, *batch))
+    assert torch.autograd.gradcheck(lambda *given: FusedBehaviors.apply(*given, *batch), tables)
+
+
+def test_losses_over_an_item_and_its_negatives():
+    """In loops: the softmax takes log_q off the logits of all candidates; bce is the mean over them."""
+    logits, log_q = torch.randn(4, 6), torch.randn(4, 6)
+    target = torch.zeros(4, 6)
+    target[:, 0] = 1
+    model = make_model(target="item")
+    for correction in (None, log_q):
+        corrected = logits if correction is None else logits - correction
+        expected = sum(-row[0] + math.log(sum(math.exp(value) for value in row.tolist())) for row in corrected) / 4
+        torch.testing.assert_close(model.loss(logits, target, correction), expected)
+    pairs = zip(logits.flatten().tolist(), target.flatten().tolist(), strict=True)
+    expected = sum(math.log1p(math.exp(-value if label else value)) for value, label in pairs) / 24
+    assert make_model(target="item", loss="bce").loss(logits, target).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_learns_which_item_comes_next(loss):
+    model, batch = make_model(target="item", loss=loss), make_batch(32, 5)
+    batch[-1] = functional.one_hot(torch.zeros(32, dtype=torch.long), 5).float()
+    check_learns_one_batch(model, batch)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.samples.movies import movie_sample
 
 from bst.baselines import factorize, predict, rating_baselines
 from bst.bst import BST
@@ -16,7 +17,6 @@ from common.errors import UserError
 from common.model.metrics import rating_metrics
 from common.paths import REPO
 from data.movie_rating_seq import HistoryDataModule
-from data.movie_sample import movie_sample
 from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.script_process import run_process
 

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 
+import data.table_data
 import numpy as np
 import pytest
 import torch
+from data.samples.census import census_sample
 
 import common.data.cache
 import common.data.parallel
@@ -21,12 +23,10 @@ import common.files
 import common.model.metrics
 import common.paths
 import data.movie_rating_seq
-import data.table_data
 from bst.train import DATA as MOVIE_DATA
 from common.data.cache import build_once
 from common.data.data_module import RecommendationDataModule
 from data.census_income import MultiTaskDataModule
-from data.census_sample import census_sample
 from data.criteo_data import ClickDataModule
 from data.movie_rating_seq import HistoryDataModule
 from deepfm.train import DATA as CRITEO_DATA

@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.census_schema import CENSUS_INCOME_KDD as RELEASE
+from data.table_fit import quantile_edges
+from data.table_preprocessor import TablePreprocessor
 
 from common.errors import UserError
 from common.model.metrics import task_metrics
 from common.paths import REPO
 from data import census_income
 from data.census_income import MultiTaskDataModule, correlation
-from data.census_sample import census_sample
-from data.census_schema import CENSUS_INCOME_KDD as RELEASE
 from data.criteo_data import ClickDataModule
-from data.table_fit import quantile_edges
-from data.table_preprocessor import TablePreprocessor
 from deepfm.train import DATA as CLICK_DATA
 from multitask.train import DATA
 

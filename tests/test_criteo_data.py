@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.table_categories import MISSING
+from data.table_preprocessor import TablePreprocessor
 
 from common.data.loader import BatchLoader, EpochSampler, MemmapDataset
 from common.errors import UserError
 from common.model.metrics import auc
 from data import table_data
 from data.criteo_data import ClickDataModule
-from data.table_categories import MISSING
-from data.table_preprocessor import TablePreprocessor
 from deepfm.train import DATA
 from tests.criteo_rows import MISSING_DENSE, make_lines, parse_plainly, write_lines
 from tests.test_table_splits import published_folds

@@ -4,13 +4,13 @@ import gzip
 import io
 
 import pytest
+from data.criteo_schema import CATEGORICAL, CRITEO, DENSE
+from data.table_reader import read_files, read_stream
+from data.table_values import read_labels, read_numbers
 
 from common.data.raw_files import LINE_BYTES
 from common.errors import UserError
 from data import table_reader
-from data.criteo_schema import CATEGORICAL, CRITEO, DENSE
-from data.table_reader import read_files, read_stream
-from data.table_values import read_labels, read_numbers
 from tests.criteo_rows import MISSING_DENSE, make_lines, parse_plainly
 from tests.plain_parsers import texts_of
 

@@ -6,12 +6,12 @@ import re
 import pytest
 
 from common.paths import REPO
-from docs import architectures
+from models import MODELS
 
 PAGES = [*sorted(REPO.glob("docs/*.md")), REPO / "CONTRIBUTING.md"]
 PLANNED = {"dcn", "events", "label_smoothing"}  # made by following docs/extending.md
 LEGEND = set(re.findall(r"^\| ([A-Z]) \|", (REPO / "docs" / "legend.md").read_text(), re.MULTILINE))
-PACKAGES = ("common", "data", "deepfm", "dlrm", "multitask", "bst")
+PACKAGES = ("common", "data", *(model.script.partition(".")[0] for model in MODELS.values()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -33,8 +33,3 @@ def test_letters_of_docstrings_are_in_the_legend():
             used |= dict.fromkeys(re.findall(r"(?:^|[,;.] |[,;.]\n|\n)([A-Z]): ", docstring), path.name)
     assert len(used) > 10
     assert used.keys() <= LEGEND, {letter: used[letter] for letter in used.keys() - LEGEND}
-
-
-def test_letters_of_the_figure_are_in_the_legend():
-    letters = {entry[0] for line in architectures.LETTERS for entry in line.split(", ")}
-    assert letters - LEGEND == {"⇢"}

@@ -15,12 +15,14 @@ import torch
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+
 import export_onnx
 from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from common.paths import REPO
-from data.census_sample import census_sample
+from data.census_income import CENSUS_INCOME_KDD
+from data.samples.census import census_sample
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
 from export_onnx import export
@@ -66,7 +68,7 @@ def test_example_scores_a_raw_row_without_torch(tmp_path, outputs, raw, dense):
 
 def test_other_models(tmp_path, outputs, raw, rng):
     write_1m(tmp_path / "mine", make_ratings(rng, users=30))
-    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(CENSUS_INCOME_KDD, 1_500, 600))
     train_dlrm(data_root=str(tmp_path), max_epochs=1, bottom_mlp_units=(8,), top_mlp_units=(8,), embedding_dim=4)
     train_mmoe(data_root=str(tmp_path), max_epochs=1, num_experts=2, expert_units=(8,), tower_units=(4,))
     train_bst(data_root=str(tmp_path), max_epochs=1, dataset="mine", **SMALL_BST)

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 from ray import tune
 
-from common.cluster.search import distributions
-from common.cluster.search_plots import _zoom, plot_search, setting_importance
-from common.cluster.search_record import SearchRecord, best_trials
+from common.cluster.study import (
+    best_trials,
+    best_value,
+    distributions,
+    end_trial,
+    open_study,
+    plot_search,
+    setting_importance,
+    settings_of,
+    trial_folder,
+)
 from common.model.comparison import auc_error
 from common.training.plots import reliability
 
@@ -33,38 +41,35 @@ def test_standard_error_of_an_auc_is_its_spread(rng):
     assert auc_error(0.75, 60, 140) == pytest.approx(np.std(drawn), rel=0.05)
 
 
-def test_an_axis_shows_where_trials_differ():
-    low, high = _zoom([0.5, 0.70, 0.71, 0.72, 0.73])
-    assert 0.68 < low < 0.70 and 0.73 < high < 0.74
-    low, high = _zoom([0.6])
-    assert low < 0.6 < high
-
-
 def test_importance_finds_the_setting_that_was_planted(tmp_path, rng):
     space = {
         "learning_rate": tune.loguniform(1e-4, 1e-2),
         "units": tune.choice([(8,), (4, 4)]),
         "one": tune.choice([1]),
     }
-    record = SearchRecord(tmp_path)
+    study = open_study(tmp_path, "val_auc")
     for _ in range(20):
-        rate, units = float(10 ** rng.uniform(-4, -2)), [[8], [4, 4]][rng.integers(2)]
-        trial = record.add({"learning_rate": rate, "units": units, "one": 1})
-        trial["rows"] = [{"epoch": 1, "val_auc": 0.8 - 0.01 * abs(np.log10(rate) + 3) + 0.0005 * rng.random()}]
-        record.end(trial, "finished")
-    found = setting_importance(record, distributions(space))
+        trial = study.ask(distributions(space))
+        settings = settings_of(trial.params)
+        assert settings["units"] in [(8,), (4, 4)] and settings["one"] == 1
+        trial.report(0.8 - 0.01 * abs(np.log10(settings["learning_rate"]) + 3) + 0.0005 * rng.random(), 1)
+        end_trial(study, tmp_path, trial.number, "finished")
+    found = setting_importance(study)
     assert list(found.index) == ["learning_rate", "units"]  # one value alone explains nothing
     assert found["learning_rate"] > 0.9 and found.sum() == pytest.approx(1)
-    plot_search(record, "a title")
+    plot_search(study, tmp_path, "a title")
     assert (tmp_path / "search.png").exists() and (tmp_path / "settings.png").exists()
 
 
-def test_the_best_three_finished_trials_keep_their_checkpoints(tmp_path):
-    record = SearchRecord(tmp_path)
-    for auc, state in ((0.7, "finished"), (0.9, "stopped"), (0.75, "finished"), (0.6, "finished"), (0.8, "finished")):
-        trial = record.add({})
-        (record.folder(trial["number"]) / "checkpoints").mkdir(parents=True)
-        trial["rows"] = [{"epoch": 1, "val_auc": auc}]
-        record.end(trial, state)
-    assert [trial["number"] for trial in best_trials(record.trials)] == [4, 2, 0]
-    assert [i for i in range(5) if (record.folder(i) / "checkpoints").exists()] == [0, 2, 4]
+@pytest.mark.parametrize(("metric", "best"), [("val_auc", [4, 2, 0]), ("val_log_loss", [3, 0, 2])])
+def test_the_best_three_finished_trials_keep_their_checkpoints(tmp_path, metric, best):
+    study = open_study(tmp_path, metric)
+    for value, state in ((0.7, "finished"), (0.9, "stopped"), (0.75, "finished"), (0.6, "finished"), (0.8, "finished")):
+        trial = study.ask()
+        (trial_folder(tmp_path, trial.number) / "checkpoints").mkdir(parents=True)
+        trial.report(value, 2)
+        trial.report(0.7, 1)
+        end_trial(study, tmp_path, trial.number, state)
+    assert [trial.number for trial in best_trials(study)] == best
+    kept = [i for i in range(5) if (trial_folder(tmp_path, i) / "checkpoints").exists()]
+    assert kept == sorted(best) and best_value(study, study.trials[4]) == (0.8 if metric == "val_auc" else 0.7)

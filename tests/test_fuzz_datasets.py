@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+from data.movie_preprocessor import MoviePreprocessor
+from data.table_preprocessor import TablePreprocessor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,9 +18,7 @@ from bst.train import DATA as MOVIE_DATA
 from common.errors import UserError
 from data.census_income import MultiTaskDataModule
 from data.criteo_data import ClickDataModule
-from data.movie_preprocessor import MoviePreprocessor
 from data.movie_rating_seq import HistoryDataModule
-from data.table_preprocessor import TablePreprocessor
 from deepfm.train import DATA as CRITEO_DATA
 from multitask.train import DATA as CENSUS_DATA
 from tests.criteo_rows import make_lines

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.interactions_preprocessor import InteractionsPreprocessor
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bst.train import DATA
 from common.errors import UserError
-from data.interactions_preprocessor import InteractionsPreprocessor
 from data.movie_rating_seq import HistoryDataModule
 from tests.plain_parsers import Form
 from tests.test_fuzz import QUIET, small_blocks  # noqa: F401  # the fixture

@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from common.errors import UserError
 from data.table_description import read_description
 from data.table_reader import Rows, data_files, read_files
 from data.table_schema import Schema
 from data.table_values import read_labels, read_numbers, read_texts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import UserError
 from tests.plain_parsers import BOM, CONTROL, FLOAT32_MAX, Form, as_optional, encoded, require
 from tests.test_fuzz import KINDS, QUIET, file_of, place
 

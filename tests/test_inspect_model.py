@@ -1,5 +1,6 @@
 """inspect_model.py: importance against planted effects, embeddings against the table, for tables and movies."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
+import inspect_model
 from bst.train import train as train_bst
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from deepfm.train import train
-from inspect_model import importance, inspect, read_rows
+from inspect_model import importance, inspect, plot_vectors, read_rows, vectors_of
 from models import load
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m
@@ -87,11 +89,15 @@ def test_embeddings_have_raw_values_counts_and_neighbours(run, tmp_path):
     assert found["neighbours"]["value"].tolist() == expected.index.tolist()[:10]
     np.testing.assert_allclose(found["neighbours"]["cosine"], expected[:10], rtol=1e-5)
     alone = inspect(checkpoint, field="C3")
-    assert alone["importance"] is None and alone["embeddings"].counts is None
+    assert alone["importance"] is None and "count" not in alone["embeddings"]
     with pytest.raises(UserError, match="C3 has no value 'zz'"):
         inspect(checkpoint, field="C3", value="zz")
     with pytest.raises(UserError, match="no field 'C99'; the fields are C1, C2"):
         inspect(checkpoint, field="C99")
+    with pytest.raises(TypeError, match="feild"):
+        inspect(checkpoint, feild="C3")
+    with pytest.raises(UserError, match=r"cannot write embeddings\.xlsx: expected a name that ends in \.csv"):
+        inspect(checkpoint, format="xlsx")
     unlabelled = write_lines(tmp_path / "new.txt", [line[2:] for line in raw.read_text().splitlines()])
     with pytest.raises(UserError, match="has no labelled rows"):
         inspect(checkpoint, unlabelled)
@@ -104,8 +110,32 @@ def test_movies_and_users(tmp_path, rng):
     found = inspect(checkpoint, tmp_path / "mine" / "ratings.dat", field="movie")
     assert {"movie", "history", "user", "bias of user"} <= set(found["importance"]["column"])
     counts = pd.Series([movie for _, movie, *_ in ratings]).value_counts()
-    known = found["embeddings"].table().set_index("value")["count"]
+    known = found["embeddings"].set_index("value")["count"]
     assert all(counts[int(movie)] == count for movie, count in known.items())
     weights = load_checkpoint(checkpoint)["state_dict"]["factors.weight"]
-    assert torch.isin(torch.from_numpy(found["embeddings"].vectors), weights).all()
-    assert len(inspect(checkpoint, field="user")["embeddings"].values) == 30
+    assert torch.isin(torch.tensor(vectors_of(found["embeddings"])), weights).all()
+    assert len(inspect(checkpoint, field="user")["embeddings"]) == 30
+
+
+def test_a_column_of_texts_is_the_default(tmp_path, outputs, rng):
+    """Here numbers are categories too, and one of them has the most values."""
+    rows = [line.split("\t") for line in make_lines(rng, 300, distinct=6)]
+    for i, row in enumerate(rows):
+        row[1] = str(i)
+    write_lines(tmp_path / "criteo" / "train.txt", ["\t".join(row) for row in rows])
+    small = {"hidden_units": (8,), "embedding_dim": 3, "max_epochs": 1, "min_count": 1, "dense_transform": "quantile"}
+    found = inspect(train(data_root=str(tmp_path), **small)["checkpoint"], format="csv.gz")
+    path = Path(found["folder"], "embeddings.csv.gz")
+    assert pd.read_csv(path)["value"].str.fullmatch("[0-9a-f]{8}").all()
+
+
+def test_labels_of_the_figure_do_not_overlap(tmp_path, rng, monkeypatch):
+    figures = []
+    monkeypatch.setattr(inspect_model, "save", lambda figure, title, path: figures.append(figure))
+    vectors = {f"v{i}": rng.normal(size=300) for i in range(4)}
+    plot_vectors(pd.DataFrame({"value": [f"a value with the number {i}" for i in range(300)], **vectors}), "", tmp_path)
+    (axes,) = figures[0].axes
+    boxes = [label.get_window_extent() for label in axes.texts]
+    assert 5 < len(boxes) <= inspect_model.NAMED_VALUES
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)

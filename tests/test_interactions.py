@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.history_preprocessor import HistoryPreprocessor
+from data.interactions_guess import guess_interactions
+from data.interactions_preprocessor import preprocessor_of_histories
 
 from bst.bst import BST
 from bst.train import DATA, MODEL, OPTIMIZER, train
 from common.errors import UserError
-from data.history_preprocessor import HistoryPreprocessor
-from data.interactions_guess import guess_interactions
-from data.interactions_preprocessor import preprocessor_of_histories
-from data.movie_history import FIRST_ID, OOV, PADDING
+from data.history.dataset import FIRST_ID, OOV, PADDING
 from data.movie_rating_seq import HistoryDataModule
 from deepfm.train import train as train_deepfm
 from models import load, predict_batch

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+import models
 from common.paths import REPO
 
-PACKAGES = ("common", "data", "deepfm", "dlrm", "multitask", "bst", "benchmarks")
+MODELS = tuple(model.script.partition(".")[0] for model in models.MODELS.values())
+PACKAGES = ("common", "data", *MODELS, "benchmarks")
 FILES = [*REPO.glob("*.py"), *(path for package in PACKAGES for path in (REPO / package).rglob("*.py"))]
 FILES = [path for path in FILES if not {"raw", "cache"} & set(path.relative_to(REPO).parts)]
 ROOMS = ["common", "common.data", "common.model", "common.training", "common.cluster"]  # each may import those before
-MODELS = ("deepfm", "dlrm", "multitask", "bst")
 
 
 def name_of(path: Path) -> str:
@@ -57,4 +58,4 @@ def test_arrows_go_one_way(name):
         if name.startswith("data."):
             assert not other.startswith(MODELS), where
         if other.endswith(".train"):
-            assert name in ("tune_dlrm", "seeds", "multitask.compare") or name.startswith("benchmarks"), where
+            assert name in ("tune_dlrm", "multitask.compare") or name.startswith("benchmarks"), where

@@ -5,11 +5,13 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, WandbLogger
 from tensorboardX.proto.event_pb2 import Event
 
 from common.errors import UserError
+from common.training.seeds import train_seeds
 from deepfm.deepfm import DeepFM
 from deepfm.train import train
 from dlrm.train import train as train_dlrm
@@ -74,14 +76,84 @@ def test_a_resumed_run_goes_on_in_the_same_files(monkeypatch):
         assert numbers[tag] == pytest.approx(whole[tag]), tag
 
 
-def test_any_logger_of_lightning(tmp_path):
-    results = train(**SMALL, logger=CSVLogger(tmp_path / "mine"))
-    (path,) = (tmp_path / "mine").rglob("metrics.csv")
-    assert {"train_loss", "learning_rate", "val_auc", "test_auc"} <= set(path.read_text().splitlines()[0].split(","))
-    assert "embedding_l2: 0.005" in path.with_name("hparams.yaml").read_text()
-    assert results["settings"]["logger"] == "CSVLogger"
-    with pytest.raises(UserError, match="logger is 'wandb'; it must be 'csv', 'tensorboard' or a Lightning logger"):
-        train(**SMALL, logger="wandb")
+def test_any_logger_of_lightning_or_several(tmp_path):
+    loggers = [CSVLogger(tmp_path / name) for name in ("mine", "other")]
+    results = train(**SMALL, logger=loggers)
+    for path in (tmp_path / "mine", tmp_path / "other"):
+        (path,) = path.rglob("metrics.csv")
+        found = pd.read_csv(path)
+        assert {"train_loss", "learning_rate", "val_auc", "test_auc"} <= set(found)
+        assert found["epoch"].dropna().tolist() == [0.5, 1.0, 1.5, 2.0]
+        settings = path.with_name("hparams.yaml").read_text()
+        assert "embedding_l2: 0.005" in settings and f"run_folder: {results['run_folder']}" in settings
+        assert "cardinalities" not in settings
+    assert results["settings"]["logger"] == "tuple"
+    for wrong in ("wandb", 3, lambda folder: folder):
+        with pytest.raises(
+            UserError, match=r"logger is .*; it must be 'csv', 'tensorboard', a Lightning logger, a list"
+        ):
+            train(**SMALL, logger=wrong)
+
+
+@pytest.mark.parametrize("function", ["log_hyperparams", "log_metrics", "finalize"])
+def test_a_logger_that_fails_costs_a_warning(tmp_path, monkeypatch, capsys, function):
+    def fail(*values: object, **keywords: object) -> None:
+        raise OSError(28, "the server's disk is full")
+
+    class Mine(CSVLogger):
+        pass
+
+    monkeypatch.setattr(Mine, function, fail)
+    results = train(**SMALL, logger=lambda folder: [Mine(folder), CSVLogger(folder, "kept")])
+    printed = capsys.readouterr().out
+    assert printed.count("warning: Mine failed, and is told nothing more: [Errno 28] the server's disk is full") == 1
+    assert "Test metrics" in printed and Path(results["run_folder"], "results.json").exists()
+    (kept,) = Path(results["run_folder"], "kept").rglob("metrics.csv")
+    assert "test_auc" in kept.read_text()
+    if function == "finalize":
+        assert printed.index("Test metrics") < printed.index("warning")
+
+
+def two_seeds(logger) -> list[dict]:
+    return train_seeds(train, (1, 2), "runs", **SMALL | {"max_epochs": 1}, logger=logger)
+
+
+def test_two_seeds_are_two_runs_of_mlflow(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    address = f"sqlite:///{tmp_path}/mlflow.db"
+    results = two_seeds(
+        lambda folder: MLFlowLogger("here", folder.name, address, artifact_location=str(tmp_path / "a"))
+    )
+    client = mlflow.MlflowClient(address)
+    runs = client.search_runs([client.get_experiment_by_name("here").experiment_id])
+    assert sorted(run.data.params["seed"] for run in runs) == ["1", "2"]
+    for run in runs:
+        result = results[int(run.data.params["seed"]) - 1]
+        assert run.data.metrics["test_auc"] == pytest.approx(result["test"]["auc"]) and run.info.status == "FINISHED"
+        assert run.data.params["run_folder"] == result["run_folder"] and "cardinalities" not in run.data.params
+        assert [each.value for each in client.get_metric_history(run.info.run_id, "epoch")] == [0.5, 1.0]
+        figures = {path.path for path in client.list_artifacts(run.info.run_id)}
+        assert figures == {"learning_curves.png", "reliability.png", "roc.png"}
+
+
+def test_two_seeds_are_two_runs_of_weights_and_biases(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    stored, finish = {}, wandb.Run.finish
+
+    def record(run) -> None:
+        stored[run.id] = dict(run.config), run.summary._as_dict()
+        finish(run)
+
+    monkeypatch.setattr(wandb.Run, "finish", record)
+    results = two_seeds(lambda folder: WandbLogger(folder.name, tmp_path, offline=True, project="here"))
+    assert wandb.run is None and len(stored) == 2
+    for (config, summary), result in zip(stored.values(), results, strict=True):
+        assert config["seed"] == result["seed"] and config["run_folder"] == result["run_folder"]
+        assert "cardinalities" not in config
+        assert summary["test_auc"] == pytest.approx(result["test"]["auc"]) and summary["epoch"] == 1
+        assert {"learning_curves", "reliability", "roc"} <= summary.keys()
 
 
 def test_a_trial_of_a_search_is_a_run_of_its_own(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.settings import Settings
-from data.census_income import MultiTaskDataModule
-from data.census_sample import census_sample
+from data.census_income import CENSUS_INCOME_KDD, MultiTaskDataModule
+from data.samples.census import census_sample
 from multitask import compare
 from multitask.train import DATA, MODEL, OPTIMIZER, TRAINING, train
 from tests.script_process import run_process
@@ -23,7 +23,7 @@ SMALL = {"max_epochs": 1, "num_experts": 2, "expert_units": (8, 4), "tower_units
 @pytest.fixture
 def raw(tmp_path) -> Path:
     """DATA_ROOT with the raw files of a small sample."""
-    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(CENSUS_INCOME_KDD, 1_500, 600))
     return tmp_path
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from data.movie_clicks import MOVIE_CLICKS
 
 from common.errors import UserError
 from common.model.metrics import auc
 from common.training.predictions import saved_predictions
 from common.training.seeds import averaged_metrics
 from data.criteo_data import ClickDataModule
-from data.movie_clicks import MOVIE_CLICKS
 from deepfm.train import DATA, train
 from dlrm.train import train as train_dlrm
 from predict import predict

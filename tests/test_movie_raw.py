@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.movie_raw import ML_1M, ML_100K, ML_CSV, detect_release, read_movies, read_ratings, read_users
 
 from common.data.raw_files import LINE_BYTES, Source, find_dataset
 from common.errors import UserError
 from data import movie_raw
 from data.movie_rating_seq import SOURCE
-from data.movie_raw import ML_1M, ML_100K, ML_CSV, detect_release, read_movies, read_ratings, read_users
 
 GOOD = {
     ML_1M: {

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from data.table_preprocessor import TablePreprocessor
 
 from common.model.embedding import PackedEmbedding
 from common.training.baselines import one_hot
 from data.census_income import MultiTaskDataModule
 from data.criteo_data import ClickDataModule
-from data.table_preprocessor import TablePreprocessor
 from deepfm.deepfm import DeepFM
 from deepfm.train import DATA as CLICK_DATA
 from deepfm.train import train as train_deepfm

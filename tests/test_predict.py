@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+from data.movie_preprocessor import MoviePreprocessor
 from sklearn.metrics import log_loss, roc_auc_score
 
 from bst.train import DATA as MOVIE_DATA
@@ -25,11 +26,10 @@ from common.errors import UserError
 from common.model.metrics import click_metrics
 from common.paths import REPO
 from common.training.fit import QUIET_TRAINER
-from data.census_income import MultiTaskDataModule
-from data.census_sample import census_sample
+from data.census_income import CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.criteo_data import ClickDataModule
-from data.movie_preprocessor import MoviePreprocessor
 from data.movie_rating_seq import HistoryDataModule
+from data.samples.census import census_sample
 from deepfm.train import DATA as DEEPFM_DATA
 from deepfm.train import train as train_deepfm
 from dlrm.train import DATA as DLRM_DATA
@@ -181,7 +181,7 @@ def test_several_checkpoints_give_the_mean(tmp_path, outputs, root, deepfm):
 
 
 def test_census_equals_the_test_step(tmp_path, outputs):
-    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(CENSUS_INCOME_KDD, 1_500, 600))
     checkpoint = train_on(train_mmoe, tmp_path, outputs, num_experts=2, expert_units=(8, 4), tower_units=(4,))
     data = MultiTaskDataModule(**CENSUS_DATA | {"data_root": str(tmp_path)}, seed=0)
     expected = by_test_step(checkpoint, data)
@@ -369,7 +369,9 @@ def test_slices_of_the_rows(tmp_path, rng, deepfm, monkeypatch):
     assert (tmp_path / "p_slices.png").exists()
     probability = pd.read_csv(tmp_path / "p.csv.gz")["probability"]
     assert list(pd.read_csv(tmp_path / "p.csv.gz").columns) == ["probability"]
-    frame = pd.DataFrame({"p": probability, "y": [int(row[0]) for row in rows], "C9": [row[22] or "(missing)" for row in rows]})
+    frame = pd.DataFrame(
+        {"p": probability, "y": [int(row[0]) for row in rows], "C9": [row[22] or "(missing)" for row in rows]}
+    )
     counts = frame["C9"].value_counts()
     expected = {value: part for value, part in frame.groupby("C9") if counts[value] >= 30}
     others = frame[frame["C9"].map(counts) < 30]

@@ -370,7 +370,11 @@ def test_what_is_no_callback_folder_or_metric_is_one_line(start, wrong, message)
 
 def test_the_monitor_chooses_the_checkpoint_and_patience_may_be_none(start, outputs):
     settings = {"max_epochs": 5, "learning_rate": 0.1, "patience": None}
-    for monitor, best in (("val_log_loss", pd.Series.idxmin), ("val_auc", pd.Series.idxmax), ("auto", pd.Series.idxmax)):
+    for monitor, best in (
+        ("val_log_loss", pd.Series.idxmin),
+        ("val_auc", pd.Series.idxmax),
+        ("auto", pd.Series.idxmax),
+    ):
         folder = Path(start(monitor=monitor, **settings)["run_folder"])
         history = pd.read_csv(folder / "metrics.csv")
         assert len(history) == 10

@@ -1,5 +1,6 @@
 """Several seeds: kept and continued runs, averaged predictions and paired differences."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 import seeds
 from common.errors import UserError
 from common.model.metrics import task_metrics
 from common.training.predictions import PREDICTIONS
 from common.training.seeds import averaged_metrics, paired_difference, train_seeds, values, with_sd
-from data.census_sample import census_sample
+from compare_runs import compare_runs
+from data.census_income import CENSUS_INCOME_KDD
+from data.samples.census import census_sample
 from deepfm.train import train
 from multitask.train import train as train_mmoe
 from tests.criteo_rows import make_lines, write_lines
@@ -63,7 +67,8 @@ def test_other_rows_are_not_taken_for_finished_runs(rows, tmp_path, rng):
 
 
 def test_averaged_predictions_of_two_tasks(tmp_path):
-    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    sample = census_sample(CENSUS_INCOME_KDD, 1_500, 600)
+    (tmp_path / "census-income-kdd").symlink_to(sample)
     small = {"num_experts": 2, "expert_units": (4,), "tower_units": (4,), "max_epochs": 1, "data_root": str(tmp_path)}
     runs = train_seeds(train_mmoe, (1, 2), tmp_path / "runs", **small)
     tasks, path = ["income", "never_married"], Path(runs[1]["run_folder"], PREDICTIONS)
@@ -73,7 +78,7 @@ def test_averaged_predictions_of_two_tasks(tmp_path):
     mean = (one.double() + two.double()) / 2
     assert averaged_metrics(runs) == pytest.approx(task_metrics(tasks, mean, target.double()), abs=1e-9)
     assert task_metrics(tasks, one, target) == pytest.approx(runs[0]["test"], abs=1e-5)
-    labels = [line.strip().endswith("50000+.") for line in (census_sample(1_500, 600) / "census-income.test").open()]
+    labels = [line.strip().endswith("50000+.") for line in (sample / "census-income.test").open()]
     assert frames[0]["target income"].tolist() == [float(labels[row - 1_500]) for row in frames[0]["row"]]
     frames[1].iloc[::-1].to_parquet(path)
     with pytest.raises(UserError, match="are not for the same test rows"):
@@ -99,3 +104,26 @@ def test_undefined_metrics_are_nan():
 def test_equal_numbers_have_no_spread():
     assert np.std([0.1] * 3, ddof=1) > 0  # by rounding
     assert with_sd([0.1] * 3) == "0.1000" and with_sd([0.1, 0.3]) == "0.2000 ± 0.1414"
+
+
+def test_runs_are_compared_on_the_same_rows(rows, tmp_path, rng, outputs, capsys):
+    runs = [train(**SMALL, dropout=dropout) for dropout in (0.0, 0.5)]
+    write_lines(tmp_path / "other_root" / "criteo" / "train.txt", make_lines(rng, 500))
+    runs.append(train(**SMALL, data_root=str(tmp_path / "other_root")))
+    table = compare_runs()
+    assert table["run"].tolist() == [f"deepfm/version_{i}" for i in range(3)]
+    assert list(table.columns)[3 : list(table.columns).index("auc")] == ["data_root", "dropout"]  # all others are equal
+    assert table["dropout"].tolist() == ["0.0", "0.5", "0.2"]
+    assert table["auc"].tolist() == pytest.approx([run["test"]["auc"] for run in runs])
+    assert table["compared with"].fillna("").tolist() == ["", "deepfm/version_0", ""]
+    frames = [pd.read_parquet(Path(run["run_folder"], PREDICTIONS)) for run in runs]
+    first, second, _ = (roc_auc_score(frame["target"], frame["prediction"]) for frame in frames)
+    difference = second - first
+    assert table["auc: difference"][1] == pytest.approx(difference, abs=1e-6)
+    assert table["auc: low"][1] < difference < table["auc: high"][1]
+    assert f"{difference:+.4f} ± " in capsys.readouterr().out
+    written = pd.read_csv(outputs / "runs" / "compare_runs.csv", dtype=str, keep_default_na=False)
+    assert written.equals(pd.read_csv(io.StringIO(table.to_csv(index=False)), dtype=str, keep_default_na=False))
+    assert compare_runs(runs[1]["run_folder"])["run"].tolist() == ["deepfm/version_1"]
+    with pytest.raises(UserError, match="nowhere has no tested run"):
+        compare_runs(tmp_path / "nowhere")

@@ -2,8 +2,10 @@
 
 import inspect
 import re
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import bst.train
@@ -62,7 +64,7 @@ def test_each_group_is_what_its_consumer_takes(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_each_setting_is_in_one_group_and_has_a_rule(script):
     names = [name for group in groups(script) for name in group]
-    assert len(names) == len(set(names)) and set(names) <= RULES.keys()
+    assert len(names) == len(set(names)) and set(names) <= RULES.keys() | {"logger"}  # which Trackers checks
     check_settings(Settings(*groups(script)).flat())
 
 
@@ -97,6 +99,19 @@ def test_an_unknown_name_is_refused_with_the_nearest(outputs, name, message):
     with pytest.raises(UserError, match=r"there is no setting 'trial'; did you mean 'trials'\?"):
         tune_dlrm.search(trial=1)
     assert not (outputs / "runs").exists()
+
+
+def test_numbers_and_paths_are_taken_as_people_pass_them():
+    given = {"learning_rate": np.float64(1e-3), "seed": np.int64(3), "hidden_units": np.array([8, 4]), "dropout": 0}
+    given |= {"batch_norm": np.bool_(True), "data_root": Path("x") / "y", "patience": None}
+    found = Settings(*groups(deepfm.train)).changed(given).flat()
+    expected = {"learning_rate": 1e-3, "seed": 3, "hidden_units": (8, 4), "dropout": 0, "batch_norm": True}
+    expected |= {"data_root": "x/y", "patience": None}
+    assert {name: found[name] for name in given} == expected
+    assert [type(found[name]) for name in given] == [type(value) for value in expected.values()]
+    for wrong in ({"seed": np.float64(1)}, {"batch_norm": np.int64(1)}, {"hidden_units": np.array([0.5])}):
+        with pytest.raises(UserError, match="; it must be"):
+            Settings(*groups(deepfm.train)).changed(wrong)
 
 
 def test_a_change_reaches_its_group_alone():

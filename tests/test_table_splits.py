@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from data.table_rows import random_split
 
 

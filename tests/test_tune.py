@@ -11,18 +11,19 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pandas as pd
 import pytest
+from data.samples.criteo import criteo_sample
 from ray import tune
 
 import dlrm.train
 from common.cluster.search import DISK, SearchProgress, TuneReporter, make_scheduler
-from common.cluster.search_record import CAUSE_FILE, SearchRecord
+from common.cluster.study import CAUSE_FILE, open_study, trial_folder
 from common.errors import UserError
 from common.files import write_json
 from common.paths import REPO
 from common.training.run_folder import continued_folder
-from data.criteo_sample import criteo_sample
 from dlrm.train import train
 from tests.criteo_rows import make_lines, write_lines
 from tune_dlrm import is_complete, run_trial, search
@@ -66,9 +67,21 @@ def short_folder() -> Path:
         yield Path(folder)
 
 
-def read_record(outputs: Path) -> list[dict]:
-    path = outputs / "runs" / "tune_dlrm" / "version_0" / "search.json"
-    return json.loads(path.read_text()) if path.exists() else []
+def read_trials(outputs: Path) -> list[dict]:
+    """State, settings and validations of each trial of the search."""
+    folder = outputs / "runs" / "tune_dlrm" / "version_0"
+    if not (folder / "trials").exists():  # before it, the search may still be creating its study
+        return []
+    return [
+        trial.user_attrs | {"params": trial.params, "values": trial.intermediate_values}
+        for trial in open_study(folder, "val_auc").trials
+    ]
+
+
+def new_trial(study: optuna.Study, state: str = "started") -> int:
+    trial = study.ask()
+    trial.set_user_attr("state", state)
+    return trial.number
 
 
 def wait_until(condition, process: subprocess.Popen) -> None:
@@ -83,10 +96,10 @@ def test_killed_and_started_again_with_failing_trials(start, outputs):
         f"{SMALL}, 'bottom_mlp_units': tune.choice([(8,), (4,)]), {RATE}, 'optimizer': tune.choice(['adam', 'none'])"
     )
     process = start(space, 4)
-    wait_until(lambda: len(trials := read_record(outputs)) > 1 and len(trials[1]["rows"]) > 0, process)
+    wait_until(lambda: len(trials := read_trials(outputs)) > 1 and len(trials[1]["values"]) > 0, process)
     process.kill()
     process.communicate()
-    before = read_record(outputs)
+    before = read_trials(outputs)
     assert before[0]["state"] == "finished" and before[1]["state"] == "started"
     folder = outputs / "runs" / "tune_dlrm" / "version_0"
     kept = (folder / "trials" / "trial_000" / "metrics.csv").stat().st_mtime_ns
@@ -95,16 +108,16 @@ def test_killed_and_started_again_with_failing_trials(start, outputs):
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "trial   1  starts, again from validation" in output
-    after = read_record(outputs)
+    after = read_trials(outputs)
     assert len(after) == 4 and after[0] == before[0]
     assert (folder / "trials" / "trial_000" / "metrics.csv").stat().st_mtime_ns == kept
-    assert after[1]["rows"][: len(before[1]["rows"])] == before[1]["rows"]
-    failed = [trial for trial in after if trial["config"]["optimizer"] == "none"]
+    assert before[1]["values"].items() <= after[1]["values"].items() and len(after[1]["values"]) == 4
+    failed = [trial for trial in after if trial["params"]["optimizer"] == "none"]
     assert failed and [trial for trial in after if trial["state"] == "failed"] == failed
     assert "UserError: optimizer is 'none'" in failed[0]["cause"] and failed[0]["cause"] in output
 
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    assert names > {"best.json", "search.json", "search.log", "search.png", "settings.png", "trials.csv"}
+    assert names > {"best.json", "search.db", "search.log", "search.png", "settings.png", "trials.csv"}
     best, table = json.loads((folder / "best.json").read_text()), pd.read_csv(folder / "trials.csv")
     finished = table[table.state == "finished"]
     assert len(table) == 4 and best["trial"] == finished.trial.iloc[0]
@@ -113,6 +126,7 @@ def test_killed_and_started_again_with_failing_trials(start, outputs):
     tested = [each["trial"] for each in best["tested"]]
     assert tested == finished.trial.tolist()[:3] and "Standard error of an AUC: 0." in output
     assert (folder / "importance.csv").read_text().startswith("setting,importance")
+    assert not (folder / "ray").exists() and not list(folder.glob("checkpoints"))
     assert f"optimizer={best['settings']['optimizer']!r}," in output
 
 
@@ -196,14 +210,15 @@ def test_validation_rows_of_one_class_are_refused_before_any_trial(monkeypatch, 
     assert not (outputs / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["settings.json", "search.json"])
-@pytest.mark.parametrize("damaged", ["", "[{}]", '[{"number": 0', "3"])
+@pytest.mark.parametrize("name", ["settings.json", "search.db"])
+@pytest.mark.parametrize("damaged", ["[{}]", '[{"number": 0', "3" * 5000])
 def test_a_damaged_file_of_a_search_blocks_no_later_one(tmp_path, capsys, name, damaged):
     settings = {"trials": 1}
-    chosen = partial(continued_folder, tmp_path, settings, partial(is_complete, trials=1))
+    chosen = partial(continued_folder, tmp_path, settings, partial(is_complete, metric="val_auc", trials=1))
     first = chosen()
     write_json(first / "settings.json", settings)
-    SearchRecord(first).add({})
+    new_trial(open_study(first, "val_auc"))
+    (first / "best.json").touch()
     assert chosen() == first
     (first / name).write_text(damaged)
     assert chosen() == tmp_path / "version_1"
@@ -229,17 +244,17 @@ def test_a_trial_is_finished_however_many_validations_it_has(
     }
     train(**small, data_root=str(tmp_path), batch_size=batch_size, callbacks=[TuneReporter()], test=False)
 
-    record = SearchRecord(tmp_path)
-    progress, scheduler = SearchProgress(record, 1), make_scheduler(record, 1, 3, 2)
+    study = open_study(tmp_path, "val_auc")
+    progress, scheduler = SearchProgress(study, tmp_path, 1, 0), make_scheduler(study, 1, 3, 2)
     for seen, state in (reports, "finished"), (reports[:1], "stopped"):
-        trial = SimpleNamespace(trial_id=state, config={"number": record.add({})["number"]})
+        trial = SimpleNamespace(trial_id=state, config={"number": new_trial(study)})
         scheduler.on_trial_add(None, trial)
         for trial.last_result in seen:
             assert scheduler.on_trial_result(None, trial, trial.last_result) == "CONTINUE"
             progress.on_trial_result(0, [], trial, trial.last_result)
         progress.on_trial_complete(0, [], trial)
-        assert record.trials[-1]["state"] == state
-    assert len(record.trials[0]["rows"]) == validations
+        assert study.trials[-1].user_attrs["state"] == state
+    assert len(study.trials[0].intermediate_values) == validations
 
 
 @pytest.mark.parametrize(
@@ -266,39 +281,41 @@ def test_a_full_disk_is_told_from_a_fault_of_the_trial(monkeypatch, tmp_path):
         raise UserError("Make room.") from cause
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    record = SearchRecord(tmp_path)
     for cause, kept in (OSError(28, "No space left on device"), DISK), (None, "UserError: "):
         monkeypatch.setattr("dlrm.train.train", partial(refuse, cause))
         with pytest.raises(UserError, match=r"Make room\."):
-            run_trial({"number": 0}, record, {}, workers=1)
-        assert (record.folder(0) / CAUSE_FILE).read_text() == f"{kept}Make room."
+            run_trial({"number": 0}, tmp_path, {}, workers=1)
+        assert (trial_folder(tmp_path, 0) / CAUSE_FILE).read_text() == f"{kept}Make room."
 
 
 def test_a_full_disk_leaves_a_trial_to_go_on_with(monkeypatch, tmp_path):
     monkeypatch.setattr(SearchProgress, "_check_nodes", lambda self: None)
-    record, kept = SearchRecord(tmp_path), tmp_path / "error.txt"
-    record.add({})
-    progress, trial = SearchProgress(record, 1), SimpleNamespace(config={"number": 0}, error_file=str(kept))
+    study, kept = open_study(tmp_path, "val_auc"), tmp_path / "error.txt"
+    new_trial(study)
+    progress = SearchProgress(study, tmp_path, 1, 0)
+    trial = SimpleNamespace(config={"number": 0}, error_file=str(kept))
     trial.pickled_error_file = str(tmp_path / "error.pkl")  # Ray's: opening it could run code
-    record.folder(0).mkdir(parents=True)
-    (record.folder(0) / CAUSE_FILE).write_text(f"{DISK}Make room.")
+    trial_folder(tmp_path, 0).mkdir(parents=True)
+    (trial_folder(tmp_path, 0) / CAUSE_FILE).write_text(f"{DISK}Make room.")
     with pytest.raises(UserError, match=r"^Make room\. Then the same command continues"):
         progress.on_trial_error(0, [], trial)
-    assert SearchRecord(tmp_path).trials[0] == record.trials[0]
-    assert record.trials[0]["state"] == "started" and record.trials[0]["deaths"] == 0
+    assert open_study(tmp_path, "val_auc").trials[0].user_attrs == {"state": "started"}
 
     kept.write_text("Failure # 1\nThe actor died.\nThe process was killed.\n")
-    progress.on_trial_error(0, [], trial)
-    assert record.trials[0]["cause"] == "its process died: The process was killed."
+    for state in ("started", "started", "failed"):
+        progress.on_trial_error(0, [], trial)
+        found = study.trials[0].user_attrs
+        assert found["state"] == state and found["cause"] == "its process died: The process was killed."
 
 
 @pytest.mark.parametrize(("epoch", "state"), [(1.5, "stopped"), (2.0, "finished")])
 def test_a_trial_that_is_stopped_at_its_end_is_finished(tmp_path, epoch, state):
-    record = SearchRecord(tmp_path)
-    record.add({})["rows"].append({"epoch": epoch, "val_auc": 0.7})
-    trial = SimpleNamespace(config={"number": 0}, last_result={"complete": False})
-    SearchProgress(record, 2).on_trial_complete(0, [], trial)
-    assert record.trials[0]["state"] == state
+    study = open_study(tmp_path, "val_auc")
+    trial = SimpleNamespace(config={"number": new_trial(study)}, last_result={"complete": False, "epoch": epoch})
+    progress = SearchProgress(study, tmp_path, 2, 0)
+    progress.on_trial_result(0, [], trial, {"validation": 1, "epoch": epoch, "val_auc": 0.7})
+    progress.on_trial_complete(0, [], trial)
+    assert study.trials[0].user_attrs["state"] == state and study.trials[0].value == 0.7
 
 
 @pytest.mark.parametrize("error", [UserError("Make room."), OSError(28, "No space left on device")])
@@ -318,7 +335,7 @@ def test_a_full_disk_ends_a_search_with_a_message(monkeypatch, outputs, tmp_path
     monkeypatch.setattr("common.cluster.search.tune.Tuner", Tuner)
     for name in ("start_ray", "check_resources", "tune.with_parameters", "tune.with_resources"):
         monkeypatch.setattr(f"common.cluster.search.{name}", lambda *values, **keywords: None)
-    with pytest.raises(UserError, match=r"Make room|Free some space"):
+    with pytest.raises(UserError, match=r"Make room|No space left"):
         search()
 
 
@@ -328,7 +345,7 @@ def test_a_search_whose_ray_is_gone_ends_with_a_message(monkeypatch, tmp_path, c
 
     monkeypatch.setattr("common.cluster.search.LOOK_SECONDS", -1)
     monkeypatch.setattr("common.cluster.search.os._exit", end)
-    progress = SearchProgress(SearchRecord(tmp_path), 3)
+    progress = SearchProgress(open_study(tmp_path, "val_auc"), tmp_path, 3, 0)
     monkeypatch.setattr("common.cluster.search.ray.nodes", lambda: [{"Alive": False}, {"Alive": True}])
     progress.on_step_end(1, [])
     monkeypatch.setattr("common.cluster.search.ray.nodes", lambda: [{"Alive": False}])

@@ -22,9 +22,9 @@ import common.training.fit
 from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO
 from common.errors import check, run_script
-from data.census_sample import census_sample
-from data.criteo_sample import criteo_sample
-from data.movie_sample import movie_sample
+from data.samples.census import census_sample
+from data.samples.criteo import criteo_sample
+from data.samples.movies import movie_sample
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
 from multitask.train import train as train_mmoe

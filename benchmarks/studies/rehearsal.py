@@ -21,18 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, a
 
 import pandas as pd
 import torch
+from data.criteo_schema import CRITEO
+from data.table_data import parse
 from matplotlib.figure import Figure
 
 from benchmarks.generate_criteo import FULL_ROWS, generate
 from benchmarks.ours import deepfm, dlrm, keep_rows, train_one_epoch
 from benchmarks.turns import GIB, AnonymousMemory
 from common.checkpoint import MappedCheckpointIO
-from common.files import markdown_table
 from common.paths import output_root
 from common.training.results import peak_memory_mib
+from common.training.seeds import markdown_table
 from data.criteo_data import ClickDataModule
-from data.criteo_schema import CRITEO
-from data.table_data import parse
 from deepfm.train import DATA
 
 PARTS = (16, 4, 1)  # of the full size: one sixteenth, ...

@@ -22,12 +22,12 @@ from benchmarks import bst_plain, mmoe_rechub, ours
 from benchmarks.criteo_shaped import OUTPUT, RawRows
 from common.data.data_module import RecommendationDataModule
 from common.data.loader import MemmapDataset
-from common.files import markdown_table
 from common.model.embedding import SparseLookup
 from common.model.optimizer import DenseAdam, LazyAdam
 from common.model.recommender import Recommender
 from common.training.precision import resolve_precision
-from data.movie_history import HistoryDataset
+from common.training.seeds import markdown_table
+from data.history.dataset import HistoryDataset
 
 FIRST, STEPS = 5, 20  # of the profiled steps
 OTHER = "other operations of the model"

@@ -1,15 +1,12 @@
-"""A resumable Ray Tune search: Ray's state is rebuilt from the record of the trials.
+"""A resumable Ray Tune search: Ray's state is rebuilt from Optuna's study, and each trial has its own checkpoints.
 
-Ray's own snapshots lag behind by seconds and omit the scheduler's state. Each trial has a run folder with its own
-checkpoints.
+(Ray's own snapshots lag behind by seconds and omit the scheduler's state.)
 """
 
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,20 +20,23 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from common.cluster.ray_cluster import check_resources, start_ray
-from common.cluster.search_record import (
+from common.cluster.study import (
     CAUSE_FILE,
     ENDED,
-    METRIC,
-    MODE,
-    SearchRecord,
-    Trial,
-    best_row,
-    format_config,
+    best_value,
+    by_value,
+    distributions,
+    end_trial,
+    in_database,
+    in_state,
     log,
+    settings_of,
+    trial_folder,
 )
-from common.errors import UserError, check
+from common.errors import UserError
 from common.process_group import is_distributed
 from common.training.callbacks import MetricsLog
+from common.training.fit import mode_of
 
 DISK = "cannot write: "  # prefix of a cause of failure that is not the trial's fault
 LOOK_SECONDS = 5  # between two checks that Ray still has a node
@@ -47,7 +47,9 @@ def run_search(
     run_trial: Callable[[dict[str, Any]], None],
     space: dict[str, Any],
     first: dict[str, Any],
-    record: SearchRecord,
+    study: optuna.Study,
+    folder: Path,
+    begun: float,
     *,
     epochs: int,
     validations: int,
@@ -61,10 +63,10 @@ def run_search(
     workers_per_trial: int,
     ray_address: str | None,
 ) -> None:
-    """Run trials until `trials` of those in `record` have ended.
+    """Run trials until `trials` of those in the study have ended.
 
     run_trial: trains one configuration, which includes its "number". first: the configuration that is tried first if it
-    lies in the space. epochs, validations: per trial. The others: see SEARCH in tune_dlrm.py.
+    lies in the space. begun: see SearchProgress. epochs, validations: per trial. The others: tune_dlrm.py.
 
     Raises: UserError if Ray has too few CPUs or GPUs for a trial, or a disk is full.
     """
@@ -73,19 +75,23 @@ def run_search(
     cpus = workers_per_trial * cpus_per_trial
     check_resources("cpus_per_trial times workers_per_trial", "CPU", cpus, on_one_machine=True)
     check_resources("gpus_per_trial", "GPU", gpus, on_one_machine=True)
-    while missing := trials - len(record.in_state(*ENDED)):
-        await_release(record)
+    if not study.get_trials(deepcopy=False) and all(values.is_valid(first[name]) for name, values in space.items()):
+        study.enqueue_trial({name: in_database(value) for name, value in first.items()})
+    while missing := trials - len(in_state(study, *ENDED)):
+        for trial in in_state(study, "started"):  # wait until no process of an earlier, killed search holds it
+            if (lock := trial_folder(folder, trial.number) / "run.lock").exists():
+                FileLock(lock).acquire(timeout=60).lock.release()
         tuner = tune.Tuner(
             tune.with_resources(run_trial, {"cpu": cpus, "gpu": gpus}),
             tune_config=tune.TuneConfig(
-                search_alg=RecordedSearch(space, first, seed, record),
-                scheduler=make_scheduler(record, grace_validations, validations, reduction_factor),
+                search_alg=ContinuedSearch(study, space, seed),
+                scheduler=make_scheduler(study, grace_validations, validations, reduction_factor),
                 num_samples=missing,
                 max_concurrent_trials=concurrent_trials,
                 reuse_actors=workers_per_trial == 1,  # a process imports torch only once
             ),
             run_config=tune.RunConfig(
-                storage_path=str(record.path.parent / "ray"), verbose=0, callbacks=[SearchProgress(record, epochs)]
+                storage_path=str(folder / "ray"), verbose=0, callbacks=[SearchProgress(study, folder, epochs, begun)]
             ),
         )
         try:
@@ -97,70 +103,48 @@ def run_search(
     ray.shutdown()
 
 
-def await_release(record: SearchRecord) -> None:
-    """Wait until no process of an earlier, killed search holds a trial that is to be continued."""
-    for trial in record.in_state("started"):
-        if (folder := record.folder(trial["number"])).exists():
-            FileLock(folder / "run.lock").acquire(timeout=60).lock.release()
-
-
-class RecordedSearch(OptunaSearch):
-    """Optuna's TPE. Proposes the unfinished trials of the record first, and records what it proposes.
+class ContinuedSearch(OptunaSearch):
+    """Optuna's TPE. Proposes the trials that an earlier search has left unfinished first.
 
     Its configurations have an additional entry, the "number" of the trial.
     """
 
-    def __init__(self, space: dict, first: dict, seed: int, record: SearchRecord):
-        self.record, self.pending = record, record.in_state("started")
-        points = [lists_to_tuples(trial["config"]) for trial in self.pending]
-        if not record.trials and all(values.is_valid(first[name]) for name, values in space.items()):
-            points = [first]
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+    def __init__(self, study: optuna.Study, space: dict, seed: int):
         # another seed, because a continued search already has the samples of the first one
-        super().__init__(distributions(space), METRIC, MODE, points, seed=seed + len(record.trials))
-        for trial in record.in_state("finished", "stopped"):
-            self.add_evaluated_point(lists_to_tuples(trial["config"]), trial["rows"][-1][METRIC])
+        seed += len([trial for trial in study.get_trials(deepcopy=False) if "state" in trial.user_attrs])
+        metric = study.user_attrs["metric"]
+        super().__init__(distributions(space), metric, mode_of(metric), storage=study._storage, seed=seed)
+        self.pending = [optuna.trial.Trial(study, trial._trial_id) for trial in in_state(study, "started")]
 
     def suggest(self, trial_id: str) -> dict:
-        config = super().suggest(trial_id)
-        assert config is not None
-        trial = self.pending.pop(0) if self.pending else self.record.add(config)
-        return config | {"number": trial["number"]}
+        if self.pending:
+            self._ot_trials[trial_id] = self.pending.pop(0)
+        params = super().suggest(trial_id)
+        assert params is not None
+        trial = self._ot_trials[trial_id]
+        trial.set_user_attr("state", "started")
+        return settings_of(params) | {"number": trial.number}
+
+    def on_trial_result(self, trial_id: str, result: dict) -> None:
+        """SearchProgress records it."""
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """SearchProgress records it."""
 
 
-def distributions(space: dict) -> dict[str, optuna.distributions.BaseDistribution]:
-    """Optuna's distributions for a Ray Tune search space. Raises: UserError if Optuna lacks one."""
-    found: dict[str, optuna.distributions.BaseDistribution] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tuples as choices, which Optuna could not store in a database
-        for name, values in space.items():
-            with suppress(ValueError):
-                found |= OptunaSearch.convert_search_space({name: values})
-            check(
-                name in found,
-                f"SPACE[{name!r}] must be tune.choice, tune.uniform, tune.loguniform, tune.randint or tune.lograndint. "
-                "For a single value, use FIXED.",
-            )
-    return found
-
-
-def lists_to_tuples(config: dict) -> dict:
-    """Widths are tuples in a search space, but lists in JSON."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-
-
-def make_scheduler(record: SearchRecord, grace_validations: int, validations: int, factor: int) -> ASHAScheduler:
-    """ASHA over the number of validations, so that trials are compared at equal progress; fed with recorded trials."""
+def make_scheduler(study: optuna.Study, grace_validations: int, validations: int, factor: int) -> ASHAScheduler:
+    """ASHA over the number of validations, so that trials are compared at equal progress; fed with earlier trials."""
     # a trial ends by itself: it may have more validations than were asked for, see TuneReporter
+    metric = study.user_attrs["metric"]
     scheduler = ASHAScheduler(
-        "validation", METRIC, MODE, validations, grace_validations, factor, stop_last_trials=False
+        "validation", metric, mode_of(metric), validations, grace_validations, factor, stop_last_trials=False
     )
-    for trial in record.in_state("finished", "stopped"):
-        earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial['number']}")  # all that ASHA looks at
+    for trial in in_state(study, "finished", "stopped"):
+        earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")  # all that ASHA looks at
         controller: Any = None
         scheduler.on_trial_add(controller, earlier)
-        for row in trial["rows"]:
-            scheduler.on_trial_result(controller, earlier, row)
+        for validation, value in sorted(trial.intermediate_values.items()):
+            scheduler.on_trial_result(controller, earlier, {"validation": validation, metric: value})
     return scheduler
 
 
@@ -198,10 +182,13 @@ class TuneReporter(pl.Callback):
 
 
 class SearchProgress(tune.Callback):
-    """Records what happens to Ray's trials, and logs one line per event."""
+    """Records in the study what happens to Ray's trials, and logs one line per event.
 
-    def __init__(self, record: SearchRecord, epochs: int):
-        self.record, self.epochs = record, epochs
+    begun: when the search would have begun without breaks, on time.monotonic().
+    """
+
+    def __init__(self, study: optuna.Study, folder: Path, epochs: int, begun: float):
+        self.study, self.folder, self.epochs, self.begun = study, folder, epochs, begun
         self._looked = time.monotonic()
 
     def on_step_end(self, iteration, trials, **info) -> None:
@@ -209,50 +196,54 @@ class SearchProgress(tune.Callback):
             self._check_nodes()
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
-        ours = self._record_of(trial)
-        resumed = f", again from validation {len(ours['rows'])}" if ours["rows"] else ""
-        self.log(ours, f"starts{resumed}: {format_config(ours['config'])}")
+        ours = self._ours(trial)
+        resumed = f", again from validation {len(ours.intermediate_values)}" if ours.intermediate_values else ""
+        shown = "  ".join(
+            f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in ours.params.items()
+        )
+        self.log(ours.number, f"starts{resumed}: {shown}")
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        ours = self._record_of(trial)
-        if result["validation"] <= len(ours["rows"]):
+        ours = self._ours(trial)
+        if result["validation"] in ours.intermediate_values:
             return  # a resumed trial reports its earlier validations again
-        names = ("validation", "epoch", "step", "learning_rate", "train_loss")
-        ours["rows"].append({name: value for name, value in result.items() if name in names or name.startswith("val_")})
-        self.record.save()
-        best = max((trial for trial in self.record.trials if trial["rows"]), key=lambda trial: best_row(trial)[METRIC])
+        metric = self.study.user_attrs["metric"]
+        optuna.trial.Trial(self.study, ours._trial_id).report(result[metric], result["validation"])
+        self.study.set_user_attr("seconds", time.monotonic() - self.begun)
+        best = by_value(self.study, self.study.get_trials(deepcopy=False))[0]
         self.log(
-            ours,
+            ours.number,
             f"validation {result['validation']:2d}, epoch {result['epoch']:.2f} of {self.epochs}  "
-            f"{METRIC} {result[METRIC]:.4f}  (best {best_row(best)[METRIC]:.4f}, trial {best['number']})",
+            f"{metric} {result[metric]:.4f}  (best {best_value(self.study, best):.4f}, trial {best.number})",
         )
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        ours = self._record_of(trial)
-        at_end = bool(ours["rows"]) and ours["rows"][-1]["epoch"] >= self.epochs  # ASHA may stop a complete trial
-        state = "finished" if trial.last_result.get("complete") or at_end else "stopped"
-        self.record.end(ours, state)
-        self.log(ours, f"{state} after {len(ours['rows'])} validations")
+        ours, last = self._ours(trial), trial.last_result
+        at_end = last.get("epoch", 0) >= self.epochs  # ASHA may stop a complete trial
+        state = "finished" if last.get("complete") or at_end else "stopped"
+        end_trial(self.study, self.folder, ours.number, state)
+        self.log(ours.number, f"{state} after {len(ours.intermediate_values)} validations")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        ours = self._record_of(trial)
-        cause = self.record.folder(ours["number"]) / CAUSE_FILE
+        ours = self._ours(trial)
+        cause = trial_folder(self.folder, ours.number) / CAUSE_FILE
+        state, deaths = "failed", ours.user_attrs.get("deaths", 0) + 1
         if cause.exists():
             text = cause.read_text()
             if text.startswith(DISK):  # a full disk is not the trial's fault: its state remains "started"
                 cause.unlink()
                 raise UserError(f"{text.removeprefix(DISK)} Then the same command continues the search.")
-            self.record.end(ours, "failed", text)
         else:
-            ours["deaths"] += 1
-            restart = ours["deaths"] <= RESTARTS
-            last_line = Path(trial.error_file).read_text().strip().splitlines()[-1]
-            self.record.end(ours, "started" if restart else "failed", f"its process died: {last_line}")
-        self.log(ours, f"{ours['state']}: {ours['cause']}" if ours["state"] == "failed" else "died; it will continue")
+            optuna.trial.Trial(self.study, ours._trial_id).set_user_attr("deaths", deaths)
+            state = "started" if deaths <= RESTARTS else "failed"
+            text = f"its process died: {Path(trial.error_file).read_text().strip().splitlines()[-1]}"
+        end_trial(self.study, self.folder, ours.number, state, text)
+        self.log(ours.number, f"failed: {text}" if state == "failed" else "died; it will continue")
         self._check_nodes()
 
-    def log(self, trial: Trial, text: str) -> None:
-        log(self.record, f"trial {trial['number']:3d}  {text}")
+    def log(self, number: int, text: str) -> None:
+        log(self.folder, f"trial {number:3d}  {text}")
 
     def _check_nodes(self) -> None:
         """End a search that has no nodes left: Ray would wait forever, or end this process silently."""
@@ -261,5 +252,5 @@ class SearchProgress(tune.Callback):
             sys.stderr.write("error: Ray's own processes died. The same command continues the search.\n")
             os._exit(1)  # not an exception, because Ray ends this process while it handles one
 
-    def _record_of(self, trial: Any) -> Trial:
-        return self.record.trials[trial.config["number"]]
+    def _ours(self, trial: Any) -> optuna.trial.FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[trial.config["number"]]

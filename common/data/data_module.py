@@ -54,8 +54,8 @@ class RecommendationDataModule(pl.LightningDataModule):
         """Like examples(), for training; the target may be a pair (target, weights of the rows)."""
         return self.examples()
 
-    def best_prediction(self) -> torch.Tensor:
-        """Predictions of the built-in sample's planted model for the test rows, in the shape of the target."""
+    def best_prediction(self) -> torch.Tensor | None:
+        """Predictions of the built-in sample's planted model for the test rows, None if it has none for the target."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:

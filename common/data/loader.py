@@ -15,6 +15,8 @@ from common.process_group import is_distributed
 class MemmapDataset(Dataset):
     """Rows of the .npy files `names` in `folder`. Each loader worker maps the files itself."""
 
+    epoch = 0  # set by BatchLoader, for what is drawn anew each epoch
+
     def __init__(self, folder: Path, names: Sequence[str]):
         self.paths = [folder / f"{name}.npy" for name in names]
         self._arrays: list[Tensor] | None = None
@@ -69,7 +71,7 @@ class BatchLoader:
     Lightning calls `sampler.set_epoch`, and saves and restores `state_dict`.
     """
 
-    def __init__(self, dataset: Dataset, sampler: EpochSampler, batch_size: int, num_workers: int = 0):
+    def __init__(self, dataset: MemmapDataset, sampler: EpochSampler, batch_size: int, num_workers: int = 0):
         self.dataset, self.sampler, self.batch_size, self.num_workers = dataset, sampler, batch_size, num_workers
         self.batch_sampler = None  # Lightning expects it of anything with a sampler
         self.position = 0  # batches of the current epoch that have been yielded
@@ -93,6 +95,7 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator:
         self.position %= len(self)  # a complete epoch leaves it at the end
+        self.dataset.epoch = self.sampler.epoch
         for batch in DataLoader(
             self.dataset,
             sampler=self._batches()[self.position :],

@@ -19,7 +19,7 @@ class PredictionMetric(Metric):
     """Collects the predictions and targets of a split; subclasses turn them into named numbers.
 
     measure(prediction, target, groups): the metrics; groups (N,), such as users, if the data has any.
-    compare(prediction, other, target): differences of the main metrics to those of another prediction, with intervals.
+    compare(prediction, other, target, groups): differences of the main metrics to another prediction's, with intervals.
     """
 
     full_state_update = False
@@ -43,7 +43,9 @@ class PredictionMetric(Metric):
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         raise NotImplementedError
 
-    def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+    def compare(
+        self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
+    ) -> dict[str, dict[str, float]]:
         raise NotImplementedError
 
     def compute(self) -> dict[str, float]:
@@ -65,7 +67,9 @@ class ClickMetrics(PredictionMetric):
         within = {} if groups is None else {"gauc": gauc(prediction, target, groups)}
         return click_metrics(prediction, target) | within
 
-    def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+    def compare(
+        self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
+    ) -> dict[str, dict[str, float]]:
         return {"auc": auc_difference(prediction, other, target)}
 
 
@@ -75,7 +79,9 @@ class RatingMetrics(PredictionMetric):
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         return rating_metrics(prediction, target)
 
-    def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+    def compare(
+        self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
+    ) -> dict[str, dict[str, float]]:
         return {"rmse": rmse_difference(prediction, other, target)}
 
 
@@ -89,7 +95,9 @@ class TaskMetrics(PredictionMetric):
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         return task_metrics(self.tasks, prediction, target)
 
-    def compare(self, prediction: Tensor, other: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+    def compare(
+        self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
+    ) -> dict[str, dict[str, float]]:
         return {
             f"auc_{task}": auc_difference(prediction[:, k], other[:, k], target[:, k])
             for k, task in enumerate(self.tasks)

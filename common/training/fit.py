@@ -85,6 +85,8 @@ def fit_and_test(
     metrics = evaluate(model, data, training, folder / BEST_CHECKPOINT, test)
     prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
     others = baselines(data) if test else {}
+    groups = data.groups("test") if test else None
+    best_prediction = data.best_prediction() if data.is_sample and test else None
     results = {
         "model": model.display_name,
         "dataset": data.dataset,
@@ -94,8 +96,10 @@ def fit_and_test(
         "settings": settings.flat(),
         **metrics,
         "baselines": {name: model.measure("test", other, target) for name, other in others.items()},
-        "differences": {name: model.metrics.compare(prediction, other, target) for name, other in others.items()},
-        "best_possible": model.measure("test", data.best_prediction(), target) if data.is_sample and test else None,
+        "differences": {
+            name: model.metrics.compare(prediction, other, target, groups) for name, other in others.items()
+        },
+        "best_possible": None if best_prediction is None else model.measure("test", best_prediction, target),
         "epochs": math.ceil(log.rows[-1]["epoch"]),
         "train_samples_per_second": log.samples_per_second,
         "wall_seconds": time.perf_counter() - start,
@@ -112,7 +116,7 @@ def fit_and_test(
             weight = None if data.training_offset or settings.data.get("weighted") else model.loss_weight
             title, path = caption(model, data, folder), folder / "learning_curves.png"
             tested = {model.display_name: results["test"], **results["baselines"]}
-            tested |= {BEST_POSSIBLE: results["best_possible"]} if data.is_sample else {}
+            tested |= {BEST_POSSIBLE: results["best_possible"]} if results["best_possible"] else {}
             plot_learning_curves(log.rows, monitor, mode_of(monitor), weight, tested, title, path)
         write_json(folder / "results.json", results)
         if test and not (folder.parent / "settings.json").exists():  # there, it is a baseline of another run

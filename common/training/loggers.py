@@ -24,18 +24,19 @@ class Trackers:
     """The loggers of a run, on rank zero. One that fails costs a warning, and is told nothing more."""
 
     def __init__(self, setting: Setting, folder: Path):
-        made = setting(folder) if callable(setting) and is_rank_zero() else setting
-        if made == TENSORBOARD:
-            made = _tensorboard(folder)
-        self.loggers = (
-            list(made) if isinstance(made, list | tuple) else [] if made == "csv" or callable(made) else [made]
-        )
+        made: Any = setting(folder) if callable(setting) and is_rank_zero() else setting
+        if isinstance(made, str):
+            made = (
+                [_tensorboard(folder)] if made == TENSORBOARD and is_rank_zero() else [] if made in SETTINGS else made
+            )
+        self.loggers: list[Logger] = list(made) if isinstance(made, list | tuple) else [made]
+        if not is_rank_zero():
+            self.loggers = []
         check(
             all(isinstance(each, Logger) for each in self.loggers),
             f"logger is {shown(setting)}; it must be 'csv', 'tensorboard', a Lightning logger, a list of them, or a "
             "function of the run's folder that makes one.",
         )
-        self.loggers = self.loggers if is_rank_zero() else []
 
     def _tell(self, what: Callable[[Any], object]) -> None:
         for logger in list(self.loggers):
@@ -91,6 +92,6 @@ class Trackers:
 
 
 def _tensorboard(folder: Path) -> TensorBoardLogger:
-    resumes = (folder / LAST_CHECKPOINT).exists()  # and repeats the steps after that checkpoint
-    purge = {"purge_step": load_checkpoint(folder / LAST_CHECKPOINT)["global_step"] + 1} if resumes else {}
+    last = folder / LAST_CHECKPOINT  # a resumed run repeats the steps after it
+    purge = {"purge_step": load_checkpoint(last)["global_step"] + 1} if last.exists() else {}
     return TensorBoardLogger(folder, "", TENSORBOARD, default_hp_metric=False, **purge)

@@ -162,6 +162,8 @@ def plot_slices(table: pd.DataFrame, title: str, path: Path) -> None:
         left.plot(part[metric], names, "o")
         ends = [part[centre] - part["low"], (part["high"] - part[centre]).replace(np.inf, np.nan)]
         right.errorbar(part[centre], names, xerr=ends, fmt="o", capsize=2)
+        if ideal:  # few clicks leave the calibration open to any side
+            right.set_xlim(max(0, right.get_xlim()[0]), min(2.5, right.get_xlim()[1]))
         right.axvline(ideal, linestyle=":", color="gray")
         left.set(title=f"{column} (rows)", xlabel=f"{metric.upper()} of {output}")
         right.set(xlabel=f"{centre.replace('_', ' ')}, 95 % interval")

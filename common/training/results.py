@@ -58,13 +58,13 @@ def with_interval(found: dict[str, float]) -> str:
 
 
 def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
-    """The baselines that beat the model in an AUC or the RMSE, to the digits shown; "" if there are none."""
+    """The baselines that beat the model in an AUC, NDCG or RMSE, to the digits shown; "" if there are none."""
     found = []
     for name, metrics in baselines.items():
         better = [
             metric
             for metric, value in test.items()
-            if (metric.startswith("auc") and round(metrics[metric], 4) > round(value, 4))
+            if (metric.startswith(("auc", "ndcg")) and round(metrics[metric], 4) > round(value, 4))
             or (metric == "rmse" and round(metrics[metric], 4) < round(value, 4))
         ]
         if better:

@@ -53,18 +53,16 @@ def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
 
     Raises: UserError if a run has no predictions, or the runs have different test rows.
     """
-    total, first = 0.0, None
-    for each in results:
-        found, groups = read_predictions(each["run_folder"], ["target", "prediction"])
-        first = found["target"] if first is None else first
+    found = [read_predictions(each["run_folder"], ["target", "prediction"]) for each in results]
+    target, groups = found[0][0]["target"], found[0][1]
+    for each, (columns, _) in zip(results, found, strict=True):
         check(
-            np.array_equal(found["target"], first, equal_nan=True),
+            np.array_equal(columns["target"], target, equal_nan=True),
             f"{results[0]['run_folder']} and {each['run_folder']} are not for the same test rows in the same order. "
             "Only runs with the same data, split, target and number of processes can be averaged.",
         )
-        total = total + found["prediction"].astype(np.float64)
-    mean, truth = torch.tensor(total / len(results)), torch.from_numpy(first).double()
-    return metrics_of(results[0]["test"]).measure(mean, truth, groups)
+    mean = np.mean([columns["prediction"] for columns, _ in found], 0, np.float64)
+    return metrics_of(results[0]["test"]).measure(torch.tensor(mean), torch.tensor(target).double(), groups)
 
 
 def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
@@ -73,8 +71,9 @@ def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
     for name, results in groups.items():
         metrics = list(results[0]["test"])
         rows[f"{name}, {len(results)} seeds"] = {m: with_sd(values(results, m)) for m in metrics}
-        averaged = averaged_metrics(results)
-        rows[f"{name}, averaged predictions"] = {m: f"{averaged[m]:.4f}" for m in metrics}
+        if "ndcg" not in metrics:  # what is saved then is ranks, which cannot be averaged
+            averaged = averaged_metrics(results)
+            rows[f"{name}, averaged predictions"] = {m: f"{averaged[m]:.4f}" for m in metrics}
     first = next(iter(groups.values()))
     for baseline, tested in first[0]["baselines"].items():
         rows[baseline] = {m: with_sd(values(first, m, baseline)) for m in tested}
@@ -84,7 +83,7 @@ def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
 def difference_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
     """The first group minus its baselines, and the other groups minus the first, paired by seed."""
     (name, first), *others = groups.items()
-    metrics = [m for m in first[0]["test"] if m.startswith(("auc", "gauc", "rmse", "log_loss"))]
+    metrics = [m for m in first[0]["test"] if m.startswith(("auc", "gauc", "rmse", "log_loss", "hr", "ndcg"))]
     pairs = {f"{name} - {baseline}": (first, first, baseline) for baseline in first[0]["baselines"]}
     pairs |= {f"{other} - {name}": (results, first, None) for other, results in others}
     rows = {
@@ -102,3 +101,8 @@ def with_sd(numbers: Sequence[float] | np.ndarray) -> str:
     """ "0.7514 ± 0.0017"; without the spread if all numbers are equal."""
     mean, sd = mean_and_sd(numbers)
     return f"{mean:.4f} ± {sd:.4f}" if np.ptp(numbers) > 0 else f"{mean:.4f}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *rows))

@@ -22,18 +22,20 @@ TITLE_WORDS = ("Café", "Last", "Night", "River", "Stone", "Winter", "Garden", "
 
 
 def movie_sample(users: int = USERS) -> Path:
-    """Folder with users.dat, movies.dat, ratings.dat and truth.npy (for the lines of ratings.dat; see `_write`)."""
+    """Folder with users.dat, movies.dat, ratings.dat and truth.npy (see `_write`)."""
+    expected_bytes = 3400 * users
     return build_once(
         "sample-movies",
         [],
         {"users": users},
         lambda target: _write(target, users),
         code=[__name__],
+        expected_bytes=expected_bytes,
     )
 
 
 def _write(target: Path, users: int) -> None:
-    """Write the files. truth.npy (N, 2): the expected rating, and the probability of a rating of 4 or 5."""
+    """Write the files. truth.npy (N, 2), by user and time: the expected rating, the chance of one of 4 or 5."""
     rng = np.random.default_rng(SEED)
     has_genre = rng.random((MOVIES, len(GENRES))) < 0.1
     has_genre[np.arange(MOVIES), rng.integers(len(GENRES), size=MOVIES)] = True
@@ -65,7 +67,8 @@ def _write(target: Path, users: int) -> None:
     user, step = user[order], step[order]
     columns = user + 1, movie[user, step] + 1, rating[user, step], time[user, step]
     np.savetxt(target / "ratings.dat", np.stack(columns, 1), "%d", "::")
-    np.save(target / "truth.npy", truth[user, step])
+    in_time = np.lexsort((time[user, step], user))  # the order in which training reads them
+    np.save(target / "truth.npy", truth[user, step][in_time])
     _write_movies(target, has_genre, rng)
     lines = zip(
         range(1, users + 1),

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from bst.train import DATA
+from common.data.raw_files import say_once
 from common.errors import UserError
 from common.model.metrics import rating_metrics
-from data.movie_history import FIRST_ID, OOV, PADDING, time_gap_bucket
+from data.history.dataset import FIRST_ID, OOV, PADDING, Negatives, random_bits, time_gap_bucket
 from data.movie_rating_seq import HistoryDataModule
 from tests.movie_rows import make_ratings, write_1m, write_csv
 
@@ -40,6 +41,12 @@ def in_order(lines) -> list:
     return sorted(lines, key=lambda line: (line[0], line[3]))
 
 
+def known(data: HistoryDataModule) -> list[list[int]]:
+    """The raw ids of the users and items of the training rows, in the order of their ids."""
+    vocabularies = {"user": data.encoder.users, "item": data.encoder.items}
+    return [[int(data.known[key]["ids"][number]) for number in numbers] for key, numbers in vocabularies.items()]
+
+
 def everything(data: HistoryDataModule) -> list[torch.Tensor]:
     return list(data.examples()[torch.arange(sum(map(len, data.rows.values())))])
 
@@ -48,38 +55,40 @@ def test_every_row_sees_its_users_past_and_nothing_else(tmp_path, lines):
     """Brute force over all rows: history, time gaps, counts, user biases come only from the user's earlier ratings."""
     data = open_data(write_1m(tmp_path / "ml", lines))
     ordered = in_order(lines)
-    movie, history, residual, time_gap, user, numbers, target = everything(data)
-    ids = {raw: row for row, raw in enumerate(data.encoder.movie_ids, FIRST_ID)}
-    expected = [data.encoder.mean + data.encoder.movie_bias[ids.get(m, OOV)] for _, m, _, _ in ordered]
+    item, history, residual, time_gap, user, numbers, target = everything(data)
+    item, numbers, target = item.squeeze(1), numbers.squeeze(1), target.squeeze(1)  # one candidate a row
+    known_users, known_items = known(data)
+    ids = {raw: row for row, raw in enumerate(known_items, FIRST_ID)}
+    expected = [data.encoder.mean + data.encoder.item_bias[ids.get(m, OOV)] for _, m, _, _ in ordered]
     for n, (u, m, rating, time) in enumerate(ordered):
         past = [i for i in range(n) if ordered[i][0] == u]
         user_bias = sum(ordered[i][2] - expected[i] for i in past) / (5 + len(past))
         shown = past[-HISTORY:]
         empty = HISTORY - len(shown)
-        assert movie[n] == ids.get(m, OOV) and target[n] == rating
+        assert item[n] == ids.get(m, OOV) and target[n] == rating
         assert history[n].tolist() == [PADDING] * empty + [ids.get(ordered[i][1], OOV) for i in shown]
         surplus = [ordered[i][2] - expected[i] for i in shown]
         np.testing.assert_allclose(residual[n], [0] * empty + surplus, atol=1e-5)
         buckets = [math.floor(2 * math.log2(1 + time - ordered[i][3])) for i in shown]
         assert time_gap[n].tolist() == [0] * empty + buckets
         np.testing.assert_allclose(numbers[n], [expected[n] + user_bias, user_bias, math.log(1 + len(past))], atol=1e-5)
-        assert data.encoder.user_ids[user[n, 0] - FIRST_ID] == u
+        assert known_users[user[n, 0] - FIRST_ID] == u
 
 
 def test_what_comes_later_changes_nothing(tmp_path, lines):
     """With the encoder fixed, changing ratings at and after a row's position does not change its inputs."""
     data = open_data(write_1m(tmp_path / "ml", lines))
-    ordered = {name: np.load(data.ordered / f"{name}.npy") for name in ("user", "movie", "rating", "time", "start")}
+    ordered = {name: np.load(data.events / f"{name}.npy") for name in ("user", "item", "rating", "time", "start")}
     before = everything(data)
     generator = np.random.default_rng(5)
     for row in range(len(ordered["user"])):
         changed = {name: column.copy() for name, column in ordered.items()}
-        changed["movie"][row + 1 :] = generator.permutation(changed["movie"][row + 1 :])
+        changed["item"][row + 1 :] = generator.permutation(changed["item"][row + 1 :])
         changed["rating"][row:] = 6 - changed["rating"][row:]
         changed["time"][row + 1 :] += 1000
         folder = tmp_path / "changed"
         folder.mkdir(exist_ok=True)
-        for name, column in data.encoder.encode(changed, data.table.users([]), start_from_biases=True):
+        for name, column in data.encoder.encode(changed, data.known["user"]["attributes"], start_from_biases=True):
             np.save(folder / f"{name}.npy", column)
         examples = data.examples()
         examples.paths = [folder / path.name if (folder / path.name).exists() else path for path in examples.paths]
@@ -103,7 +112,7 @@ def test_leave_last(tmp_path, lines):
 
 def test_time_split_keeps_moments_together(tmp_path, lines):
     data = open_data(write_1m(tmp_path / "ml", lines), split="time")
-    times = np.load(data.ordered / "time.npy")
+    times = np.load(data.events / "time.npy")
     latest = [times[data.rows[name]].max() for name in ("train", "val")]
     earliest = [times[data.rows[name]].min() for name in ("val", "test")]
     assert latest[0] < earliest[0] and latest[1] < earliest[1]
@@ -124,7 +133,7 @@ def test_vocabularies_and_biases_come_from_training_rows(tmp_path, lines):
     data = open_data(write_1m(tmp_path / "ml", lines))
     ordered = in_order(lines)
     train = [ordered[n] for n in data.rows["train"]]
-    assert data.encoder.movie_ids == sorted({m for _, m, _, _ in train})
+    assert known(data)[1] == sorted({m for _, m, _, _ in train})
     assert data.encoder.mean == pytest.approx(np.mean([rating for _, _, rating, _ in train]))
     users, movies = ({line[i] for line in train} for i in (0, 1))
     user_bias, movie_bias = dict.fromkeys(users, 0.0), dict.fromkeys(movies, 0.0)
@@ -135,21 +144,21 @@ def test_vocabularies_and_biases_come_from_training_rows(tmp_path, lines):
         for u in users:
             rest = [r - data.encoder.mean - movie_bias[m] for other, m, r, _ in train if other == u]
             user_bias[u] = sum(rest) / (15 + len(rest))
-    np.testing.assert_allclose(data.encoder.movie_bias, [0, 0, *(movie_bias[m] for m in sorted(movies))], atol=1e-6)
+    np.testing.assert_allclose(data.encoder.item_bias, [0, 0, *(movie_bias[m] for m in sorted(movies))], atol=1e-6)
     last = max(lines)
     rare = [*lines, (last[0], 30, 5, last[3] + 10**6)]  # a movie that occurs only in a test row
     data = open_data(write_1m(tmp_path / "rare", [line for line in rare if line[1] != 30 or line == rare[-1]]))
-    assert everything(data)[0][data.rows["test"][-1]] == OOV
+    assert everything(data)[0][data.rows["test"][-1], 0] == OOV
 
 
 def test_click_and_histories_without_ratings(tmp_path, lines):
     folder = write_1m(tmp_path / "ml", lines)
     click = everything(open_data(folder, target="click"))
-    assert click[-1].tolist() == [float(rating >= 4) for _, _, rating, _ in in_order(lines)]
+    assert click[-1][:, 0].tolist() == [float(rating >= 4) for _, _, rating, _ in in_order(lines)]
     blind = everything(open_data(folder, history_ratings=False))
-    assert (blind[2] == 0).all() and (blind[5][:, 1] == 0).all()
+    assert (blind[2] == 0).all() and (blind[5][..., 1] == 0).all()
     flat = everything(open_data(folder, start_from_biases=False))
-    assert len(set(flat[5][:, 0].tolist())) == 1 and (flat[5][:, 1] == 0).all()
+    assert len(set(flat[5][..., 0].flatten().tolist())) == 1 and (flat[5][..., 1] == 0).all()
 
 
 def test_other_forms_of_the_same_ratings_give_the_same(tmp_path, lines):
@@ -161,7 +170,7 @@ def test_other_forms_of_the_same_ratings_give_the_same(tmp_path, lines):
     for a, b in zip(plain, everything(open_data(other)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     table = open_data(write_csv(tmp_path / "csv", lines))
-    assert table.encoder.user_cardinalities == [FIRST_ID + 12] and table.rating_range == (0.5, 5)
+    assert table.encoder.user_cardinalities == [FIRST_ID + 12] and table.rating_range == (1, 5)
     for a, b in zip(plain[:4], everything(table)[:4], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -175,20 +184,27 @@ def test_ties_do_not_depend_on_other_users(tmp_path, lines):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_unknown_movies_and_users_are_left_out_and_counted(tmp_path, lines, capsys):
-    extra = [*lines, (4, 77, 3, 978_300_000), (99, 1, 3, 978_300_000)]
-    folder = write_1m(tmp_path / "ml", extra)
-    text = (folder / "users.dat").read_text().splitlines(keepends=True)
-    (folder / "users.dat").write_text("".join(line for line in text if not line.startswith("99::")))
-    data = open_data(folder)
-    assert "1 ratings of unknown movies, 1 ratings of unknown users" in capsys.readouterr().out
-    assert sum(map(len, data.rows.values())) == len(lines)
+def test_movies_that_their_file_lacks(tmp_path, lines, capsys):
+    """Few are noted at every start and keep their ratings; more than one in a hundred means a file that is cut off."""
+    folder = write_1m(tmp_path / "ml", [(user, movie, 1, 0) for user in range(1, 40) for movie in range(1, 29)] + lines)
+    cut = (folder / "movies.dat").read_text("latin-1")
+    (folder / "movies.dat").write_text("".join(cut.splitlines(keepends=True)[:-1]), "latin-1")  # the 30th, rated once
+    for _ in range(2):
+        say_once.cache_clear()
+        data = open_data(folder)
+        rows = sum(movie == 30 for _, movie, _, _ in lines)
+        assert rows and f"1 of 30 items, with {rows} of " in capsys.readouterr().out
+    assert len(np.load(data.events / "user.npy")) == 39 * 28 + len(lines)
+    assert data.title(data.num_items - 1) == "30" and data.title(FIRST_ID) == "Été 1 (1990)"
+    (folder / "movies.dat").write_text("".join(cut.splitlines(keepends=True)[:5]), "latin-1")
+    with pytest.raises(UserError, match=r"25 of 30 items, with .* are not in .*movies.dat. The files do not match"):
+        open_data(folder)
 
 
 def test_too_few_ratings_and_settings_out_of_range(tmp_path, lines):
     with pytest.raises(UserError, match="leaves no rows for val, test"):
         open_data(write_1m(tmp_path / "few", lines[:1]))
-    with pytest.raises(UserError, match="no rating by a known user of a movie"):
+    with pytest.raises(UserError, match="1 of 1 items, with 1 of 1 rows, are not in"):
         open_data(write_1m(tmp_path / "none", [(1, 99, 3, 5)]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"none of ratings.dat.*it is empty"):
@@ -224,11 +240,101 @@ def test_loader_gives_windows_and_pickles_without_the_arrays(tmp_path, lines):
     assert len(pickle.dumps(examples)) == size < 5000
 
 
+def test_negatives_are_what_the_user_has_in_no_row_in_proportion_to_a_power_of_popularity(rng):
+    user, item = rng.integers(3, size=300), rng.integers(FIRST_ID, 22, size=300)
+    item[user == 1] = np.arange((user == 1).sum()) % 19 + FIRST_ID  # all but one
+    keep = (user == 1) | (item < 12)
+    user, item = user[keep], item[keep]
+    known = {u: set(item[user == u]) for u in range(3)}
+    count = rng.integers(1, 40, 22) * (np.arange(22) >= FIRST_ID) * (np.arange(22) != 20)  # 20 is in no training row
+    for power in (0.0, 0.5):
+        negatives = Negatives(user, item, count, power, ["a", "b", "c"])
+        drawn = negatives.draw(np.array([1, 2] * 2000), random_bits([1, 0], np.arange(4000), 16))
+        assert drawn.dtype == np.int32 and set(drawn[::2].flatten()) == {21}
+        assert not set(drawn.flatten()) & {OOV, PADDING, 20}
+        weight = np.array([float(count[i]) ** power if count[i] and i not in known[2] else 0.0 for i in range(22)])
+        share = np.bincount(drawn[1::2].flatten(), minlength=22) / drawn[1::2].size
+        np.testing.assert_allclose(share, weight / weight.sum(), atol=4 / np.sqrt(drawn[1::2].size))
+        assert (share[weight == 0] == 0).all()
+        if power:
+            expected = np.log(count[item] ** power / (count[count > 0] ** power).sum())
+            np.testing.assert_allclose(negatives.log_q[item[item != 20]], expected[item != 20], atol=1e-5)
+    with pytest.raises(UserError, match="user 'b' has interacted with every item of the training rows"):
+        Negatives(np.array([0, 1, 1]), np.array([2, 2, 3]), np.array([0, 0, 1, 1]), 0.0, ["a", "b"])
+
+
+def test_negatives_depend_on_seed_epoch_and_row_alone(tmp_path, lines):
+    """Not on the number of processes, nor on where a run was resumed; the batch is otherwise that of own_item."""
+    folder = write_1m(tmp_path / "ml", lines)
+    data = open_data(folder, target="item", negatives=7, batch_size=32)
+
+    def epoch(number: int, rank: int = 0, ranks: int = 1, position: int = 0, **settings) -> list[torch.Tensor]:
+        module = open_data(folder, target="item", negatives=7, batch_size=32, **settings) if settings else data
+        loader = module.train_dataloader()
+        loader.rank, loader.world_size = rank, ranks
+        loader.sampler.set_epoch(number)
+        loader.load_state_dict({"position": position})
+        return [torch.cat(parts) for parts in zip(*loader, strict=True)]
+
+    whole = epoch(3)
+    for part, own in zip(whole[:-1], data.examples()[_order(data, 3)][:-1], strict=True):
+        shape = (slice(None), slice(1)) if part.shape != own.shape else ...
+        torch.testing.assert_close(part[shape], own, rtol=0, atol=0)
+    assert whole[0].shape == (len(data.rows["train"]), 8) and (whole[-1] == torch.eye(8)[0]).all()
+    assert all(torch.equal(a[64:], b) for a, b in zip(whole, epoch(3, position=2), strict=True))
+    ranks = [epoch(3, rank, 2)[0] for rank in range(2)]
+    both = torch.cat([part for pair in zip(*(r.split(16) for r in ranks), strict=True) for part in pair])
+    assert torch.equal(both[: len(both) // 32 * 32], whole[0][: len(both) // 32 * 32])
+    assert not torch.equal(whole[0].sort(0)[0], epoch(4)[0].sort(0)[0])
+    assert not torch.equal(whole[0].sort(0)[0], epoch(3, seed=1)[0].sort(0)[0])
+    workers = epoch(3, num_workers=2)
+    assert all(torch.equal(a, b) for a, b in zip(whole, workers, strict=True))
+
+
+def _order(data: HistoryDataModule, epoch: int) -> torch.Tensor:
+    sampler = data.train_dataloader().sampler
+    sampler.set_epoch(epoch)
+    return sampler.indices()
+
+
+def test_all_items_are_ranked_but_those_the_user_had(tmp_path, lines):
+    lines = [*lines, (12, 30, 5, 978_400_000)]  # 30 occurs in this test row alone
+    lines = [line for line in lines if line[1] != 30 or line[3] == 978_400_000]
+    lines += [(11, next(m for u, m, *_ in lines if u == 11), 5, 978_400_000)]  # an item that the user has already
+    data = open_data(write_1m(tmp_path / "ml", lines), target="item")
+    assert data.protocol.endswith(f"ranked among all {data.num_items - 2} items of the training rows")
+    ordered, (users, items) = in_order(lines), known(data)
+    found = [torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True)]
+    for row, candidates, target in zip(data.rows["test"], found[0], found[-1], strict=True):
+        user, own, *_ = ordered[row]
+        had = {m for u, m, *_ in ordered[:row] if u == user} - {own}
+        assert [items[i - FIRST_ID] for i in candidates] == items
+        expected = [1.0 if m == own else math.nan if m in had else 0.0 for m in items]
+        np.testing.assert_array_equal(target, expected)
+    missed = found[-1].nan_to_num().sum(1) == 0
+    assert [ordered[row][0] for row in data.rows["test"][missed]] == [12]
+    for part, own in zip(found[1:5], data.examples()[torch.from_numpy(data.rows["test"])][1:5], strict=True):
+        assert torch.equal(part, own)
+    popularity = np.bincount(np.load(data.folder / "item.npy")[data.rows["train"]], minlength=data.num_items)
+    expected = np.log(popularity + 1) - np.log(popularity[FIRST_ID:].mean() + 1)
+    np.testing.assert_allclose(found[5][0, :, 0], expected[FIRST_ID:], atol=1e-6)
+
+
+def test_a_part_of_the_held_out_rows_if_there_are_many(tmp_path, lines, monkeypatch):
+    folder = write_1m(tmp_path / "ml", lines)
+    whole = open_data(folder, target="item").rows
+    monkeypatch.setattr("data.movie_rating_seq.RANKED_PAIRS", {"val": 4 * 30, "test": 10**6})
+    some = open_data(folder, target="item").rows
+    assert len(some["val"]) == 4 and set(some["val"]) < set(whole["val"])
+    assert some["val"].tolist() == open_data(folder, target="item", seed=5).rows["val"].tolist()
+    assert some["test"].tolist() == whole["test"].tolist() and some["train"].tolist() == whole["train"].tolist()
+
+
 def test_the_sample_is_as_it_should_be(tmp_path):
     data = open_data(tmp_path / "ml-1m", history_length=20)
     assert data.is_sample and data.encoder.user_cardinalities[1:] == [3, 8, 22]
     assert 0.55 < rating_metrics(data.best_prediction(), data.targets("test"))["rmse"] < 0.7
-    assert any("é" in title for title, _ in data.table.titles.values())
+    assert any("é" in title for title in data.known["item"]["titles"])
 
 
 @pytest.mark.real_data("ml-1m")

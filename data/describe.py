@@ -1,0 +1,174 @@
+"""Your own data: `python data/describe.py FILE [NAME] [--items FILE] [--users FILE]` guesses the columns' roles.
+
+FILE is a table with labels, or interactions of users with items; --items and --users name files with a row per item or
+user. With NAME it writes DATA_ROOT/NAME/columns.json, which holds the paths of the files: correct it by hand, then set
+`dataset="NAME"` in a train.py. The files are CSV, TSV or Parquet, plain or .gz, or folders of such files.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from common.errors import check, run_script
+from common.files import atomic_write
+from common.paths import data_root
+from data.guess import CODE, Guesses, guess_attributes, guess_roles
+from data.look import Look
+from data.reader import Reader, data_files, source_of
+from data.schema import COLUMNS_FILE, Format, described
+from data.sniff import MISSING, command, file_format
+
+SAMPLE_ROWS, SAMPLE_FILES = 100_000, 10  # looked at
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first rows of a file or folder. entries: of columns.json, without the columns."""
+
+    path: Path
+    first: Path  # of the files
+    entries: dict[str, Any]
+    looks: dict[str, Look]
+    rows: int
+    unread: Guesses  # columns of types that cannot be read
+    notes: list[str]
+
+    def content(self, guesses: Guesses) -> dict[str, Any]:
+        """Of columns.json."""
+        columns = {name: entry for name, (entry, _) in (guesses | self.unread).items()}
+        return {"file": str(self.path.resolve())} | self.entries | {"columns": columns}
+
+    def report(self, guesses: Guesses, notes: list[str]) -> str:
+        """The guess as a table for the terminal."""
+        lines = []
+        for name, (entry, why) in (guesses | self.unread).items():
+            look = self.looks.get(name)
+            seen = [look.kind, len(look.values), f"{look.missing:.1%}", look.examples] if look else ["", "", "", ""]
+            lines.append([name, entry["role"], *seen, why])
+        table = pd.DataFrame(lines, columns=["column", "role", "type", "distinct", "missing", "examples", "why"])
+        entries = {name: value for name, value in self.entries.items() if name != "missing"}
+        form = "".join(f", {name} {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items())
+        head = f"{self.path}: the first {self.rows:,} rows, {len(lines)} columns{form}"
+        return "\n".join([head, "", table.to_string(index=False), "", *self.notes, *notes, ""])
+
+
+def look_at(path: Path) -> Table:
+    """Raises: UserError for a file that cannot be read as a table."""
+    files = data_files(path)
+    entries, columns, notes = file_format(files[0])
+    entries["missing"] = [*MISSING]
+    for file in files:
+        columns |= {key: "kept" for key in source_of(file).keys if key not in columns}
+    if len(files) > 1:
+        names = [str(file.relative_to(path)) for file in files]
+        order = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
+        notes.append(f"{len(files)} files, in natural order of their names: {order}.")
+    roles = {name: {"role": role} for name, role in columns.items() if role in ("kept", "categorical")}
+    cells = sample(files, Format.model_validate(entries | {"columns": roles}))
+
+    def look_again() -> dict[str, Look]:
+        form = Format.model_validate(entries | {"columns": roles})
+        return {name: Look(name, cells[name], form) for name in cells.column_names}
+
+    looks = look_again()
+    check(
+        entries.get("header") is False or not all(name in look.values for name, look in looks.items()),
+        f"{path} has the names of the columns in several lines. Remove the others with "
+        f"`awk 'NR == 1 {{n = $0; print}} $0 != n' {shlex.quote(str(path))} > NEW_FILE`.",
+    )
+    if any(look.has_decimal_commas for look in looks.values()):
+        entries["decimal"] = ","
+        looks = look_again()
+    for look in looks.values():
+        if look.odd and not look.named(CODE, within=True):
+            entries["missing"] += look.odd
+            notes.append(
+                f"Column {look.name!r}: {' and '.join(map(repr, look.odd))} among numbers is taken for missing."
+            )
+    looks = look_again() if len(entries["missing"]) > len(MISSING) else looks
+    unread: Guesses = {n: ({"role": "excluded"}, f"holds {k}") for n, k in columns.items() if n not in roles}
+    return Table(path, files[0], entries, looks, len(cells), unread, notes)
+
+
+def sample(files: list[Path], form: Format) -> pa.Table:
+    """The first rows of several files, because one may hold a single day, or one value of a folder's key=value."""
+    chosen = [files[place] for place in np.unique(np.linspace(0, len(files) - 1, SAMPLE_FILES).astype(int))]
+    batches: list[pa.RecordBatch] = []
+    for file in chosen:
+        left = SAMPLE_ROWS // len(chosen)
+        for batch in Reader(form).batches(source_of(file)):
+            batches.append(batch[:left])
+            left -= len(batch)
+            if left <= 0:
+                break
+    return pa.Table.from_batches(batches)
+
+
+def describe(path: Path, items: Path | None = None, users: Path | None = None) -> tuple[dict[str, Any], str]:
+    """The content of a columns.json for a table or interactions, and a report of it."""
+    table = look_at(path)
+    others = {role: look_at(file) for role, file in (("item", items), ("user", users)) if file}
+    guesses, notes, content = guess_roles(table.looks, {role: same_column(table, o) for role, o in others.items()})
+    has_time = any(entry["role"] == "time" for entry, _ in guesses.values())
+    needs = {name: look.conversion for name, look in table.looks.items() if look.conversion}
+    if any(not has_time or not what.startswith("dates") for what, _ in needs.values()):
+        what = "; ".join(f"{name!r} has {what}" for name, (what, _) in needs.items())
+        how = command(table.first, table.entries, {name: needs.get(name, ("", ""))[1] for name in table.looks})
+        notes.append(f"To use them, convert the file and describe the new one: {what}. `{how}`")
+    parts = []
+    for role, other in others.items():
+        ids = next((table.looks[name] for name, (entry, _) in guesses.items() if entry["role"] == role), None)
+        check(ids is not None, f"{path}: no columns look like users and items. Name them user_id and item_id.")
+        more = guess_attributes(other.looks, role, ids)
+        check(
+            any(e["role"] == role for e, _ in more.values()), f"{other.path} has none of the ids in {path}, {ids.name}."
+        )
+        for entry, _ in more.values():
+            if entry["role"] == role:
+                guesses[ids.name] = entry, guesses[ids.name][1]
+        content[f"{role}_attributes"] = other.content(more)
+        parts.append(other.report(more, []))
+    return table.content(guesses) | content, "\n".join([table.report(guesses, notes), *parts])
+
+
+def same_column(table: Table, other: Table) -> str | None:
+    """A column of both files that has another value in each row of the second."""
+    return next((n for n, look in other.looks.items() if n in table.looks and len(look.values) == look.rows), None)
+
+
+def main(*given: str) -> None:
+    """Print a guess of the columns' roles; with a name, write columns.json."""
+    parser = argparse.ArgumentParser(prog="python data/describe.py")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--items", type=Path)
+    parser.add_argument("--users", type=Path)
+    arguments = parser.parse_args(given)
+    content, report = describe(arguments.file, arguments.items, arguments.users)
+    print(report)
+    name = arguments.name
+    if name is None:
+        print(f"With a NAME, this is written to {data_root()}/NAME/{COLUMNS_FILE}.")
+        return
+    check(name == Path(name).name and not name.startswith("."), f"{name!r} cannot be the name of a folder.")
+    path = data_root() / name / COLUMNS_FILE
+    check(not path.exists(), f"{path} exists already; edit it, or remove it to have it written again.")
+    described(content, str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, ensure_ascii=False, indent=2)
+    print(f"Written to {path}. Check the roles and correct what is wrong; then set dataset={name!r} in a train.py.")
+
+
+if __name__ == "__main__":
+    run_script(main, "[FILE...]")

@@ -1,0 +1,265 @@
+"""Guesses the role of each column from its name and its first rows.
+
+N: rows.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from data.look import Look
+from data.values import CANONICAL, canonical
+
+FEW, REPEATS = 31, 20  # distinct numbers that are categories; rows per value of a code
+GIVES_AWAY, BINS, LEAST = 0.98, 50, 10  # AUC of a column alone, ranges of its numbers, rows of each class
+SENTENCE = 40  # average characters of free text
+POSITIVE = r"1|true|yes|y|t|pos|positive|>50k\.?|50000\+\.?"
+NEGATIVE = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
+
+# Names of columns: words in lower case with _ between them.
+USERS = r"user|customer|member|client|visitor|reviewer|reader|viewer|buyer|subscriber|session|player|account|u"
+ITEMS = r"item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|anime|news|ad|adgroup"
+ITEMS += r"|creative|business|place|venue|poi|listing|recipe|course|question|goods|i"
+IDS = r"_?(id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title)"
+KEYS = {"user": rf"(\w+_)?({USERS})({IDS})?", "item": rf"(\w+_)?({ITEMS})({IDS})?"}
+OUTCOME = r"clicks?|clicked|clk|attributed|convert|converted|conversions?|purchases?|purchased|bought|buy|ordered"
+LABEL = rf"((is|was|has|did|will)_)?({OUTCOME}|churn|churned|label|target|y)(_(flag|label|yn))?|(\w+_)?(label|target)"
+WEAK_LABEL = r"(is_)?(default|income|cancel|fraud|surviv|exited|attrition|left|respon|outcome|class|approved|install"
+WEAK_LABEL += r"|subscri|success|open|accept|return|deposit|bad|good|result|won|win|status|loan_status)\w*"
+FEEDBACK = r"(is_)?(like|liked|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)|long_view"
+FEEDBACK += r"|\w*(play|stay|watch|dwell)(ing)?_?(time|duration|ms|s|sec|seconds)\w*"
+RATING = r"rating|rate|stars?|score|grade|vote|points|overall"
+TIME = r"time|times|timestamp|date|datetime|dat|ts|at|when|day|dt|hour"
+OTHER_TIME = r"birth\w*|dob|sign\w*|regist\w+|releas\w+|expir\w+|due|deliver\w*|ship\w*|return\w*|updated?|modified"
+OTHER_TIME += r"|last|first|end|until|dropoff|attributed|status|joined"
+TITLE = r"(\w+_)?(title|name|headline)"
+WEIGHT, SPLIT = r"((sample|row|instance|case)_)?weights?|fnlwgt", r"(\w+_)?(split|fold|set|partition|subset)"
+CODE = r"ids?|\w*id|key|code|cd|nr|zip|zipcode|postcode|postal|ip|[ck]\d+|cat\d*"
+AMOUNT = r"age|years?|price|amount|amt|counts?|cnt|num|n|total|sum|avg|mean|min|max|days|hours|minutes|sec|seconds|ms"
+AMOUNT += r"|duration|length|size|width|height|distance|score|rate|ratio|pct|percent|balance|income|salary|cost|revenue"
+AMOUNT += r"|fee|lat|lon|latitude|longitude|temperature|rank|position|quantity|qty|visits|time|ago|limit|value"
+KIND = rf"{USERS}|{ITEMS}|os|app|channel|device|browser|zone|region|area|city|country|state|store|shop|site|page|domain"
+KIND += r"|category|cate|class|type|kind|group|segment|brand|seller|publisher|advertiser|placement|slot|banner|operator"
+KIND += r"|carrier|agent|company|department|job|model|version|language|genre|tag|tab|cluster"
+
+Guess = tuple[dict[str, Any], str]  # the entry in columns.json, and why
+Guesses = dict[str, Guess]  # by column
+
+
+def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Guesses, list[str], dict[str, Any]]:
+    """A guess for each column, notes, and further entries of columns.json. keys: columns of users and items, if known."""
+    notes: list[str] = []
+    content: dict[str, Any] = {}
+    found = {role: looks.get(keys.get(role) or "") or guess_key(looks, role) for role in KEYS}
+    pair = {role: look for role, look in found.items() if look}
+    guesses = {look.name: key(role, look) for role, look in pair.items() if len(pair) == 2}
+    guesses |= guess_time([look for name, look in looks.items() if name not in guesses])
+    guesses |= guess_labels([look for name, look in looks.items() if name not in guesses], len(pair) == 2, notes)
+    targets = [looks[n].target(entry) for n, (entry, _) in guesses.items() if entry["role"] in ("label", "rating")]
+    for name, look in looks.items():
+        guesses.setdefault(name, input_role(look))
+        role = guesses[name][0]["role"]
+        if role not in ("categorical", "dense") and not (look.is_date and role == "excluded"):
+            continue
+        if (alone := max((auc_alone(look, target) for target in targets), default=0.5)) > GIVES_AWAY:
+            why = f"gives the label away? AUC {alone:.3f} alone"
+        elif targets and look.named(FEEDBACK):
+            why = "known only after the label?"
+        else:
+            continue
+        guesses[name] = {"role": "excluded"}, why
+        notes.append(f"If {name!r} is known before the label, give it the role of an input.")
+    if not any(entry["role"] == "time" for entry, _ in guesses.values()):
+        rows = np.arange(len(targets[0])) if targets else np.array([])
+        if targets and abs(auc(rows, targets[0]) - 0.5) > 0.25:
+            content["split"] = {"by": "random"}
+            notes.append('No column is the time, and the label sorts the rows: "split" is random.')
+        else:
+            notes.append(
+                "No column is the time: a split by time takes the order of the file. If that means nothing, set "
+                '"split": {"by": "random"}. A column that orders the rows needs the role "time".'
+            )
+    return {name: guesses[name] for name in looks}, notes, content
+
+
+def guess_key(looks: dict[str, Look], role: str) -> Look | None:
+    """The column of users or items, rather one that is an id by its name."""
+    found = [
+        look
+        for look in looks.values()
+        if look.named(KEYS[role]) and not look.named(AMOUNT, within=True) and not look.missing and len(look.values) > 2
+        if look.kind in ("text", "number") and (look.numbers is None or look.is_whole)
+        if role == "item" or len(look.values) < look.rows
+    ]
+    return min(found, key=lambda look: not look.named(IDS[2:], within=True), default=None)
+
+
+def key(role: str, look: Look) -> Guess:
+    """An id is compared as a text, unless a number is written in several ways ("7", "7.0")."""
+    is_canonical = look.kind == "text" or all(re.match(CANONICAL, value) for value in look.values)
+    return {"role": role} | ({} if is_canonical else {"type": "number"}), ""
+
+
+def guess_time(looks: list[Look]) -> Guesses:
+    """The time that orders the rows, if there is one; other times are no inputs."""
+
+    def order(look: Look) -> tuple:
+        ranks = np.unique(look.values if look.numbers is None else look.numbers, return_inverse=True)[1]
+        is_sorted = bool((np.diff(ranks[look.codes]) >= 0).mean() > 0.95)
+        return look.named(OTHER_TIME, within=True), not look.named(TIME, within=True), not is_sorted, -len(look.values)
+
+    times = [look for look in looks if look.units and len(look.values) > 1]
+    named = [look for look in times if look.is_date or look.named(TIME, within=True)]
+    unnamed = [
+        look
+        for look in times
+        if look.units[0] in ("s", "ms") and len(look.values) > FEW and not look.named(CODE, within=True)
+    ]
+    time = min((look for look in named + unnamed if not look.missing), key=order, default=None)
+    guesses: Guesses = {
+        look.name: ({"role": "excluded"}, f"a time, empty in {look.missing:.1%}" if look.missing else "another time")
+        for look in named
+    }
+    if time:
+        what = "dates" if time.is_date else f"numbers, taken for {time.units[0]} since 1970"
+        guesses[time.name] = {"role": "time", "unit": time.units[0]}, f"orders the rows, no input; {what}"
+    return guesses
+
+
+def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> Guesses:
+    """The labels, or the rating."""
+    binary = [look for look in looks if len(look.values) == 2 and not look.is_list]
+    numbers = [look for look in looks if look.numbers is not None and len(look.values) > 1]
+    ratings = [look for look in numbers if look.named(RATING, within=True)] if is_interactions else []
+    ratings += [look for look in numbers if look.is_whole and look.named(LABEL) and look not in binary]
+    labels = [look for look in binary if look.named(LABEL)]
+    if not labels and ratings:
+        return {ratings[0].name: rating(ratings[0])}
+    labels = labels or [look for look in binary if look.named(f"{FEEDBACK}|{WEAK_LABEL}")][-1:]
+    is_only = not labels and len(binary) == 1 and not is_interactions and not binary[0].named("sex|gender")
+    if is_only and (binary[0].words or binary[0].numbers is not None):
+        value, why = label(binary[0])
+        return {binary[0].name: (value, f"the only one with two values; {why}")}
+    if len(labels) > 1:
+        names = ", ".join(look.name for look in labels)
+        notes.append(f"Labels: {names}. multitask/train.py trains all; for the other models, exclude all but one.")
+    elif is_interactions and not labels:
+        notes.append("No column is a label or a rating: for BST, every row is a click.")
+    elif not labels:
+        notes.append(
+            'No column looks like the label: give one the role "label" and "positive", a list of values'
+            f"{' (' if binary else ''}{', '.join(look.name for look in binary)}{' have two values)' if binary else ''}."
+        )
+    return {look.name: label(look) for look in labels}
+
+
+def label(look: Look) -> Guess:
+    """The larger number is positive; of texts, the one that says so, or the rarer one."""
+    yes, no = ([bool(re.fullmatch(pattern, v, re.I)) for v in look.values] for pattern in (POSITIVE, NEGATIVE))
+    if look.numbers is not None:
+        positive, why = int(look.numbers.argmax()), "" if 0 in look.numbers else ", the larger number"
+    elif sum(yes) == 1 or sum(no) == 1:
+        positive, why = yes.index(True) if sum(yes) == 1 else no.index(False), ""
+    else:
+        positive, why = int(look.counts.argmin()), ", the rarer value"
+    entry = {"role": "label", "positive": [look.values[positive]], "negative": [look.values[1 - positive]]}
+    return entry, f"positive: {look.values[positive]!r}{why}, {look.counts[positive] / look.known:.1%}"
+
+
+def rating(look: Look) -> Guess:
+    """A click is a rating from the median on, or above the least."""
+    numbers = np.sort(np.append(look.numbers, np.nan)[look.codes])[: look.known]
+    click_from = max(numbers[look.known // 2], numbers[numbers > numbers[0]][0])
+    return {"role": "rating", "click_from": float(click_from)}, f"a click from {click_from:g} on"
+
+
+def input_role(look: Look) -> Guess:
+    """The role of a column that is no label, time or key."""
+    distinct, numbers = len(look.values), look.numbers
+    each = look.known / max(1, distinct)
+    excluded, number = {"role": "excluded"}, {"role": "categorical", "type": "number"}
+    if distinct <= 1:
+        return excluded, "constant" if distinct else "empty"
+    if look.is_list:
+        return {"role": "categorical"}, "several values"
+    if look.conversion:
+        return excluded, f"{look.conversion[0]}, not converted"
+    if look.named(SPLIT) and distinct <= 10:
+        return excluded, 'a split? see "split" in docs/your_data.md'
+    if look.named(WEIGHT) and numbers is not None and numbers.min() >= 0:
+        return {"role": "weight"}, "of the row in the loss, with weighted=True; no input"
+    if look.is_unique and distinct > FEW:
+        return ({"role": "kept"}, "names the row") if look.named(f"(row_?)?({CODE})") else (excluded, "unique per row")
+    if look.separator:
+        return {"role": "categorical", "separator": look.separator}, f"several values, {look.separator!r}"
+    if numbers is None and sum(map(len, look.values)) > SENTENCE * distinct and each < 2:
+        return excluded, "free text"
+    if numbers is None or look.is_code:
+        is_boolean = {value.lower() for value in look.values} == {"true", "false"}
+        return {"role": "categorical"} | ({"type": "boolean"} if is_boolean else {}), ""
+    is_code = look.is_whole and numbers.min() >= -1
+    if distinct <= 10:
+        return number, "few numbers"
+    if is_code and look.named(CODE, within=True):
+        return number, "a code, by its name"
+    if look.named(AMOUNT, within=True):
+        return {"role": "dense"}, "an amount, by its name"
+    if is_code and look.named(KIND, within=True):
+        return number, "a code, by its name"
+    frequency = np.log(look.counts[np.argsort(numbers)])  # smooth over the values of an amount, but not of codes
+    is_smooth = bool(frequency.std() > 0 and np.corrcoef(frequency[:-1], frequency[1:])[0, 1] > 0.5)
+    if each >= REPEATS and (distinct <= FEW or (is_code and not is_smooth)):
+        return number, f"numbers that repeat, {each:.0f} rows each: codes?"
+    return {"role": "dense"}, "many numbers" if look.is_whole else "fractions"
+
+
+def guess_attributes(looks: dict[str, Look], role: str, ids: Look) -> Guesses:
+    """The roles in a file with a row per item or user; none is the key if no column holds the ids."""
+
+    def held(look: Look, change: Callable[[str], str]) -> tuple:
+        values = {change(value) for value in look.values}
+        share = sum(change(value) in values for value in ids.values)
+        return share * (len(look.values) == look.rows), share, look.name == ids.name
+
+    guesses = {name: input_role(look) for name, look in looks.items()}
+    for name, (entry, why) in guesses.items():
+        if entry["role"] == "weight":
+            guesses[name] = {"role": "dense"}, ""
+        elif entry["role"] == "kept" or looks[name].is_date:
+            guesses[name] = {"role": "excluded"}, "a date" if looks[name].is_date else why
+    names = [look for look in looks.values() if look.kind == "text" and len(look.values) > look.rows / 2]
+    best = max(looks.values(), key=lambda look: max(held(look, str), held(look, canonical)))
+    if held(best, canonical)[1]:
+        names = [look for look in names if look is not best]
+        as_text = key(role, ids)[0] if held(best, str)[1] else {"role": role, "type": "number"}
+        guesses[best.name] = as_text, "the key"
+    if names and role == "item":
+        title = min(names, key=lambda look: not look.named(TITLE))
+        guesses[title.name] = {"role": "kept"}, "the title"
+    return guesses
+
+
+def auc_alone(look: Look, target: np.ndarray) -> float:
+    """AUC of the target's mean per value (of many numbers: per range), taken from a random half of the rows, on the
+    others; missing is a value. 0.5 for lists."""
+    if look.is_list:
+        return 0.5
+    codes = look.codes + 1
+    if look.numbers is not None and len(look.values) > BINS:
+        edges = np.quantile(look.numbers[look.codes[look.codes >= 0]], np.linspace(0, 1, BINS + 1)[1:-1])
+        codes = np.append(np.searchsorted(np.unique(edges), look.numbers, "right") + 1, 0)[look.codes]
+    known = ~np.isnan(target)
+    codes, target = codes[known], target[known]
+    half = np.random.default_rng(0).random(len(target)) < 0.5
+    rows, positive = (np.bincount(codes[half], of, len(look.values) + 1) for of in (None, target[half]))
+    return auc(((positive + target.mean()) / (rows + 1))[codes[~half]], target[~half])
+
+
+def auc(score: np.ndarray, target: np.ndarray) -> float:
+    """0.5 if there are few rows of a class; rows with a target of nan are left out."""
+    known = ~np.isnan(target)
+    is_few = min((target == 0).sum(), (target == 1).sum()) < LEAST
+    return 0.5 if is_few else float(roc_auc_score(target[known], score[known]))
