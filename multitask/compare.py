@@ -13,11 +13,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
+from common.errors import answer_help, run_script
+
+if __name__ == "__main__":
+    answer_help(__doc__, "")  # before the imports below, which take seconds
+
 import pandas as pd
 from matplotlib.figure import Figure
 
+<<<<<<< HEAD
 from common.errors import run_script
 from common.files import read_json, write_json
+=======
+from common.files import markdown_table, read_json, write_json
+>>>>>>> training
 from common.model.metrics import task_metrics
 from common.paths import output_root
 from common.settings import Settings

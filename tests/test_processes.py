@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -143,30 +144,38 @@ def test_a_process_dies(tmp_path, outputs, rng, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other process in /proc")
-def test_the_first_process_dies_before_they_meet(tmp_path, outputs, rng, monkeypatch):
-    """The other process, which would wait for it, ends within seconds, with one line."""
+@pytest.mark.parametrize("dying", [0, 1])
+def test_one_process_dies_before_they_meet(tmp_path, outputs, rng, monkeypatch, dying):
+    """The other process, which would wait for it, ends within seconds, with one line, and leaves no temporary folder."""
     write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 700))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
-    script = tmp_path / "script.py"
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    script, here = tmp_path / "script.py", tmp_path / "here"
     script.write_text(
-        f"import os, sys, time; sys.path.insert(0, {str(REPO)!r})\n"
+        f"import os, pathlib, sys, time; sys.path.insert(0, {str(REPO)!r})\n"
         "from common.process_group import LocalDDPStrategy\nfrom deepfm.train import train\n"
         "setup = LocalDDPStrategy.setup_distributed\n"
-        "def wait(self):\n    if self.local_rank == 0: print('here', flush=True); time.sleep(60)\n    setup(self)\n"
+        f"def wait(self):\n    if self.local_rank == {dying}: pathlib.Path({str(here)!r}).touch(); time.sleep(60)\n"
+        "    setup(self)\n"
         "LocalDDPStrategy.setup_distributed = wait\n"
         "train(hidden_units=(8,), devices=2)\n"
     )
-    first = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while first.stdout.readline() != "here\n":
+    first = subprocess.Popen([sys.executable, script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not here.exists():
         assert first.poll() is None, first.stderr.read()
+        time.sleep(0.1)
     (other,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    first.kill()
+    time.sleep(2 * dying)  # until the first process waits too
+    os.kill(int(other) if dying else first.pid, signal.SIGKILL)
     try:
         _, errors = first.communicate(timeout=40)  # to the end of the other's standard error
     except subprocess.TimeoutExpired:
         os.kill(int(other), signal.SIGKILL)
+        first.kill()
         raise
-    assert errors.endswith("error: the first process of this run died.\n")
+    assert errors.endswith("error: another process of this run died.\n")
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def listening(processes: set[int]) -> set[str]:

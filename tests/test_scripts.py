@@ -95,6 +95,21 @@ def test_help_prints_the_docstring(monkeypatch, capsys, script):
     )
 
 
+EARLY = ["deepfm/train.py", "dlrm/train.py", "multitask/train.py", "multitask/compare.py", "bst/train.py"]
+EARLY += ["tune_dlrm.py", "seeds.py"]
+
+
+@pytest.mark.parametrize("script", EARLY)
+def test_help_and_usage_are_answered_before_torch_is_imported(script):
+    """In a new process: how long it takes depends on what else the machine does, what it imports does not."""
+    for arguments, code in (["--help"], 0), (["a", "b", "c"], 1):
+        command = [sys.executable, "-X", "importtime", str(REPO / script), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+        assert done.returncode == code and not {"torch", "numpy", "pandas", "ray"} & imported
+        assert code == 0 or done.stderr.splitlines()[-1].startswith("error: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "usage", "message"),
     [

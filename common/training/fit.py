@@ -142,7 +142,7 @@ def build_trainer(
         check(isinstance(callback, pl.Callback), f"callbacks: {shown(callback)} is not a callback of Lightning.")
     check_batch_norm(model, data, settings)
     check(
-        not hasattr(data, "base_logits") or not one_class(data, "train").all(),  # ratings have no classes
+        not hasattr(data, "base_logits") or not one_class(data.targets("train")),  # ratings have no classes
         f"all {len(data.rows['train']):,} training rows are of one class: use other rows, or a larger negative_rate.",
     )
     mode, last = mode_of(monitor), folder / LAST_CHECKPOINT
@@ -210,26 +210,25 @@ def chosen_monitor(setting: str, automatic: str, model: Recommender, data: Recom
     "auto" is "val_log_loss" where the AUC is undefined on the validation rows; prints a note then. Raises: UserError
     for a metric that the model does not have, or that is undefined.
     """
-    monitor = automatic if setting == "auto" else setting
-    target, groups = data.targets("val")[:2], data.groups("val")
-    names = model.metrics.measure(target.float(), target.float(), None if groups is None else groups[:2])
-    check_names([monitor], [f"val_{name}" for name in names if name != "calibration"])
-    if "auc" not in monitor or not (constant := one_class(data, "val")).any():
-        return monitor
-    rows = f"All {len(data.rows['val']):,} validation rows are of one class"
-    if constant.all():
+    monitor, target = automatic if setting == "auto" else setting, data.targets("val")
+    measured = {f"val_{name}": v for name, v in model.metrics.measure(target, target, data.groups("val")).items()}
+    check_names([monitor], [name for name in measured if name != "val_calibration"])
+    undefined = [name.removeprefix("val_auc_") for name in measured if "auc" in name and math.isnan(measured[name])]
+    rows = f"All {len(target):,} validation rows are of one class"
+    if math.isnan(measured[monitor]):
         check(setting == "auto", f"{rows}, so {monitor} is undefined; monitor must be another metric.")
         print(f"{rows}, so their AUC is undefined: the checkpoint is chosen by log loss.", flush=True)
         return "val_log_loss"
-    names = ", ".join(task for task, is_constant in zip(data.tasks, constant, strict=True) if is_constant)
-    print(f"{rows} of {names}, whose AUC is undefined: {monitor} is that of the other tasks.", flush=True)
+    if undefined and "auc" in monitor:
+        names = ", ".join(undefined)
+        print(f"{rows} of {names}, whose AUC is undefined: {monitor} is that of the other tasks.", flush=True)
     return monitor
 
 
-def one_class(data: RecommendationDataModule, split: str) -> Tensor:
-    """Whether all known labels of a split are equal, by task (K,)."""
-    labels = data.targets(split).reshape(len(data.rows[split]), -1)
-    return labels.nan_to_num(torch.inf).amin(0) >= labels.nan_to_num(-torch.inf).amax(0)
+def one_class(label: Tensor) -> bool:
+    """Whether all known labels are equal, (N,) or, of each task, (N, K)."""
+    lowest, highest = label.nan_to_num(torch.inf).amin(0), label.nan_to_num(-torch.inf).amax(0)
+    return bool((lowest >= highest).all())
 
 
 def check_batch_norm(model: nn.Module, data: RecommendationDataModule, settings: Settings) -> None:

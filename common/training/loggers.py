@@ -25,12 +25,9 @@ class Trackers:
 
     def __init__(self, setting: Setting, folder: Path):
         made: Any = setting(folder) if callable(setting) and is_rank_zero() else setting
-        if isinstance(made, str):
-            made = (
-                [_tensorboard(folder)] if made == TENSORBOARD and is_rank_zero() else [] if made in SETTINGS else made
-            )
+        made = _tensorboard(folder) if made == TENSORBOARD else made
         self.loggers: list[Logger] = list(made) if isinstance(made, list | tuple) else [made]
-        if not is_rank_zero():
+        if setting == "csv" or not is_rank_zero():
             self.loggers = []
         check(
             all(isinstance(each, Logger) for each in self.loggers),
@@ -43,9 +40,8 @@ class Trackers:
             try:
                 what(logger)
             except Exception as error:  # of any tracker, or its server
-                print(
-                    f"warning: {type(logger).__name__} failed, and is told nothing more: {one_line(error)}", flush=True
-                )
+                name = type(logger).__name__
+                print(f"warning: {name} failed, and is told nothing more: {one_line(error)}", flush=True)
                 self.loggers.remove(logger)
 
     def log_settings(self, settings: dict[str, Any]) -> None:
