@@ -252,7 +252,7 @@ class Reader:
                 kind = self.types.setdefault(name, found[name].type)
                 check(
                     kind == found[name].type,
-                    f"{source.name}, column {name}: found {found[name].type} in a cell, but {kind} in the files before.",
+                    f"{source.name}, column {name}: found {found[name].type} in a cell, but {kind} in the rows before or in training.",
                 )
         return pa.RecordBatch.from_pydict(found)
 
