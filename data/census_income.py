@@ -13,7 +13,7 @@ import numpy as np
 
 from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Published, find_file, missing_file, raw_file
-from common.errors import check, run_script
+from common.errors import run_script
 from common.paths import data_root
 from data import movie_rating_seq
 from data.samples.census import census_sample

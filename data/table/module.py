@@ -199,7 +199,7 @@ class TableDataModule(RecommendationDataModule):
 
     @property
     def bin_edges(self) -> list[list[float]]:
-        return self.encoder.bin_edges
+        return [number.edges for number in self.encoder.numbers if number.edges is not None]
 
     @property
     def base_logits(self) -> list[float]:

@@ -5,6 +5,7 @@ N: rows, K: tasks.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -226,7 +227,7 @@ def _fitted(rows: StoredRows, description: Description, settings: Mapping[str, A
 
     each = map if len(rows) > MANY_ROWS else ordered_map
     numbers, fields = zip(*tqdm(each(fit, columns), "Fitting", len(columns), unit="column"), strict=True)
-    return TableEncoder(sum(numbers, []), sum(fields, []))
+    return TableEncoder(list(chain(*numbers)), list(chain(*fields)))
 
 
 def _npy(path: Path, dtype: type, shape: tuple[int, ...]) -> IO[bytes]:

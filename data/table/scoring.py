@@ -11,8 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from data.reader import Source
-from data.schema import Description, Plain
+from data.reader import Source, keeping, kept_texts
+from data.schema import Description
 from data.table.encoder import EMPTY, FIRST_ID, MISSING, OOV, TableEncoder, from_tensor, nearly_unseen
 from data.table.rows import TableReader, label_name
 
@@ -29,9 +29,8 @@ class TableScorer:
         self._counts = np.zeros((2, len(self.encoder.fields)), np.int64)  # see TableEncoder.count_unseen
 
     def keep(self, names: Sequence[str]) -> None:
-        """Copy these columns to the output too."""
-        columns = {name: self.description.columns.get(name, Plain(role="kept")) for name in names}
-        self.description = self.description.model_copy(update={"columns": self.description.columns | columns})
+        """Add columns to `kept`. Raises: UserError for one that the table does not have."""
+        self.description = keeping(self.description, names)
         self.kept = tuple(dict.fromkeys([*self.kept, *names]))
 
     @property
@@ -51,8 +50,8 @@ class TableScorer:
     ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
         """The model's inputs, the labels (N, K), nan if unknown, and the texts of `kept`, in the order of the source.
 
-        moved: called with the number of bytes read, as they are read.
-        Raises: UserError naming the line and column of the first wrong row.
+        moved: called with the number of bytes read, as they are read. Raises: UserError naming the line and column of
+        the first wrong row.
         """
         reader = TableReader(self.description, self.attributes, self.tasks, scoring=True)
         pooled = {field.name: field.pooling is not None for field in self.encoder.fields if field.kind == "text"}
@@ -60,12 +59,8 @@ class TableScorer:
         for batch, dense, ids in self.encoder.stream(reader.batches(source, moved)):
             self._counts += self.encoder.count_unseen(ids)
             labels = np.stack([batch.column(label_name(task)).to_numpy() for task in self.tasks], 1)
-            kept = [self._written(name, batch.column(name).to_pylist()) for name in self.kept]
+            kept = kept_texts(source, dict(zip(batch.schema.names, batch.columns, strict=True)), self.kept)
             yield [torch.from_numpy(dense), torch.from_numpy(ids)], torch.from_numpy(labels), kept
-
-    def _written(self, name: str, cells: list[Any]) -> list[str]:
-        separator = getattr(self.description.columns[name], "separator", None) or "|"
-        return [separator.join(cell) if isinstance(cell, list) else str(cell) for cell in cells]
 
     def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
         """Inputs of random rows."""
