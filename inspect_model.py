@@ -43,7 +43,7 @@ VALUE = None  # as written in the raw file; None: the most frequent in RAW_FILE,
 FORMAT = "csv"  # of the embeddings; or "csv.gz", "parquet"
 MAX_ROWS = 100_000  # of RAW_FILE that are used, from its start
 REPEATS = 3  # shuffles per column
-NEIGHBOURS, SHOWN_VALUES, NAMED_VALUES = 10, 1000, 25  # values in the list; in the plot; labelled in the plot, at most
+NEIGHBOURS, SHOWN_VALUES, NAMED_VALUES = 10, 1000, 25  # most values in the list; in the plot; labelled in the plot
 
 
 def inspect(

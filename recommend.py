@@ -66,8 +66,9 @@ def recommend(
     with open_table(output, [*checkpoints, raw]) as write:
         following: dict[str, list[str]] = {}  # what users did next
         for user, item in (row for part in histories.users_of(input_of(raw)) for row in part):
-            is_new = item is not None and not histories.has(user, item)
-            following.setdefault(user, []).extend([item] if is_new else [])
+            known = following.setdefault(user, [])
+            if item is not None and not histories.has(user, item):
+                known.append(item)
         if until is not None:
             following = {user: histories.next_items(user, until) for user in following}
         best = ordered_map(lambda user: ranked_items(models, histories, user, until, following[user]), following)

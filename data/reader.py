@@ -6,7 +6,7 @@ row) and the column. data/text.py has the bytes of a text file, data/values.py t
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +22,21 @@ import pyarrow.parquet
 
 from common.data.raw_files import decompressed, gzip_errors
 from common.errors import UserError, check
-from data.schema import Categorical, Column, Dense, Description, Format, Key, Rating, Time
+from data.schema import Categorical, Column, Dense, Description, Format, Key, Plain, Rating, Time
 from data.text import Text
 from data.values import (
-    INTEGER, NUMBER, BadValue, categories, ids, known, numbers, plain, texts, times, unit_of, weights,
+    INTEGER,
+    NUMBER,
+    BadValue,
+    categories,
+    ids,
+    known,
+    numbers,
+    plain,
+    texts,
+    times,
+    unit_of,
+    weights,
 )  # fmt: skip
 
 PARQUET, PARQUET_ROWS = b"PAR1", 1 << 16  # rows read at a time
@@ -95,6 +106,26 @@ def reading(name: str) -> Iterator[None]:
             yield
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror or error}.") from error
+
+
+def keeping(form: Description, names: Sequence[str]) -> Description:
+    """The description of the same file with these columns read. Raises: UserError for one that it does not have."""
+    for name in names:
+        check(name in form.columns, f"there is no column {name!r}; the columns are {some(list(form.columns))}.")
+    read = {name: Plain(role="kept") for name in names if form.columns[name].role == "excluded"}
+    return form.model_copy(update={"columns": form.columns | read})
+
+
+def kept_texts(source: Source, columns: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """The texts (N,) of each column, "" if missing; of a number "9" for 9.0; several values joined by "|"."""
+    found = []
+    for name in names:
+        check(name in columns, f"{source.name} has no column {name!r}.")
+        array = columns[name]
+        if pa.types.is_list(array.type):
+            array = pc.binary_join(array, "|")
+        found.append(array.cast(pa.string()).fill_null("").to_pylist())
+    return found
 
 
 @contextmanager
@@ -170,7 +201,7 @@ class Reader:
         wanted, skipped = self._wanted(source, names), list[int]()
         try:
             yield from self._csv(text, names, wanted, skipped, threads=source.again)
-        except pa.ArrowInvalid as error:
+        except pa.ArrowInvalid:
             if source.again:  # without threads, because only then pyarrow tells the row
                 with source.open() as stream:
                     again = Text(source.name, b"", stream, self.form)
@@ -212,16 +243,18 @@ class Reader:
 
     def _type_in_text(self, name: str) -> pa.DataType:
         column = self.columns.get(name)
-        if name in self.origins.values() or not isinstance(column, Dense | Rating) and column.role != "weight":
+        if name in self.origins.values() or (not isinstance(column, Dense | Rating) and column.role != "weight"):
             return pa.string()
         return pa.int32() if getattr(column, "type", "") == "integer" else pa.float64()
 
     def _names_by_width(self, width: int) -> list[str]:
         """The columns of a file without a header line: all of them or, when scoring, without labels or what is last."""
         names, labels = self.form.in_file, self.form.of_role("label")
-        if self.scoring:
-            shorter = [n for n in names if n not in labels[:1]], [n for n in names if n not in labels], names[:width]
-            names = next((found for found in (names, *shorter) if len(found) == width), names)
+        if self.scoring and len(names) != width:
+            if not all(self.form.columns[name].role in OPTIONAL for name in names[width:]):
+                shorter = [n for n in names if n not in labels[:1]], [n for n in names if n not in labels]
+                return next((found for found in shorter if len(found) == width), names)
+            return names[:width]
         return names
 
     def _wanted(self, source: Source, names: list[str]) -> list[str]:

@@ -140,8 +140,8 @@ def test_unseen_categories_are_counted(tmp_path, lines, deepfm):
     fields = lines[0].split("\t")
     fields[14], fields[39] = "ffffffff", ""
     write_lines(tmp_path / "new.txt", ["\t".join(fields)])
-    _, preprocessor = load(deepfm)
-    assert "ffffffff" not in preprocessor.encoder.fields[0].texts()
+    _, scorer = load(deepfm)
+    assert "ffffffff" not in scorer.encoder.fields[0].vocabulary.to_pylist()
     unseen = predict(deepfm, tmp_path / "new.txt", tmp_path / "out.csv")["unseen"]
     assert unseen["C1"] == 1 and "C26" not in unseen
 
@@ -251,11 +251,11 @@ def test_the_output_is_none_of_the_inputs(tmp_path, root, lines, deepfm):
     (tmp_path / "again.csv.gz").hardlink_to(raw)
     checkpoint = shutil.move(checkpoint, tmp_path / "ckpt.parquet")
     (tmp_path / "link").symlink_to(checkpoint)
-    for output, name in ((raw, "raw.csv"), (tmp_path / "again.csv.gz", "raw.csv"), (tmp_path / "link", "ckpt.parquet")):
-        with pytest.raises(UserError, match=rf"{output} is {tmp_path / name}, which would be overwritten"):
+    for output in (raw, tmp_path / "again.csv.gz", tmp_path / "link"):
+        with pytest.raises(UserError, match=rf"{output} is also read, and would be overwritten"):
             predict(checkpoint, raw, output)
     done = run_process("predict.py", checkpoint, "-", raw, folder=tmp_path, streams={0: (raw, os.O_RDONLY)})
-    assert done.returncode == 1 and "raw.csv is standard input, which would be overwritten" in done.stderr
+    assert done.returncode == 1 and "raw.csv is also read, and would be overwritten" in done.stderr
     assert raw.read_text().splitlines() == lines and load(checkpoint)
 
 
