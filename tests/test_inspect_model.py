@@ -54,9 +54,9 @@ def test_the_column_that_makes_the_click_matters(run, capsys):
 
 def test_intervals_are_those_of_a_loop(run):
     checkpoint, raw = run
-    model, preprocessor = load(checkpoint)
-    inputs, target = read_rows(preprocessor, raw)
-    table = importance(model, preprocessor, inputs, target).set_index("column")
+    model, scorer = load(checkpoint)
+    inputs, target = read_rows(scorer, raw)
+    table = importance(model, scorer, inputs, target).set_index("column")
     generator = torch.Generator().manual_seed(0)
     probability = model(*inputs).sigmoid().double()
     losses = -torch.where(target[:, 0] == 1, probability, 1 - probability).log()
@@ -78,9 +78,9 @@ def test_embeddings_have_raw_values_counts_and_neighbours(run, tmp_path):
     in_file = pd.Series([line.split("\t")[16] for line in raw.read_text().splitlines()]).value_counts()
     assert dict(zip(table["value"], table["count"], strict=True)) == in_file.to_dict()
     weights = load_checkpoint(checkpoint)["state_dict"]["embedding.weight"]
-    _, preprocessor = load(checkpoint)
-    start = sum(preprocessor.encoder.cardinalities[:15])  # after those of 13 numbers
-    ids = [preprocessor.encoder.fields[15].texts().index(value) + 2 for value in table["value"]]
+    _, scorer = load(checkpoint)
+    start = sum(scorer.encoder.cardinalities[:15])  # after those of 13 numbers
+    ids = [scorer.encoder.fields[15].vocabulary.to_pylist().index(value) + 2 for value in table["value"]]
     np.testing.assert_array_equal(table.filter(like="v").drop(columns="value"), weights[start + torch.tensor(ids)])
     vectors = table.set_index("value").drop(columns="count")
     one = vectors.loc[in_file.index[0]]
