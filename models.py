@@ -69,7 +69,8 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Scorer]:
 
     Raises: UserError if it is not a checkpoint of one of MODELS.
     """
-    return _load(checkpoint)[:2]
+    (model,), scorer = load_several([checkpoint])
+    return model, scorer
 
 
 def load_several(checkpoints: Sequence[str | Path]) -> tuple[list[Recommender], Scorer]:
