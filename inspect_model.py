@@ -36,7 +36,6 @@ from common.training.plots import save
 from common.training.run_folder import new_version_folder
 from data.history.scoring import HistoryScorer
 from data.reader import input_of
-from data.table.encoder import FIRST_ID  # the same for histories
 from data.table.scoring import TableScorer
 from models import Scorer, load, predict_batch
 
@@ -60,9 +59,9 @@ def inspect(
     check_suffix(file := f"embeddings.{format}")
     model, scorer = load(checkpoint)
     rows = read_rows(scorer, raw) if raw is not None else None
-    names = fields(scorer)
+    names = scorer.names
     if field is None:
-        texts = {name: pd.Series(list(values_of(scorer, name))) for name in names}
+        texts = {name: pd.Series(list(scorer.values_of(name))) for name in names}
         is_text = {name: pd.to_numeric(part, errors="coerce").isna().any() for name, part in texts.items()}
         field = max(names, key=lambda name: (is_text[name], len(texts[name])))
     check(field in names, f"there is no field {field!r}; the fields are {', '.join(names)}.")
@@ -106,30 +105,13 @@ def read_rows(scorer: Scorer, raw: str | Path) -> tuple[list[Tensor], Tensor]:
     return inputs, target
 
 
-def fields(scorer: Any) -> list[str]:
-    """Names of the fields that have embeddings."""
-    if isinstance(scorer, HistoryScorer):
-        return list(scorer.names)
-    return [field.name for field in scorer.encoder.fields]
-
-
-def values_of(scorer: Any, name: str) -> dict[str, int]:
-    """The raw values of a field, and their ids."""
-    if isinstance(scorer, HistoryScorer):
-        return scorer.values_of(name)
-    field = scorer.encoder.fields[fields(scorer).index(name)]
-    if field.hash_size:
-        return {f"bucket {i}": FIRST_ID + i for i in range(field.hash_size)}
-    return {text: i for i, text in enumerate(field.vocabulary.to_pylist(), FIRST_ID)}
-
-
 def embeddings(model: Recommender, scorer: Scorer, name: str, inputs: list[Tensor] | None) -> pd.DataFrame:
     """Values of a field in order of id, their counts, if rows were read, and vectors (v0, ...). BST: its latent
     factors, the bias last; DeepFM: the first-order weight is last."""
     packed: Any = model.factors if isinstance(model, BST) else model.embedding
-    values = values_of(scorer, name)
+    values = scorer.values_of(name)
     ids = np.array(list(values.values()), int)
-    rows = int(packed.offsets[fields(scorer).index(name)]) + ids
+    rows = int(packed.offsets[scorer.names.index(name)]) + ids
     vectors = packed.weight.detach()[rows].numpy()
     if (regression := getattr(model, "regression", None)) is not None:  # first-order weights are sums of the two
         vectors[:, -1] += regression.table.weight[rows, 0].numpy()

@@ -39,7 +39,7 @@ DEFAULTS = {ClickDataModule: CRITEO_DATA, MultiTaskDataModule: CENSUS_DATA, Hist
 SETTINGS = {
     ClickDataModule: {
         "split": ["time", "random"],
-        "dense_transform": ["log", "log+missing", "bucket"],
+        "dense_transform": ["log", "log+quantile", "bucket"],
         "min_count": [1, 2, 5],
     },
     MultiTaskDataModule: {

@@ -1,14 +1,12 @@
 """predict.py: a raw file and a checkpoint give the test step's predictions."""
 
 import gzip
-import io
 import os
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,6 @@ import pytorch_lightning as pl
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from bst.train import DATA as MOVIE_DATA
-from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from common.model.metrics import click_metrics
@@ -27,9 +23,6 @@ from common.paths import REPO
 from common.training.fit import QUIET_TRAINER
 from data.census_income import CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.criteo_data import ClickDataModule
-from data.history.scoring import HistoryScorer
-from data.movie_rating_seq import HistoryDataModule
-from data.reader import Source
 from data.samples.census import census_sample
 from deepfm.train import DATA as DEEPFM_DATA
 from deepfm.train import train as train_deepfm
@@ -40,7 +33,6 @@ from multitask.train import DATA as CENSUS_DATA
 from multitask.train import train as train_mmoe
 from predict import main, predict
 from tests.criteo_rows import make_lines, write_lines
-from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.script_process import run_process
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -111,7 +103,7 @@ def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, sett
     checkpoint = train_on(train, root, outputs, **settings)
     defaults = DEEPFM_DATA if train is train_deepfm else DLRM_DATA
     changed = {name: value for name, value in settings.items() if name in defaults}
-    data = ClickDataModule(**defaults | changed | {"data_root": str(root)}, seed=0)
+    data = ClickDataModule(**defaults | changed | {"data_root": str(root), "batch_size": 64}, seed=0)
     expected = by_test_step(checkpoint, data)
     moved = Path(shutil.move(checkpoint, tmp_path / "alone.ckpt"))
     shutil.rmtree(outputs / "runs")
@@ -184,7 +176,7 @@ def test_several_checkpoints_give_the_mean(tmp_path, outputs, root, deepfm):
 def test_census_equals_the_test_step(tmp_path, outputs):
     (tmp_path / "census-income-kdd").symlink_to(census_sample(CENSUS_INCOME_KDD, 1_500, 600))
     checkpoint = train_on(train_mmoe, tmp_path, outputs, num_experts=2, expert_units=(8, 4), tower_units=(4,))
-    data = MultiTaskDataModule(**CENSUS_DATA | {"data_root": str(tmp_path)}, seed=0)
+    data = MultiTaskDataModule(**CENSUS_DATA | {"data_root": str(tmp_path), "batch_size": 64}, seed=0)
     expected = by_test_step(checkpoint, data)
     raw = tmp_path / "census-income-kdd" / "census-income.test"
     metrics = predict(checkpoint, raw, tmp_path / "out.csv")["metrics"]
@@ -204,86 +196,6 @@ def test_census_equals_the_test_step(tmp_path, outputs):
     (tmp_path / "bad.gz").write_bytes(packed)
     with pytest.raises(UserError, match=r"bad.gz: the compressed file is truncated or damaged"):
         predict(checkpoint, tmp_path / "bad.gz", tmp_path / "new_out.csv")
-
-
-@pytest.mark.parametrize(
-    ("write", "raw", "target", "split"),
-    [
-        (write_1m, "ratings.dat", "click", "leave_last"),
-        (write_1m, "ratings.dat", "rating", "time"),
-        (write_csv, "ratings.csv", "rating", "random"),
-    ],
-)
-def test_movies_equal_the_test_step(tmp_path, outputs, rng, write, raw, target, split):
-    ratings = make_ratings(rng, users=30)
-    write(tmp_path / "mine", ratings)
-    changed = {"dataset": "mine", "target": target, "split": split}
-    settings = SMALL_BST | changed
-    checkpoint = train_on(train_bst, tmp_path, outputs, **settings)
-    data = HistoryDataModule(**MOVIE_DATA | changed | {"data_root": str(tmp_path), "history_length": 5}, seed=0)
-    expected = by_test_step(checkpoint, data)
-    result = predict(checkpoint, tmp_path / "mine" / raw, tmp_path / "out.csv")
-    header, values = read_csv(tmp_path / "out.csv")
-    assert header == {"rating": "rating", "click": "probability"}[target]
-    assert len(values) == len(ratings) and set(result["metrics"]) == {header}
-    in_file = [ratings.index(row) for row in sorted(ratings, key=lambda row: (row[0], row[3], ratings.index(row)))]
-    np.testing.assert_allclose(values[in_file][data.rows["test"], 0], expected, rtol=0, atol=1e-6)
-
-
-def test_a_movie_rated_again_is_read_as_in_training(tmp_path, rng):
-    """Every row and all inputs: users who rate few movies often, many ratings of a user in the same second."""
-    times = rng.permutation(np.arange(400) // 3 * 50)
-    ratings = [(int(rng.integers(1, 8)), int(rng.integers(1, 9)), int(rng.integers(1, 6)), int(t)) for t in times]
-    ratings = list({(user, movie, time): row for row in ratings for user, movie, _, time in [row]}.values())
-    assert len(ratings) > 350 and len({row[:2] for row in ratings}) < 60
-    write_1m(tmp_path / "mine", ratings, movies=8)
-    data = HistoryDataModule(
-        **MOVIE_DATA | {"dataset": "mine", "data_root": str(tmp_path), "history_length": 5}, seed=0
-    )
-    data.setup()
-    scorer = HistoryScorer(data.state_dict())
-    ratings.sort(key=lambda row: (row[0], row[3]))  # as the rows of the data module: stable
-    # without a timestamp: from before the earliest, so that no history holds the rating itself
-    earliest = {row[:2]: i for i, row in reversed(list(enumerate(ratings)))}
-    firsts = torch.tensor([earliest[row[:2]] for row in ratings])
-    without_rating = [(user, movie, "", time) for user, movie, _, time in ratings]
-    for rows, examples in (
-        (ratings, torch.arange(len(ratings))),
-        (without_rating, torch.arange(len(ratings))),
-        ([row[:2] for row in ratings], firsts),
-    ):
-        inputs, *_ = score_lines(scorer, "\n".join("::".join(map(str, row)) for row in rows))
-        for found, expected in zip(inputs, data.examples()[examples][:-1], strict=True):
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def score_lines(scorer: HistoryScorer, text: str) -> tuple[list[torch.Tensor], torch.Tensor, list[list[str]]]:
-    """The only batch of these lines."""
-    (batch,) = scorer.batches(Source("here", lambda: nullcontext(io.BytesIO(text.encode()))))
-    return batch
-
-
-def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
-    ratings = [(1, 1, 5, 100), (1, 2, 4, 200), (1, 3, 1, 300), (2, 9, 3, 50), *make_ratings(rng, users=9)[:60]]
-    ratings = [*ratings[:4], *((user + 10, *rest) for user, *rest in ratings[4:])]
-    write_1m(tmp_path / "mine", ratings)
-    checkpoint = train_on(train_bst, tmp_path, outputs, dataset="mine", **SMALL_BST)
-    _, scorer = load(checkpoint)
-    rows = ["1::9::::250", "1::9", "1::2::4::200", "1::2", "1::2::::400", "77::1", "1::9::3::10", "1::9::::200"]
-    batches = [score_lines(scorer, row) for row in rows]
-    (_, history, _, time_gap, user, numbers), target = (
-        [torch.cat(parts) for parts in zip(*(inputs for inputs, *_ in batches), strict=True)],
-        torch.cat([target for _, target, _ in batches]),
-    )
-    past = [[int(scorer.item_text(i)) for i in row if i > 1] for row in history.tolist()]
-    assert past == [[1, 2], [1, 2, 3], [1], [1], [1, 2, 3], [], [], [1, 2]]
-    assert time_gap[0, -1] == time_gap[2, -1] - 2  # 50 and 100
-    torch.testing.assert_close(numbers[:, 0, 2].exp() - 1, torch.tensor([2.0, 3, 1, 1, 3, 0, 0, 2]))
-    assert user[5].eq(0).all() and user[4, 0] > 1
-    assert [value for value in target[:, 0].tolist() if value == value] == [4, 3]
-    assert list(scorer.unseen.values()) == [1, 0]
-    with pytest.raises(UserError, match=r"here, line 2, .*found 'six'"):
-        score_lines(scorer, "1::2::5\n1::2::six\n")
 
 
 def test_errors(tmp_path, root, lines, deepfm):

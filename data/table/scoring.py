@@ -29,8 +29,8 @@ class TableScorer:
         self.attributes = {role: from_tensor(content) for role, content in state["attributes"].items()}
         self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
         self.kept = tuple(self.description.of_role("kept"))
-        names = [field.name for field in self.encoder.fields]
-        self._unseen, self._values = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        self.names = [field.name for field in self.encoder.fields]
+        self._unseen, self._values = dict.fromkeys(self.names, 0), dict.fromkeys(self.names, 0)
 
     def keep(self, names: Sequence[str]) -> None:
         """Add columns to `kept`. Raises: UserError for one that the table does not have."""
@@ -42,6 +42,12 @@ class TableScorer:
         """Rows with an unseen or rare category, by field; without numbers that are categories too, for which it says
         little."""
         return {field.name: self._unseen[field.name] for field in self.encoder.fields if field.kind == "text"}
+
+    def values_of(self, name: str) -> dict[str, int]:
+        """The values of a field that have embeddings, and their ids."""
+        field = self.encoder.fields[self.names.index(name)]
+        hashed = [f"bucket {i}" for i in range(field.hash_size or 0)]
+        return {text: i for i, text in enumerate(hashed or field.vocabulary.to_pylist(), FIRST_ID)}
 
     def nearly_unseen(self) -> list[str]:
         """The fields of which nearly all values so far are out of vocabulary."""
