@@ -402,7 +402,7 @@ def check_interactions(table: Dataset) -> None:
     """UserError unless the description is of interactions that BST can use."""
     form = table.description
     check(
-        form.is_interactions,
+        form.only("user") is not None,
         f'{table.where}: no column has the role "user" or "item"; bst/train.py trains on interactions: describe yours '
         "with `python data/describe.py FILE NAME`.",
     )

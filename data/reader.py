@@ -25,7 +25,18 @@ from common.errors import UserError, check
 from data.schema import Categorical, Column, Dense, Description, Format, Key, Plain, Rating, Time
 from data.text import Text
 from data.values import (
-    INTEGER, NUMBER, BadValue, categories, ids, known, numbers, plain, texts, times, unit_of, weights,
+    INTEGER,
+    NUMBER,
+    BadValue,
+    categories,
+    ids,
+    known,
+    numbers,
+    plain,
+    texts,
+    times,
+    unit_of,
+    weights,
 )  # fmt: skip
 
 PARQUET, PARQUET_ROWS = b"PAR1", 1 << 16  # rows read at a time
@@ -97,18 +108,6 @@ def reading(name: str) -> Iterator[None]:
         raise UserError(f"cannot read {name}: {error.strerror or error}.") from error
 
 
-@contextmanager
-def parquet_errors(name: str) -> Iterator[None]:
-    """Raise UserError if the Parquet file that the block reads is truncated or damaged."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        why = one_line(error)
-        raise UserError(f"{name}: the Parquet file is truncated or damaged ({why}); get it again.") from error
-
-
 def keeping(form: Description, names: Sequence[str]) -> Description:
     """The description of the same file with these columns read. Raises: UserError for one that it does not have."""
     for name in names:
@@ -127,6 +126,18 @@ def kept_texts(source: Source, columns: Mapping[str, Any], names: Sequence[str])
             array = pc.binary_join(array, "|")
         found.append(array.cast(pa.string()).fill_null("").to_pylist())
     return found
+
+
+@contextmanager
+def parquet_errors(name: str) -> Iterator[None]:
+    """Raise UserError if the Parquet file that the block reads is truncated or damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        why = one_line(error)
+        raise UserError(f"{name}: the Parquet file is truncated or damaged ({why}); get it again.") from error
 
 
 class Reader:
@@ -190,7 +201,7 @@ class Reader:
         wanted, skipped = self._wanted(source, names), list[int]()
         try:
             yield from self._csv(text, names, wanted, skipped, threads=source.again)
-        except pa.ArrowInvalid as error:
+        except pa.ArrowInvalid:
             if source.again:  # without threads, because only then pyarrow tells the row
                 with source.open() as stream:
                     again = Text(source.name, b"", stream, self.form)
@@ -232,17 +243,19 @@ class Reader:
 
     def _type_in_text(self, name: str) -> pa.DataType:
         column = self.columns.get(name)
-        if name in self.origins.values() or not isinstance(column, Dense | Rating) and column.role != "weight":
+        if name in self.origins.values() or (not isinstance(column, Dense | Rating) and column.role != "weight"):
             return pa.string()
         return pa.int32() if getattr(column, "type", "") == "integer" else pa.float64()
 
     def _names_by_width(self, width: int) -> list[str]:
         """The columns of a file without a header line: all of them or, when scoring, without labels or what is last."""
         names, labels = self.form.in_file, self.form.of_role("label")
-        if not self.scoring or all(self.form.columns[name].role in OPTIONAL for name in names[width:]):
-            return names[:width] if self.scoring else names
-        shorter = [n for n in names if n not in labels[:1]], [n for n in names if n not in labels]
-        return next((found for found in shorter if len(found) == width), names)
+        if self.scoring and len(names) != width:
+            if not all(self.form.columns[name].role in OPTIONAL for name in names[width:]):
+                shorter = [n for n in names if n not in labels[:1]], [n for n in names if n not in labels]
+                return next((found for found in shorter if len(found) == width), names)
+            return names[:width]
+        return names
 
     def _wanted(self, source: Source, names: list[str]) -> list[str]:
         """The columns of the file to read. Raises: UserError if one is missing, or two have the same name."""

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.schema import UNITS, Column
+from data.schema import UNITS
 
 LARGEST = float(np.finfo(np.float32).max)
 MOST_VALUES = 1024  # in a cell

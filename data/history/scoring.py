@@ -92,12 +92,18 @@ class HistoryScorer:
         self.expected = torch.from_numpy(self.encoder.expected).float()
         self.from_file: dict[str, FileRows] = {}
 
+    def keep(self, names: Sequence[str]) -> None:
+        """Add columns to `kept`. Raises: UserError for one that the table does not have."""
+        self.form = keeping(self.form, names)
+        self.kept = tuple(dict.fromkeys([*self.kept, *names]))
+
     def batches(
         self, source: Source, moved: Callable[[int], object] | None = None
     ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
         """The model's inputs, the target (B, 1), nan if unknown, and the kept columns, in the order of the file.
 
-        Raises: UserError naming the first line that does not have the format of the training data.
+        moved: called with the number of bytes read, as they are read. Raises: UserError naming the first line that does
+        not have the format of the training data.
         """
         for batch in self._read(source, Reader(self.form, scoring=True), moved):
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -165,11 +171,6 @@ class HistoryScorer:
         key = self.names.index(name)
         numbers = (self.encoder.users, self.encoder.items)[key]
         return {self.texts[key][number]: i for i, number in enumerate(numbers, FIRST_ID)}
-
-    def keep(self, names: Sequence[str]) -> None:
-        """Add columns to `kept`. Raises: UserError for one that the table does not have."""
-        self.form = keeping(self.form, names)
-        self.kept = tuple(dict.fromkeys([*self.kept, *names]))
 
     def nearly_unseen(self) -> list[str]:
         """The fields of which nearly all values so far are new to the model."""
