@@ -15,17 +15,8 @@ from common.errors import answer_help, check, run_script
 
 USAGE = "SCRIPT [NUMBER]"
 if __name__ == "__main__":
-<<<<<<< HEAD
-    answer_help(__doc__, USAGE)
-
-=======
     answer_help(__doc__, USAGE)  # before the imports below, which take seconds
 
-import bst.train
-import deepfm.train
-import dlrm.train
-import multitask.train
->>>>>>> training
 from common.files import read_json, write_json
 from common.paths import output_root
 from common.settings import Settings

@@ -1,22 +1,19 @@
-"""The effect of the speed-ups on metrics, on the real data in DATA_ROOT: `python benchmarks/accuracy.py [MODEL ...]`.
+"""The effect of the speed-ups on metrics, on the real data in DATA_ROOT: `python benchmarks/accuracy.py [MODEL...]`.
 
-Trains each model with the settings of its script and the changes of VARIANTS, once per seed in SEEDS.
-The packed table and int32 ids change only the order of sums (tests/test_embedding.py), so they are not among the
-variants. Writes accuracy.csv, with every run, and accuracy.md to OUTPUT.
+Trains each model with the settings of its script and the changes of VARIANTS, once per seed; if it is interrupted, the
+same command continues. The packed table and int32 ids change only the order of sums (tests/test_embedding.py), so they
+are not among the variants. Prints a table, and writes it to OUTPUT/accuracy.md.
 """
 
-import importlib
-import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
-import pandas as pd
-
 from common.errors import check, run_script
 from common.paths import output_root
-from common.training.seeds import markdown_table
+from common.training.seeds import markdown_table, train_seeds, values, with_sd
 
 MODELS = {"deepfm": "auc", "dlrm": "auc", "multitask": "auc_mean"}  # folder: metric in the table
 SEEDS = (1, 2, 3)
@@ -33,39 +30,19 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def main(*names: str) -> None:
-    models = names or list(MODELS)
+def main(*models: str) -> None:
     check(set(models) <= set(MODELS), f"there is no model {' '.join(models)}; there are {', '.join(MODELS)}.")
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    os.environ["OUTPUT_ROOT"] = str(OUTPUT)  # apart from the user's runs, which results.py reads
     rows = []
-    for model in models:
-        train, metric = importlib.import_module(f"{model}.train").train, MODELS[model]
+    for model in models or MODELS:
+        train, metric = import_module(f"{model}.train").train, MODELS[model]
         for variant, changes in VARIANTS.items():
-            for seed in SEEDS:
-                results = train(seed=seed, **changes)
-                check(not results["is_sample"], "there is no real data; set DATA_ROOT (see README.md).")
-                rows.append(
-                    {
-                        "model": model,
-                        "variant": variant,
-                        "seed": seed,
-                        "validation": results["validation"][metric],
-                        "test": results["test"][metric],
-                        "samples_per_second": results["train_samples_per_second"],
-                    }
-                )
-                write_tables(pd.DataFrame(rows))
-
-
-def write_tables(rows: pd.DataFrame) -> None:
-    """Write accuracy.csv, and accuracy.md with mean and standard deviation over the seeds."""
-    rows.to_csv(OUTPUT / "accuracy.csv", index=False)
-    table = []
-    for (model, variant), group in rows.groupby(["model", "variant"], sort=False):
-        cells = (f"{group[split].mean():.4f} ± {group[split].std():.4f}" for split in ("validation", "test"))
-        table.append([f"{model}, {MODELS[model]}", variant, *cells])
-    (OUTPUT / "accuracy.md").write_text(markdown_table(["model, metric", "variant", "validation", "test"], table))
+            results = train_seeds(train, SEEDS, OUTPUT / model / variant, **changes)
+            check(not results[0]["is_sample"], f"{OUTPUT / model} is not of real data: set DATA_ROOT, and remove it.")
+            validation = with_sd([each["validation"][metric] for each in results])
+            rows.append([f"{model}, {metric}", variant, validation, with_sd(values(results, metric))])
+    table = markdown_table(["model, metric", "variant", "validation", "test"], rows)
+    (OUTPUT / "accuracy.md").write_text(table)
+    print(f"\n{table}")
 
 
 if __name__ == "__main__":

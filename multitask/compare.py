@@ -21,12 +21,7 @@ if __name__ == "__main__":
 import pandas as pd
 from matplotlib.figure import Figure
 
-<<<<<<< HEAD
-from common.errors import run_script
 from common.files import read_json, write_json
-=======
-from common.files import markdown_table, read_json, write_json
->>>>>>> training
 from common.model.metrics import task_metrics
 from common.paths import output_root
 from common.settings import Settings

@@ -1,24 +1,20 @@
 """The benchmarks in tiny sizes; the packages that they compare with are not installed here."""
 
-import json
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data.samples.census import census_sample
 from torch.testing import assert_close
 
-import benchmarks.results
-import deepfm.train
 import multitask.train
-from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours
+from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours, preparation
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
-from benchmarks.results import BEGIN, ELSEWHERE, END, columns_of, results_sections
 from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
-from common.training.predictions import PREDICTIONS
+from data.samples.census import census_sample
 from tests.movie_rows import make_ratings, write_1m
 
 
@@ -54,6 +50,13 @@ def test_the_papers_step_is_the_same_model(data):
     dense, ids, _ = data.batches()[0]
     assert_close(peer(dense, [*ids.T.long()]), model(dense, ids))
     assert reference(data) > 0
+
+
+def test_a_table_of_ones_own_is_prepared_without_the_other_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "OUTPUT", tmp_path)
+    monkeypatch.setattr(preparation, "ROWS", 2_000)
+    monkeypatch.setattr(preparation.os, "environ", os.environ.copy())
+    assert preparation.own_table("csv") > 0
 
 
 def test_contenders_get_the_same_rows(data):
@@ -120,61 +123,3 @@ def test_a_profile_finds_the_embedding(data):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         model.loss(model(dense, ids), label).backward()
     assert {"embedding, lookup", "embedding, backward (sort and sum)"} < {kind(event) for event in profiler.events()}
-
-
-def test_the_results_have_spread_average_interval_and_command(tmp_path, monkeypatch):
-    """The command gives the settings that differ from the script's; in the README, other tables are kept."""
-    defaults = deepfm.train.DATA | deepfm.train.MODEL | deepfm.train.OPTIMIZER | deepfm.train.TRAINING
-    for number, (dataset, seed, auc) in enumerate([("criteo", 1, 0.7), ("ml-1m", 2, 0.91), ("ml-1m", 1, 0.89)]):
-        folder = tmp_path / "deepfm" / f"version_{number}"
-        folder.mkdir(parents=True)
-        settings = defaults | {"dataset": dataset, "seed": seed, "hidden_units": (8,)}
-        result = {"model": "DeepFM", "dataset": dataset, "protocol": "random", "is_sample": False, "wall_seconds": 7.0}
-        result |= {
-            "seed": seed,
-            "settings": settings,
-            "test": {"auc": auc, "gauc": 0.8},
-            "baselines": {"constant": {"auc": 0.5}},
-        }
-        result["differences"] = {"constant": {"auc": {"difference": auc - 0.5, "low": auc - 0.6, "high": auc - 0.4}}}
-        (folder / "results.json").write_text(json.dumps(result))
-        predictions = pd.DataFrame({"target": [0.0, 1.0, 1.0], "prediction": [0.1, 0.6, 0.4]})
-        predictions.to_parquet(folder / PREDICTIONS)
-    sections = results_sections(tmp_path)
-    assert sections["ml-1m, random"].split("\n") == [
-        "",
-        "|  | AUC | GAUC |",
-        "| --- | --- | --- |",
-        "| **DeepFM** (1), 2 seeds | 0.9000 ± 0.0141 | 0.8000 |",
-        "| (1) averaged predictions | 1.0000 |  |",
-        "| (1) minus constant, 95 % | +0.3900 ± 0.1000 |  |",
-        "| constant | 0.5000 |  |",
-        "",
-        f"Elsewhere: {ELSEWHERE['ml-1m', 'random']}",
-        "",
-        "1. `deepfm/train.py` with `train(dataset='ml-1m', hidden_units=(8,))`: 7 s",
-        "",
-        "",
-    ]
-    other = sections["criteo, random"]
-    assert "| **DeepFM** (1), 1 seed | 0.7000 | 0.8000 |" in other and "averaged" not in other
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}#### criteo, old\n\nkept\n\n#### ml-1m, random\n\nreplaced\n\n{END}\nafter\n")
-    monkeypatch.setattr(benchmarks.results, "REPO", tmp_path)
-    benchmarks.results.main(str(tmp_path))
-    text = readme.read_text()
-    assert text.startswith(f"before\n{BEGIN}#### ml-1m, random\n{sections['ml-1m, random']}#### criteo, old\n\nkept\n")
-    assert text.endswith(f"#### criteo, random\n{other}{END}\nafter\n")
-
-
-@pytest.mark.parametrize(
-    ("dataset", "metrics", "columns"),
-    [
-        ("adult", ["auc", "log_loss", "calibration"], ["auc_income", "log_loss"]),
-        ("adult", ["auc_income", "auc_mean", "log_loss"], ["auc_income", "log_loss"]),
-        ("mine", ["auc_a", "auc_b", "auc_mean", "log_loss"], ["auc_a", "auc_b", "auc_mean"]),
-        ("mine", ["auc", "gauc", "log_loss"], ["auc", "gauc", "log_loss"]),
-    ],
-)
-def test_models_of_one_label_share_the_column_of_its_task(dataset, metrics, columns):
-    assert list(columns_of({"dataset": dataset, "test": dict.fromkeys(metrics, 0.5)}).values()) == columns

@@ -17,14 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, ahead of this folder
 
 import numpy as np
-from data.samples.census import census_sample
-from data.samples.criteo import criteo_sample
-from data.samples.movies import movie_sample
 
 import common.training.fit
 from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO
 from common.errors import check, run_script
+from data.samples.census import census_sample
+from data.samples.criteo import criteo_sample
+from data.samples.movies import movie_sample
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
 from multitask.train import train as train_mmoe

@@ -53,17 +53,9 @@ def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
 
     Raises: UserError if a run has no predictions, or the runs have different test rows.
     """
-<<<<<<< HEAD
     found = [read_predictions(each["run_folder"], ["target", "prediction"]) for each in results]
     target, groups = found[0][0]["target"], found[0][1]
     for each, (columns, _) in zip(results, found, strict=True):
-=======
-    total: Any = 0.0
-    first: Any = None
-    for each in results:
-        found, groups = read_predictions(each["run_folder"], ["target", "prediction"])
-        first = found["target"] if first is None else first
->>>>>>> training
         check(
             np.array_equal(columns["target"], target, equal_nan=True),
             f"{results[0]['run_folder']} and {each['run_folder']} are not for the same test rows in the same order. "
