@@ -6,11 +6,11 @@ random rows without one, onnxruntime must agree with PyTorch to within 1e-4. doc
 the two files, without torch and without this repo. Needs onnx, onnxscript and onnxruntime (requirements-dev.txt).
 """
 
-import inspect
 import json
 import logging
 import tempfile
 import warnings
+from inspect import signature
 from pathlib import Path
 
 from common.errors import UserError, answer_help, check, one_line, run_script
@@ -90,7 +90,7 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
 
 
 def _input_names(model: Recommender) -> list[str]:
-    return list(inspect.signature(model.forward).parameters)
+    return list(signature(model.forward).parameters)
 
 
 def _write(model: Recommender, example: list[Tensor], path: Path) -> None:

@@ -38,12 +38,12 @@ from data.table.encoder import FIRST_ID  # the same for histories
 from data.table.scoring import TableScorer
 from models import Scorer, load, predict_batch
 
-FIELD = None  # a categorical column, or that of the users or items; None: the one with the most values, if possible of texts
+FIELD = None  # a categorical column, or the users or items; None: the one with the most values, if possible of texts
 VALUE = None  # as written in the raw file; None: the most frequent in RAW_FILE, or the first of the vocabulary
 FORMAT = "csv"  # of the embeddings; or "csv.gz", "parquet"
 MAX_ROWS = 100_000  # of RAW_FILE that are used, from its start
 REPEATS = 3  # shuffles per column
-NEIGHBOURS, SHOWN_VALUES, NAMED_VALUES = 10, 1000, 25  # values in the list; in the plot; labelled in the plot, at most
+NEIGHBOURS, SHOWN_VALUES, NAMED_VALUES = 10, 1000, 25  # most values in the list; in the plot; labelled in the plot
 
 
 def inspect(

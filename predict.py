@@ -41,6 +41,7 @@ from tqdm import tqdm
 from common.data.parallel import ordered_map
 from common.data.streams import check_suffix, open_table
 from common.model.metrics import RatingMetrics, tempered
+from common.model.ranking import RankingMetrics
 from common.model.scored_rows import ScoredRows
 from common.training.plots import plot_slices
 from data.history.scoring import HistoryScorer
@@ -77,7 +78,8 @@ def predict(
     if history_from_file:
         histories_of(scorer, checkpoints[0]).history_from_file = True
     is_rating = isinstance(models[0].metrics, RatingMetrics)
-    check(temperature == 1 or not is_rating, "temperature is for probabilities, not ratings.")
+    no_probability = is_rating or isinstance(models[0].metrics, RankingMetrics)
+    check(temperature == 1 or not no_probability, "temperature is for probabilities, not ratings or ranks.")
     names, shown = [*scorer.kept, *scorer.columns], len(scorer.kept)
     scorer.keep(slices)
     scored = ScoredRows(scorer.columns, is_rating, slices)

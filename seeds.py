@@ -15,7 +15,7 @@ from common.errors import answer_help, check, run_script
 
 USAGE = "SCRIPT [NUMBER]"
 if __name__ == "__main__":
-    answer_help(__doc__, USAGE)
+    answer_help(__doc__, USAGE)  # before the imports below, which take seconds
 
 from common.files import read_json, write_json
 from common.paths import output_root

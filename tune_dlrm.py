@@ -94,9 +94,14 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     check(not both, f"{both} must be in SPACE or in FIXED, not in both.")
     # ASHA stops trials, not patience; trials run in another working directory, so paths must be absolute
     settings = Settings(dlrm.DATA, dlrm.MODEL, dlrm.OPTIMIZER, dlrm.TRAINING).changed(fixed)
-    validations = settings.training["max_epochs"] * settings.training["validations_per_epoch"]
+    data = ClickDataModule(**settings.data, seed=settings.training["seed"])
+    data.setup()  # builds the cache before the trials map it
+    settings = settings.for_rows(len(data.rows["train"]), dlrm.AUTO)
+    epochs = settings.training["max_epochs"]
+    validations = epochs * settings.training["validations_per_epoch"]
     root = settings.data["data_root"]
-    fixed = fixed | {"patience": None, "data_root": str(Path(root).resolve() if root else data_root())}
+    fixed = fixed | {"max_epochs": epochs, "patience": None}
+    fixed |= {"data_root": str(Path(root).resolve() if root else data_root())}
     settings = settings.changed(fixed)
     check_names(space, list(settings.flat()))
     check(
@@ -109,8 +114,6 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
     storage = options.pop("storage")
     home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
-    data = ClickDataModule(**settings.data, seed=settings.training["seed"])
-    data.setup()  # builds the cache before the trials map it
     clicks, rows = int(data.targets("val").sum()), len(data.rows["val"])
     metric = "val_auc" if settings.training["monitor"] == "auto" else settings.training["monitor"]
     check(
@@ -131,7 +134,7 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
             study,
             folder,
             begun,
-            epochs=settings.training["max_epochs"],
+            epochs=epochs,
             validations=validations,
             seed=settings.training["seed"],
             **options,

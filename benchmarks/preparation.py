@@ -51,7 +51,7 @@ def ours() -> float:
 def own_table(suffix: str) -> float:
     """The same for your own table."""
     folder = OUTPUT / "preparation" / suffix
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     roles = {"label": {"role": "label", "positive": ["1"]}} | {name: {"role": "dense"} for name in NUMBERS}
     columns = roles | {name: {"role": "categorical"} for name in CATEGORIES}
     write_json(folder / "columns.json", {"file": str(table_file(suffix)), "columns": columns})

@@ -190,7 +190,7 @@ class BST(Recommender):
             past, target = sequence[:, :-1], sequence[:, -1:]
         # only the last block's output at the target is used
         out, weights = self.blocks[-1](target, past, padding, to_itself=True)
-        return out.view(len(history), candidates, -1), weights
+        return out.view(history.shape[0], candidates, -1), weights  # len() would fix the rows of an exported model
 
     @torch.no_grad()
     def attention(self, items: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ DATA = dict(
     history_length=40,  # past ratings that the model sees; paper: 20
     history_ratings=True,  # whether it sees their values
     start_from_biases=True,  # predictions start from movie and user biases, histories hold residuals from movie biases
-    batch_size=1024,  # ratings, over all processes
+    batch_size="auto",  # ratings, over all processes; "auto": by the number of ratings, see AUTO
     num_workers=0,  # loader processes; windows into memory-mapped arrays need none
 )
 MODEL = dict(
@@ -62,7 +62,7 @@ OPTIMIZER = dict(
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
 TRAINING = dict(
-    max_epochs=4,
+    max_epochs="auto",
     validations_per_epoch=1,
     monitor="auto",  # what chooses the checkpoint and stops the run: a metric of metrics.csv such as "val_log_loss"
     patience=2,  # validations without a better one before the run stops; None: it does not
@@ -74,6 +74,8 @@ TRAINING = dict(
     logger="csv",  # metrics.csv alone; or "tensorboard"; or Lightning's, or a function that makes one (docs/day.md)
     resume=False,  # True: continue the newest unfinished run
 )
+# "auto" with many training rows; with few, batches are smaller and epochs more (by_rows in common/settings.py)
+AUTO = dict(batch_size=1024, max_epochs=4)
 
 
 @on_ray("bst", TRAINING)
@@ -89,6 +91,8 @@ def train(
     with claim_run_folder("bst", settings.flat(), run_folder) as folder:
         data = HistoryDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
+        settings = settings.for_rows(len(data.rows["train"]), AUTO)
+        data.batch_size = settings.data["batch_size"]
         return fit(settings, data, folder, callbacks)
 
 

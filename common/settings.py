@@ -53,10 +53,11 @@ RULES: dict[str, Any] = {
     )
     for name in names.split()
 }
-OPTIONAL = {"data_root", "start_from", "ray_address", "storage"}
+OPTIONAL = {"data_root", "split", "start_from", "ray_address", "storage"}
 OPTIONAL |= {"patience", "concurrent_trials", "embedding_learning_rate"}
 TUPLES = {"hidden_units", "bottom_mlp_units", "top_mlp_units", "tower_units", "expert_units", "tasks", "task_weights"}
 NOT_EMPTY = {"expert_units", "tasks", "space"}
+BY_ROWS = {"batch_size", "max_epochs"}  # may be "auto", see Settings.for_rows
 WORDS = {str: "a string", bool: "True or False", dict: "a dict of settings"}
 
 
@@ -72,17 +73,17 @@ def plain(value: Any) -> Any:
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise UserError for the first setting that is out of range; names without a rule pass."""
     for name, value in settings.items():
-        if name not in RULES or (value is None and name in OPTIONAL):
+        if name not in RULES or (value is None and name in OPTIONAL) or (value == "auto" and name in BY_ROWS):
             continue
         holds, expected = _holds(RULES[name], value), _words(RULES[name])
         if name in TUPLES:
             holds = isinstance(value, list | tuple) and all(_holds(RULES[name], item) for item in value)
             expected = f"a tuple; each element {expected}"
-        none = "None or " if name in OPTIONAL else ""
+        other = "None or " if name in OPTIONAL else "'auto' or " if name in BY_ROWS else ""
         filled = ", not empty" if name in NOT_EMPTY else ""
         check(
             holds and bool(value or name not in NOT_EMPTY),
-            f"{name} is {shown(value)}; it must be {none}{expected}{filled}.",
+            f"{name} is {shown(value)}; it must be {other}{expected}{filled}.",
         )
 
 
@@ -109,6 +110,14 @@ def check_names(changes: Iterable[str], known: Sequence[str]) -> None:
         check(name in known, f"there is no setting {name!r}; {hint}")
 
 
+def by_rows(rows: int) -> tuple[int, int]:
+    """The most rows in a batch and the fewest epochs that let a model learn from so many training rows.
+
+    A batch has at most the largest power of two up to rows / 100, but 32; below 50,000 rows there are 4 epochs.
+    """
+    return max(32, 2 ** ((rows // 100).bit_length() - 1)), 4 if rows < 50_000 else 1
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of a run, in the four groups at the top of a train.py."""
@@ -126,6 +135,13 @@ class Settings:
         for group in changed:
             check_settings(group)
         return Settings(*changed)
+
+    def for_rows(self, rows: int, usual: Mapping[str, int]) -> "Settings":
+        """A copy with numbers in place of "auto". rows: for training; usual: batch_size and max_epochs for many."""
+        most, least = by_rows(rows)
+        numbers = {"batch_size": min(most, usual["batch_size"]), "max_epochs": max(least, usual["max_epochs"])}
+        chosen = {name: number for name, number in numbers.items() if self.flat()[name] == "auto"}
+        return self.changed(chosen)
 
     def flat(self) -> dict[str, Any]:
         """All settings by name; loggers are given by their class."""

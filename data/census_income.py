@@ -150,6 +150,7 @@ class MultiTaskDataModule(TableDataModule):
         *,
         dataset: str,
         data_root: str | None,
+        split: str | None,
         tasks: Sequence[str],
         label_inputs: bool,
         min_count: int,
@@ -163,7 +164,7 @@ class MultiTaskDataModule(TableDataModule):
         super().__init__(
             dataset=dataset,
             data_root=data_root,
-            split=None,
+            split=split,
             dense_transform=PIECEWISE,
             min_count=min_count,
             num_bins=num_bins,

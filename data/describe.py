@@ -86,7 +86,8 @@ def look_at(path: Path) -> Table:
         f"{path} has the names of the columns in several lines. Remove the others with "
         f"`awk 'NR == 1 {{n = $0; print}} $0 != n' {shlex.quote(str(path))} > NEW_FILE`.",
     )
-    if any(look.has_decimal_commas for look in looks.values()):
+    fractions = [look for look in looks.values() if look.numbers is not None and not look.is_whole]
+    if any(look.has_decimal_commas for look in looks.values()) and not fractions:
         entries["decimal"] = ","
         looks = look_again()
     for look in looks.values():
@@ -125,17 +126,15 @@ def describe(path: Path, items: Path | None = None, users: Path | None = None) -
         what = "; ".join(f"{name!r} has {what}" for name, (what, _) in needs.items())
         how = command(table.first, table.entries, {name: needs.get(name, ("", ""))[1] for name in table.looks})
         notes.append(f"To use them, convert the file and describe the new one: {what}. `{how}`")
-    parts = []
+    parts, taken = [], set(table.looks)
     for role, other in others.items():
-        ids = next((table.looks[name] for name, (entry, _) in guesses.items() if entry["role"] == role), None)
-        check(ids is not None, f"{path}: no columns look like users and items. Name them user_id and item_id.")
-        more = guess_attributes(other.looks, role, ids)
-        check(
-            any(e["role"] == role for e, _ in more.values()), f"{other.path} has none of the ids in {path}, {ids.name}."
-        )
-        for entry, _ in more.values():
-            if entry["role"] == role:
-                guesses[ids.name] = entry, guesses[ids.name][1]
+        ids = [table.looks[name] for name, (entry, _) in guesses.items() if entry["role"] == role]
+        check(bool(ids), f"{path}: no columns look like users and items. Name them user_id and item_id.")
+        more = guess_attributes(other.looks, role, ids[0], taken)
+        taken |= set(more)
+        keys = [entry for entry, _ in more.values() if entry["role"] == role]
+        check(bool(keys), f"{other.path} has no column with the ids of column {ids[0].name!r} in {path}.")
+        guesses[ids[0].name] = keys[0], guesses[ids[0].name][1]
         content[f"{role}_attributes"] = other.content(more)
         parts.append(other.report(more, []))
     return table.content(guesses) | content, "\n".join([table.report(guesses, notes), *parts])

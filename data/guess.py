@@ -4,16 +4,16 @@ N: rows.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from data.look import Look
+from data.look import FEW, Look
 from data.values import CANONICAL, canonical
 
-FEW, REPEATS = 31, 20  # distinct numbers that are categories; rows per value of a code
+REPEATS, ZEROS = 20, 0.75  # rows per value of a code; share of zeros that only amounts have
 GIVES_AWAY, BINS, LEAST = 0.98, 50, 10  # AUC of a column alone, ranges of its numbers, rows of each class
 SENTENCE = 40  # average characters of free text
 POSITIVE = r"1|true|yes|y|t|pos|positive|>50k\.?|50000\+\.?"
@@ -22,14 +22,18 @@ NEGATIVE = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
 # Names of columns: words in lower case with _ between them.
 USERS = r"user|customer|member|client|visitor|reviewer|reader|viewer|buyer|subscriber|session|player|account|u"
 ITEMS = r"item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|anime|news|ad|adgroup"
-ITEMS += r"|creative|business|place|venue|poi|listing|recipe|course|question|goods|i"
+ITEMS += r"|upc|ean|gtin|creative|business|place|venue|poi|listing|recipe|course|question|goods|i"
 IDS = r"_?(id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title)"
 KEYS = {"user": rf"(\w+_)?({USERS})({IDS})?", "item": rf"(\w+_)?({ITEMS})({IDS})?"}
-OUTCOME = r"clicks?|clicked|clk|attributed|convert|converted|conversions?|purchases?|purchased|bought|buy|ordered"
-LABEL = rf"((is|was|has|did|will)_)?({OUTCOME}|churn|churned|label|target|y)(_(flag|label|yn))?|(\w+_)?(label|target)"
+OUTCOME = r"clicks?|clk|attributed|convert|conversions?|purchases?|buy|ordered"
+LABEL = rf"((is|was|has|did|will)_)?({OUTCOME}|churn|label|target|y)(_(flag|label|yn))?|(\w+_)?(label|target)"
+LABEL += r"|(\w+_)?(clicked|converted|purchased|bought|churned|subscribed)(_\w+)?"
 WEAK_LABEL = r"(is_)?(default|income|cancel|fraud|surviv|exited|attrition|left|respon|outcome|class|approved|install"
-WEAK_LABEL += r"|subscri|success|open|accept|return|deposit|bad|good|result|won|win|status|loan_status)\w*"
-FEEDBACK = r"(is_)?(like|liked|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)|long_view"
+WEAK_LABEL += (
+    r"|subscri|success|open|accept|return|deposit|bad|good|result|won|win|status|loan_status|revenue|sold|paid|spam)\w*"
+)
+FEEDBACK = r"(is_)?(like|liked|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)"
+FEEDBACK += r"|long_view|add_?to_?cart"
 FEEDBACK += r"|\w*(play|stay|watch|dwell)(ing)?_?(time|duration|ms|s|sec|seconds)\w*"
 RATING = r"rating|rate|stars?|score|grade|vote|points|overall"
 TIME = r"time|times|timestamp|date|datetime|dat|ts|at|when|day|dt|hour"
@@ -50,15 +54,20 @@ Guesses = dict[str, Guess]  # by column
 
 
 def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Guesses, list[str], dict[str, Any]]:
-    """A guess for each column, notes, and further entries of columns.json. keys: columns of users and items, if known."""
+    """A guess per column, notes, and other entries of columns.json. keys: the columns of users and items, if known."""
     notes: list[str] = []
     content: dict[str, Any] = {}
     found = {role: looks.get(keys.get(role) or "") or guess_key(looks, role) for role in KEYS}
     pair = {role: look for role, look in found.items() if look}
     guesses = {look.name: key(role, look) for role, look in pair.items() if len(pair) == 2}
+    if empty := [
+        look.name for look in looks.values() if look.missing and any(look.named(words) for words in KEYS.values())
+    ]:
+        notes.append(f"Empty in some rows, so neither user nor item: {', '.join(empty)}.")
     guesses |= guess_time([look for name, look in looks.items() if name not in guesses])
     guesses |= guess_labels([look for name, look in looks.items() if name not in guesses], len(pair) == 2, notes)
     targets = [looks[n].target(entry) for n, (entry, _) in guesses.items() if entry["role"] in ("label", "rating")]
+    late = []
     for name, look in looks.items():
         guesses.setdefault(name, input_role(look))
         role = guesses[name][0]["role"]
@@ -71,7 +80,9 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
         else:
             continue
         guesses[name] = {"role": "excluded"}, why
-        notes.append(f"If {name!r} is known before the label, give it the role of an input.")
+        late.append(name)
+    if late:
+        notes.append(f"Left out: {', '.join(late)}. If one is known before the label, give it the role of an input.")
     if not any(entry["role"] == "time" for entry, _ in guesses.values()):
         rows = np.arange(len(targets[0])) if targets else np.array([])
         if targets and abs(auc(rows, targets[0]) - 0.5) > 0.25:
@@ -113,11 +124,7 @@ def guess_time(looks: list[Look]) -> Guesses:
 
     times = [look for look in looks if look.units and len(look.values) > 1]
     named = [look for look in times if look.is_date or look.named(TIME, within=True)]
-    unnamed = [
-        look
-        for look in times
-        if look.units[0] in ("s", "ms") and len(look.values) > FEW and not look.named(CODE, within=True)
-    ]
+    unnamed = [look for look in times if look.is_narrow and not look.named(f"{CODE}|{KIND}", within=True)]
     time = min((look for look in named + unnamed if not look.missing), key=order, default=None)
     guesses: Guesses = {
         look.name: ({"role": "excluded"}, f"a time, empty in {look.missing:.1%}" if look.missing else "another time")
@@ -125,7 +132,8 @@ def guess_time(looks: list[Look]) -> Guesses:
     }
     if time:
         what = "dates" if time.is_date else f"numbers, taken for {time.units[0]} since 1970"
-        guesses[time.name] = {"role": "time", "unit": time.units[0]}, f"orders the rows, no input; {what}"
+        sure = "?" if time.named(OTHER_TIME, within=True) else ""
+        guesses[time.name] = {"role": "time", "unit": time.units[0]}, f"orders the rows{sure}, no input; {what}"
     return guesses
 
 
@@ -134,7 +142,7 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
     binary = [look for look in looks if len(look.values) == 2 and not look.is_list]
     numbers = [look for look in looks if look.numbers is not None and len(look.values) > 1]
     ratings = [look for look in numbers if look.named(RATING, within=True)] if is_interactions else []
-    ratings += [look for look in numbers if look.is_whole and look.named(LABEL) and look not in binary]
+    ratings += [look for look in numbers if look.is_whole and look.named(OUTCOME) and look not in binary]
     labels = [look for look in binary if look.named(LABEL)]
     if not labels and ratings:
         return {ratings[0].name: rating(ratings[0])}
@@ -149,10 +157,10 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
     elif is_interactions and not labels:
         notes.append("No column is a label or a rating: for BST, every row is a click.")
     elif not labels:
-        notes.append(
-            'No column looks like the label: give one the role "label" and "positive", a list of values'
-            f"{' (' if binary else ''}{', '.join(look.name for look in binary)}{' have two values)' if binary else ''}."
-        )
+        two = f" Two values: {', '.join(look.name for look in binary)}." if binary else ""
+        notes.append(f'No column is the label: give one the role "label" and "positive", a list of its values.{two}')
+        others = [look for look in looks if look.named(LABEL)]
+        return {o.name: ({"role": "excluded"}, f"the label? It has {len(o.values)} values, not two") for o in others}
     return {look.name: label(look) for look in labels}
 
 
@@ -171,7 +179,7 @@ def label(look: Look) -> Guess:
 
 def rating(look: Look) -> Guess:
     """A click is a rating from the median on, or above the least."""
-    numbers = np.sort(np.append(look.numbers, np.nan)[look.codes])[: look.known]
+    numbers = np.sort(np.append(np.array(look.numbers), np.nan)[look.codes])[: look.known]
     click_from = max(numbers[look.known // 2], numbers[numbers > numbers[0]][0])
     return {"role": "rating", "click_from": float(click_from)}, f"a click from {click_from:g} on"
 
@@ -185,6 +193,8 @@ def input_role(look: Look) -> Guess:
         return excluded, "constant" if distinct else "empty"
     if look.is_list:
         return {"role": "categorical"}, "several values"
+    if look.is_date:
+        return excluded, "dates"
     if look.conversion:
         return excluded, f"{look.conversion[0]}, not converted"
     if look.named(SPLIT) and distinct <= 10:
@@ -192,7 +202,7 @@ def input_role(look: Look) -> Guess:
     if look.named(WEIGHT) and numbers is not None and numbers.min() >= 0:
         return {"role": "weight"}, "of the row in the loss, with weighted=True; no input"
     if look.is_unique and distinct > FEW:
-        return ({"role": "kept"}, "names the row") if look.named(f"(row_?)?({CODE})") else (excluded, "unique per row")
+        return excluded, "unique per row"
     if look.separator:
         return {"role": "categorical", "separator": look.separator}, f"several values, {look.separator!r}"
     if numbers is None and sum(map(len, look.values)) > SENTENCE * distinct and each < 2:
@@ -200,6 +210,7 @@ def input_role(look: Look) -> Guess:
     if numbers is None or look.is_code:
         is_boolean = {value.lower() for value in look.values} == {"true", "false"}
         return {"role": "categorical"} | ({"type": "boolean"} if is_boolean else {}), ""
+    zeros = look.counts[numbers == 0].sum() / look.known
     is_code = look.is_whole and numbers.min() >= -1
     if distinct <= 10:
         return number, "few numbers"
@@ -211,13 +222,14 @@ def input_role(look: Look) -> Guess:
         return number, "a code, by its name"
     frequency = np.log(look.counts[np.argsort(numbers)])  # smooth over the values of an amount, but not of codes
     is_smooth = bool(frequency.std() > 0 and np.corrcoef(frequency[:-1], frequency[1:])[0, 1] > 0.5)
-    if each >= REPEATS and (distinct <= FEW or (is_code and not is_smooth)):
+    if each >= REPEATS and zeros < ZEROS and (distinct <= FEW or (is_code and not is_smooth)):
         return number, f"numbers that repeat, {each:.0f} rows each: codes?"
-    return {"role": "dense"}, "many numbers" if look.is_whole else "fractions"
+    return {"role": "dense"}, "mostly 0" if zeros >= ZEROS else "many numbers" if look.is_whole else "fractions"
 
 
-def guess_attributes(looks: dict[str, Look], role: str, ids: Look) -> Guesses:
-    """The roles in a file with a row per item or user; none is the key if no column holds the ids."""
+def guess_attributes(looks: dict[str, Look], role: str, ids: Look, taken: Collection[str]) -> Guesses:
+    """The roles in a file with a row per item or user; none is the key if no column holds the ids. taken: names that
+    columns of other files have."""
 
     def held(look: Look, change: Callable[[str], str]) -> tuple:
         values = {change(value) for value in look.values}
@@ -225,11 +237,11 @@ def guess_attributes(looks: dict[str, Look], role: str, ids: Look) -> Guesses:
         return share * (len(look.values) == look.rows), share, look.name == ids.name
 
     guesses = {name: input_role(look) for name, look in looks.items()}
-    for name, (entry, why) in guesses.items():
-        if entry["role"] == "weight":
+    for name, (entry, _) in guesses.items():
+        if name in taken:
+            guesses[name] = {"role": "excluded"}, "another file has a column of this name"
+        elif entry["role"] == "weight":
             guesses[name] = {"role": "dense"}, ""
-        elif entry["role"] == "kept" or looks[name].is_date:
-            guesses[name] = {"role": "excluded"}, "a date" if looks[name].is_date else why
     names = [look for look in looks.values() if look.kind == "text" and len(look.values) > look.rows / 2]
     best = max(looks.values(), key=lambda look: max(held(look, str), held(look, canonical)))
     if held(best, canonical)[1]:
@@ -253,7 +265,7 @@ def auc_alone(look: Look, target: np.ndarray) -> float:
         codes = np.append(np.searchsorted(np.unique(edges), look.numbers, "right") + 1, 0)[look.codes]
     known = ~np.isnan(target)
     codes, target = codes[known], target[known]
-    half = np.random.default_rng(0).random(len(target)) < 0.5
+    half = np.random.default_rng(7).random(len(target)) < 0.5
     rows, positive = (np.bincount(codes[half], of, len(look.values) + 1) for of in (None, target[half]))
     return auc(((positive + target.mean()) / (rows + 1))[codes[~half]], target[~half])
 

@@ -15,8 +15,9 @@ from data.schema import UNITS, Format
 from data.sniff import DATE_TEXT, NUMBER
 from data.values import DATES, LARGEST, cast_or_none
 
+FEW = 31  # distinct numbers that may be categories
 MANY_DIGITS = 16  # of an id, which nobody computes with
-FIRST_SECOND, END_SECOND = 631_152_000, 2_524_608_000  # 1990 to 2050: numbers in this range are taken for times
+FIRST_SECOND, END_SECOND = 631_152_000, 2_524_608_000  # 1990 to 2050: what is in this range may be a time
 COMPACT_DATES = {8: ("%Y%m%d", "%y%m%d%H"), 10: ("%Y%m%d%H",), 12: ("%Y%m%d%H%M",), 14: ("%Y%m%d%H%M%S",)}
 GROUPS = r"\d{1,3}([,.' \xa0\u202f]\d{3})+"
 GROUPED = rf"[-+]?[$€£¥]? ?({GROUPS}|\d+)([.,]\d+)?( ?[%€$£¥])?"  # 31,273 or 1.234,50 € or 45%
@@ -74,10 +75,19 @@ class Look:
     @property
     def units(self) -> list[str]:
         """The units in which the values are recent times; "date" for dates."""
+        if self.is_date:
+            return ["date"] if min(self.values) >= "1990" and max(self.values) < "2050" else []
         if self.numbers is None or not self.values:
-            return ["date"] if self.is_date else []
+            return []
         least, most = self.numbers.min(), self.numbers.max()
         return [unit for unit, n in UNITS.items() if FIRST_SECOND < least / n <= most / n < END_SECOND]
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether numbers are so near to each other that, in a unit of time, they are times whatever the name."""
+        if self.numbers is None or self.units[:1] not in (["s"], ["ms"]):
+            return False
+        return bool(self.numbers.max() < 1.5 * self.numbers.min()) and len(self.values) > FEW
 
     @property
     def has_decimal_commas(self) -> bool:
@@ -89,17 +99,21 @@ class Look:
     def odd(self) -> list[str]:
         """One or two texts among many numbers."""
         odd = [value for value in self.values if not re.fullmatch(NUMBER, value)]
-        return odd if 0 < len(odd) <= 2 and len(self.values) > 31 and not self.is_list else []
+        return odd if 0 < len(odd) <= 2 and len(self.values) > FEW and not self.is_list else []
 
     @property
     def separator(self) -> str | None:
-        """What separates several values in a cell: it leaves fewer distinct parts than cells."""
+        """What separates several values in a cell: parts that come again in other cells."""
         for separator in LIST_SEPARATORS if self.numbers is None else ():
-            cells = [value.split(separator) for value in self.values[:10_000]]
+            values = self.values[:10_000]
+            if 4 * sum(separator in value for value in values) <= len(values):
+                continue
+            cells = [value.split(separator) for value in values]
             parts, lengths = {part for cell in cells for part in cell}, [len(cell) for cell in cells]
             varies = separator not in ", /" or len(set(lengths)) > 2
             ids = separator != " " or all(re.search(r"\d", part) for part in parts)  # no words of a sentence
-            if sum(n > 1 for n in lengths) > len(cells) / 4 and len(parts) < len(cells) and varies and ids:
+            repeat = len(parts) < len(cells) or (len(parts) <= FEW and len(parts) < sum(lengths))
+            if repeat and varies and ids:
                 return separator
         return None
 
@@ -118,7 +132,7 @@ class Look:
         if self.all_are(DATE_TEXT):
             parts = [[*map(int, re.findall(r"\d+", value)), 0][:2] for value in self.values]
             a, b = np.max(parts, axis=0)
-            order = "year" if a > 31 else "day" if a > 12 else "month" if b > 12 else "day or month"
+            order = "year" if a > FEW else "day" if a > 12 else "month" if b > 12 else "day or month"
             of = f'pandas.to_datetime(t[c], dayfirst={order.startswith("day")}, format="mixed")'
             return f"dates like {first!r}, {order} first", of
         if self.numbers is None and self.all_are(GROUPED):

@@ -91,6 +91,7 @@ CLICK_FROM = 4.0  # for BST, whose histories need every rating
 # the modules that compute the arrays
 CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes", "history.events")]
 ENCODED_CODE = [*CODE, "data.history.encoder", "data.history.dataset", __name__]
+RANKED_COLUMNS = ["rank", *(f"item {place}" for place in range(1, 11))]  # of a prediction: see common/model/ranking.py
 BATCH_PAIRS = 1 << 14  # of held-out rows and items, scored at a time: more would not fit into the processor's cache
 RANKED_PAIRS = {"val": 8 << 20, "test": 64 << 20}  # scored in all, at most: a core scores about 300,000 a second
 
@@ -244,6 +245,7 @@ class HistoryDataModule(RecommendationDataModule):
             items = len(self.encoder.items)
             self.protocol += f", every row a positive, ranked among all {items:,} items of the training rows"
             self.training_offset = -math.log(self.negatives)  # one positive among them
+            self.tasks = RANKED_COLUMNS
             for name, pairs in RANKED_PAIRS.items():
                 self.rows[name] = _some(self.rows[name], max(1, pairs // items))
 

@@ -4,15 +4,16 @@ pyarrow reads whole files; memory holds a few batches. Every error names the fil
 row) and the column. data/text.py has the bytes of a text file, data/values.py the checks of a column.
 """
 
-import gzip
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,11 +22,25 @@ import pyarrow.parquet
 
 from common.data.raw_files import decompressed, gzip_errors
 from common.errors import UserError, check
-from data.schema import Categorical, Column, Dense, Description, Format, Rating, Time
-from data.text import BLOCK_BYTES, Text
-from data.values import INTEGER, NUMBER, BadValue, categories, ids, numbers, plain, texts, times, unit_of, weights
+from data.schema import Categorical, Column, Dense, Description, Format, Key, Plain, Rating, Time
+from data.text import Text
+from data.values import (
+    INTEGER,
+    NUMBER,
+    BadValue,
+    categories,
+    ids,
+    known,
+    numbers,
+    plain,
+    texts,
+    times,
+    unit_of,
+    weights,
+)  # fmt: skip
 
 PARQUET, PARQUET_ROWS = b"PAR1", 1 << 16  # rows read at a time
+NO_KEY = "__HIVE_DEFAULT_PARTITION__"
 SEPARATORS = {"\t": "TAB", ",": "comma", ";": "semicolon", "|": "'|'", "::": "'::'"}
 OPTIONAL = ("label", "rating", "time", "weight", "excluded")  # roles of columns that a file to score may lack
 
@@ -45,10 +60,10 @@ def data_files(path: Path) -> list[Path]:
     """The file, or all files below a folder in natural order (day_2 before day_10). Raises: UserError for none."""
     try:
         if path.is_dir():
-            parts = [part for part in path.rglob("*") if part.is_file()]
-            hidden = [part for part in parts if any(n.startswith((".", "_")) for n in part.relative_to(path).parts)]
-            check(len(parts) > len(hidden), f"{path} has no files.")
-            return sorted(set(parts) - set(hidden), key=_natural)
+            files = [file for file in path.rglob("*") if file.is_file()]
+            shown = [f for f in files if not any(name.startswith((".", "_")) for name in f.relative_to(path).parts)]
+            check(len(shown) > 0, f"{path} has no files.")
+            return sorted(shown, key=_natural)
         if not path.exists():
             there = sorted(p.name for p in path.parent.iterdir())[:20] if path.parent.is_dir() else []
             raise UserError(f"there is no file {path}; {path.parent} has {', '.join(there) or 'no files'}.")
@@ -64,8 +79,9 @@ def _natural(path: Path) -> list[tuple[bool, int, str]]:
 
 def source_of(path: Path) -> Source:
     """A file, with the keys of the folders it is in."""
-    keys = dict(part.split("=", 1) for part in path.parent.parts if re.match(r"[^=.]+=", part))
-    return Source(str(path), lambda: _opened(path), keys)
+    pairs = [part.split("=", 1) for part in path.parent.parts if re.match(r"[^=.]+=", part)]
+    keys = {unquote(key): "" if value == NO_KEY else unquote(value) for key, value in pairs}
+    return Source(str(path), partial(_opened, path), keys, again=path.is_file())
 
 
 def input_of(raw: str | Path) -> Source:
@@ -73,24 +89,43 @@ def input_of(raw: str | Path) -> Source:
     if str(raw) != "-":
         return source_of(Path(raw))
     check(sys.stdin is not None, "cannot read standard input: it is closed.")
-    return Source("standard input", _standard_input, again=False)
+    return Source("standard input", partial(_opened, sys.stdin.fileno()), again=False)
 
 
 @contextmanager
-def _standard_input() -> Iterator[IO[bytes]]:
-    with open(sys.stdin.fileno(), "rb", closefd=False) as file:
-        yield decompressed(file)
+def _opened(file: Path | int) -> Iterator[IO[bytes]]:
+    with open(file, "rb", closefd=isinstance(file, Path)) as stream:
+        yield decompressed(stream)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def reading(name: str) -> Iterator[None]:
+    """Raise UserError if a file cannot be read, or is a truncated or damaged .gz file."""
     try:
-        with open(path, "rb") as file, gzip_errors(path):
-            yield decompressed(file)  # type: ignore[misc]
+        with gzip_errors(name):
+            yield
     except OSError as error:
-        if isinstance(error, gzip.BadGzipFile) or (error.filename and str(error.filename) != str(path)):
-            raise
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+        raise UserError(f"cannot read {name}: {error.strerror or error}.") from error
+
+
+def keeping(form: Description, names: Sequence[str]) -> Description:
+    """The description of the same file with these columns read. Raises: UserError for one that it does not have."""
+    for name in names:
+        check(name in form.columns, f"there is no column {name!r}; the columns are {some(list(form.columns))}.")
+    read = {name: Plain(role="kept") for name in names if form.columns[name].role == "excluded"}
+    return form.model_copy(update={"columns": form.columns | read})
+
+
+def kept_texts(source: Source, columns: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """The texts (N,) of each column, "" if missing; of a number "9" for 9.0; several values joined by "|"."""
+    found = []
+    for name in names:
+        check(name in columns, f"{source.name} has no column {name!r}.")
+        array = columns[name]
+        if pa.types.is_list(array.type):
+            array = pc.binary_join(array, "|")
+        found.append(array.cast(pa.string()).fill_null("").to_pylist())
+    return found
 
 
 @contextmanager
@@ -101,9 +136,8 @@ def parquet_errors(name: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise UserError(
-            f"{name}: the Parquet file is truncated or damaged ({one(error)[:200]}); get it again."
-        ) from error
+        why = one_line(error)
+        raise UserError(f"{name}: the Parquet file is truncated or damaged ({why}); get it again.") from error
 
 
 class Reader:
@@ -121,23 +155,25 @@ class Reader:
         split = getattr(form.split, "column", None) if isinstance(form, Description) else None
         used = [name for name, column in form.columns.items() if column.role != "excluded" or name == split]
         self.columns: dict[str, Column] = {name: form.columns[name] for name in columns or used}
+        # of columns that are parts of others, the latter
+        self.origins = {n: c.source for n, c in self.columns.items() if isinstance(c, Categorical) and c.source}
         self.missing = pa.array(form.missing_texts, pa.string())
         self.is_text = True  # the file being read, in which "nan" is not a number
-        self.unit: str | None = None  # of the times; as in the first row, if the description does not say
+        self.unit: str | None = None  # of the times; as the first row has it, if the description does not say
+        self.types: dict[str, pa.DataType] = {}  # of the columns read so far
 
     def batches(self, source: Source, moved: Callable[[int], object] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of a source. moved: called with the number of bytes read from the disk, as they are read.
 
         Raises: UserError for what the description does not allow, and for a source without rows.
         """
-        rows = read = 0
-        with source.open() as stream:
+        rows = position = 0
+        with reading(source.name), source.open() as stream:
             file: Any = getattr(stream, "fileobj", stream)  # below gzip
             for batch in self._raw(source, stream):
-                if moved:
-                    now = file.tell()
-                    moved(now - read)
-                    read = now
+                if moved and source.again:  # a pipe has no position
+                    moved(file.tell() - position)
+                    position = file.tell()
                 if len(batch):
                     yield self._checked(source, batch, rows)
                     rows += len(batch)
@@ -145,187 +181,180 @@ class Reader:
 
     def _raw(self, source: Source, stream: IO[bytes]) -> Iterator[pa.RecordBatch]:
         """The columns as the file has them."""
-        with gzip_errors(source.name):
-            start = stream.read(len(PARQUET))
-            self.is_text = start != PARQUET
-            if not self.is_text:
-                yield from self._parquet(source, stream)
-                return
+        start = stream.read(len(PARQUET))
+        self.is_text = start != PARQUET
+        if self.is_text:
             text = Text(source.name, start, stream, self.form)
-            if not text.rest:
-                return
-            names = text.names or self._names_by_width(text.width())
-            wanted = self._wanted(source, names)
-            try:
-                yield from self._csv(text, names, wanted, threads=source.again)
-            except pa.ArrowInvalid as error:
-                raise self._explained(source, names, wanted, error) from error
+            if text.rest:
+                yield from self._text(source, text)
+            return
+        check(stream.seekable(), f"{source.name} is Parquet, which no pipe can give; pass the name of the file.")
+        with parquet_errors(source.name):
+            parquet = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
+            wanted = self._wanted(source, parquet.schema_arrow.names)
+            for batch in parquet.iter_batches(PARQUET_ROWS, columns=wanted):
+                batch.validate(full=True)  # texts that are not UTF-8
+                yield batch
 
-    def _csv(self, text: Text, names: list[str], wanted: list[str], threads: bool) -> Iterator[pa.RecordBatch]:
-        form = self.form
-        skips_blank = form.quoted or form.comment is not None
+    def _text(self, source: Source, text: Text) -> Iterator[pa.RecordBatch]:
+        names = text.names or self._names_by_width(text.width())
+        wanted, skipped = self._wanted(source, names), list[int]()
+        try:
+            yield from self._csv(text, names, wanted, skipped, threads=source.again)
+        except pa.ArrowInvalid:
+            if source.again:  # without threads, because only then pyarrow tells the row
+                with source.open() as stream:
+                    again = Text(source.name, b"", stream, self.form)
+                    try:
+                        list(self._csv(again, names, wanted, skipped := [], threads=False))
+                    except pa.ArrowInvalid as with_row:
+                        error = with_row
+            raise self._explained(source, names, skipped, one_line(error)) from error
+
+    def _csv(
+        self, text: Text, names: list[str], wanted: list[str], skipped: list[int], threads: bool
+    ) -> Iterator[pa.RecordBatch]:
+        """skipped: collects the rows that are lines of spaces; they count as blank too, but pyarrow counts them."""
+
+        def invalid(row: Any) -> str:
+            if not (text.skips_blank and row.text and not row.text.strip()):
+                return "error"
+            skipped.append(row.number)
+            return "skip"
+
         yield from pyarrow.csv.open_csv(
             pa.PythonFile(text, "r"),
             pyarrow.csv.ReadOptions(
-                column_names=names, block_size=BLOCK_BYTES, use_threads=threads, encoding=form.encoding
+                column_names=names, block_size=text.block_bytes, use_threads=threads, encoding=self.form.encoding
             ),
             pyarrow.csv.ParseOptions(
                 delimiter=text.separator,
-                quote_char='"' if form.quoted else False,
-                ignore_empty_lines=skips_blank,
-                # a line of spaces counts as blank too
-                invalid_row_handler=lambda row: (
-                    "skip" if skips_blank and row.text and not row.text.strip() else "error"
-                ),
+                quote_char='"' if text.quoted else False,
+                ignore_empty_lines=text.skips_blank,
+                invalid_row_handler=invalid,
             ),
             pyarrow.csv.ConvertOptions(
                 include_columns=wanted,
                 column_types={name: self._type_in_text(name) for name in wanted},
-                null_values=form.missing_texts,
-                decimal_point=form.decimal,
+                null_values=self.form.missing_texts,
+                decimal_point=self.form.decimal,
             ),
         )
 
     def _type_in_text(self, name: str) -> pa.DataType:
         column = self.columns.get(name)
-        if isinstance(column, Dense) and column.type == "integer":
-            return pa.int32()
-        is_number = isinstance(column, Dense | Rating) and name not in self._sources
-        return pa.float64() if is_number or getattr(column, "role", "") == "weight" else pa.string()
-
-    @property
-    def _sources(self) -> dict[str, str]:
-        """The columns that others are parts of, by the names of the latter."""
-        parts = {name: c for name, c in self.columns.items() if isinstance(c, Categorical) and c.source}
-        return {name: column.source or "" for name, column in parts.items()}
-
-    def _parquet(self, source: Source, stream: IO[bytes]) -> Iterator[pa.RecordBatch]:
-        check(
-            stream.seekable(), f"{source.name} is Parquet, which cannot be read from a pipe; pass the name of the file."
-        )
-        with parquet_errors(source.name):
-            file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
-            wanted = self._wanted(source, file.schema_arrow.names)
-            for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
-                batch.validate(full=True)  # texts that are not UTF-8
-                yield batch.select(wanted)
+        if name in self.origins.values() or (not isinstance(column, Dense | Rating) and column.role != "weight"):
+            return pa.string()
+        return pa.int32() if getattr(column, "type", "") == "integer" else pa.float64()
 
     def _names_by_width(self, width: int) -> list[str]:
         """The columns of a file without a header line: all of them or, when scoring, without labels or what is last."""
         names, labels = self.form.in_file, self.form.of_role("label")
-        if self.scoring:
-            shorter = [n for n in names if n not in labels[:1]], [n for n in names if n not in labels], names[:width]
-            names = next((found for found in (names, *shorter) if len(found) == width), names)
+        if self.scoring and len(names) != width:
+            if not all(self.form.columns[name].role in OPTIONAL for name in names[width:]):
+                shorter = [n for n in names if n not in labels[:1]], [n for n in names if n not in labels]
+                return next((found for found in shorter if len(found) == width), names)
+            return names[:width]
         return names
 
     def _wanted(self, source: Source, names: list[str]) -> list[str]:
         """The columns of the file to read. Raises: UserError if one is missing, or two have the same name."""
         twice = next((name for name in names if name and names.count(name) > 1), None)
         check(twice is None, f"{source.name}: found the column name {twice!r} twice; rename one.")
-        wanted: dict[str, None] = {}
-        for name, column in self.columns.items():
-            origin = self._sources.get(name, name)
-            if origin in names:
-                wanted[origin] = None
-            else:
-                check(
-                    origin in source.keys or (self.scoring and column.role in OPTIONAL),
-                    f"{source.name} has no column {origin!r}; it has {some(names)}. Is the separator right, and does "
-                    "line 1 hold the names of the columns?",
-                )
-        return list(wanted)
+        wanted = dict.fromkeys(self.origins.get(name, name) for name in self.columns)
+        for name in wanted.keys() - names - source.keys.keys():
+            check(
+                self.scoring and name in self.columns and self.columns[name].role in OPTIONAL,
+                f"{source.name} has no column {name!r}; it has {some(names)}. Is the separator right, and does "
+                "line 1 hold the names of the columns?",
+            )
+        return [name for name in wanted if name in names]
 
     def _checked(self, source: Source, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
         """The columns in the types above. before: rows of the source before this batch."""
-        arrays = {name: plain(batch.column(name)) for name in batch.schema.names}
-        for key, value in source.keys.items():
-            arrays.setdefault(key, pa.repeat(pa.scalar(value, pa.string()), len(batch)))
+        arrays = {key: pa.repeat(pa.scalar(value, pa.string()), len(batch)) for key, value in source.keys.items()}
+        arrays |= {name: plain(batch.column(name)) for name in batch.schema.names}
         found = {}
         for name, column in self.columns.items():
-            origin = self._sources.get(name, name)
+            origin = self.origins.get(name, name)
             if origin in arrays:
                 try:
                     found[name] = self._column(column, arrays[origin])
                 except BadValue as bad:
-                    row = bad.row or 0
-                    raise self.error(source, before + row, origin, arrays[origin][row].as_py(), bad.expected) from bad
+                    raise self.error(source, before + bad.row, origin, arrays[origin][bad.row], bad.expected) from bad
+                kind = self.types.setdefault(name, found[name].type)
+                check(
+                    kind == found[name].type,
+                    f"{source.name}, column {name}: found {found[name].type} in a cell, but {kind} in the files before.",
+                )
         return pa.RecordBatch.from_pydict(found)
 
     def _column(self, column: Column, array: pa.Array) -> pa.Array:
-        match column.role:
-            case "dense":
-                return numbers(array, column, self.missing, nan_is_missing=not self.is_text)
-            case "rating":
-                return numbers(array, column, self.missing, not self.scoring, not self.is_text)
-            case "weight":
-                return weights(array, column, self.missing)
-            case "time":
-                self.unit = self.unit or (column.unit if isinstance(column, Time) else None) or unit_of(array)
-                return times(array, self.unit, required=not self.scoring)
-            case "user" | "item":
-                return ids(array, column, self.missing)
-            case "categorical":
-                if isinstance(column, Categorical) and column.pattern:
-                    return part(texts(array), column.pattern)
-                return categories(array, column, self.missing)
-            case _:
-                return texts(array)
+        kind = getattr(column, "type", "text")
+        if self.form.decimal == "," and kind != "text" and pa.types.is_string(array.type):
+            array = pc.replace_substring(array, ",", ".")
+        match column:
+            case Dense() | Rating():
+                required = isinstance(column, Rating) and not self.scoring
+                return numbers(array, self.missing, kind == "integer", required, nan_is_missing=not self.is_text)
+            case Time():
+                array = known(array, self.missing)
+                if self.unit is None:
+                    self.unit = column.unit or unit_of(array)
+                return times(array, self.unit or "", required=not self.scoring)
+            case Key():
+                return ids(array, self.missing, kind)
+            case Categorical() if column.pattern:
+                return texts(part(texts(array), column.pattern), kind)
+            case Categorical():
+                return categories(array, self.missing, kind, column.separator)
+        return weights(array, self.missing) if column.role == "weight" else texts(array)
 
     # what a message says
 
-    def error(self, source: Source, row: int | None, column: str, found: Any, expected: str) -> UserError:
+    def error(self, source: Source, row: int, column: str, found: Any, expected: str) -> UserError:
         """A wrong value in a row (counted from 0)."""
         place, fields = self._place(source, row)
-        raw = fields.get(column, found)
-        shown = repr("" if raw is None else str(raw))
+        found = fields.get(column, found.as_py() if isinstance(found, pa.Scalar) else found)
+        shown = repr("" if found is None else str(found))
         shown = shown if len(shown) <= 42 else f"{shown[:40]}...'"
         return UserError(f"{place}, column {column}: found {shown}, expected {expected}. Correct or remove the line.")
 
-    def _place(self, source: Source, row: int | None) -> tuple[str, dict[str, str]]:
+    def _place(self, source: Source, row: int) -> tuple[str, dict[str, str]]:
         """Where a row is: the line and its fields, if it is text that can be read again."""
-        if row is None:
-            return source.name, {}
-        if source.again:
+        if source.again and self.is_text:
             with source.open() as stream:
-                start = stream.read(len(PARQUET))
-                if start != PARQUET:
-                    text = Text(source.name, start, stream, self.form)
-                    line, fields = next(islice(text.records(), row, None), (row + 1, []))
-                    names = text.names or self._names_by_width(len(fields))
-                    return f"{source.name}, line {line}", dict(zip(names, fields, strict=False))
+                text = Text(source.name, b"", stream, self.form)
+                line, fields = next(islice(text.records(), row, None), (row + 1, []))
+                names = text.names or self._names_by_width(len(fields))
+                return f"{source.name}, line {line}", dict(zip(names, fields, strict=False))
         return f"{source.name}, row {row + 1}", {}
 
-    def _explained(self, source: Source, names: list[str], wanted: list[str], error: Exception) -> UserError:
-        """What is wrong with a text; it is read again without threads, because only then pyarrow tells the row."""
-        if source.again:
-            with source.open() as stream:
-                start = stream.read(len(PARQUET))
-                try:
-                    for _ in self._csv(Text(source.name, start, stream, self.form), names, wanted, threads=False):
-                        pass
-                except pa.ArrowInvalid as again:
-                    error = again
-        text = one(error)
-        row = int(match[1]) - 1 if (match := re.search(r"Row #(\d+)", text)) else None
-        if match := re.search(r"column #(\d+): .*CSV conversion error to (\w+): invalid value '(.*)'", text):
+    def _explained(self, source: Source, names: list[str], skipped: list[int], error: str) -> UserError:
+        """What pyarrow finds wrong with a text."""
+        if not (match := re.search(r"Row #(\d+)", error)):
+            return UserError(f"{source.name}: {error}. Correct the file.")
+        row = int(match[1]) - 1 - sum(number < int(match[1]) for number in skipped)
+        if match := re.search(r"column #(\d+): .*CSV conversion error to (\w+): invalid value '(.*)'", error):
             expected = INTEGER if match[2] == "int32" else NUMBER
             return self.error(source, row, names[int(match[1])], match[3], expected)
         place, fields = self._place(source, row)
-        if "invalid UTF8" in text:
+        if "invalid UTF8" in error:
             return UserError(
                 f"{place}: found bytes that are not UTF-8. Convert the file with `iconv -f WINDOWS-1252 -t UTF-8 FILE "
                 '> NEW_FILE`, or set "encoding": "latin-1" in columns.json.'
             )
-        if match := re.search(r"Expected (\d+) columns, got (\d+)", text):
+        if match := re.search(r"Expected (\d+) columns, got (\d+)", error):
             return self._other_width(place, row, self.form.separator.join(fields.values()), *map(int, match.groups()))
-        return UserError(f"{place}: {text[:200]}. Correct the file.")
+        return UserError(f"{place}: {error}. Correct the file.")
 
-    def _other_width(self, place: str, row: int | None, line: str, expected: int, found: int) -> UserError:
+    def _other_width(self, place: str, row: int, line: str, expected: int, found: int) -> UserError:
         advice = "If it is the last line, the file is truncated: get it again. Otherwise correct or remove the line."
         for separator, called in SEPARATORS.items():
             if found == 1 and separator != self.form.separator and line.count(separator) == expected - 1:
                 advice = f'With {called} as the separator it has {expected}: set "separator" in columns.json.'
-        if not self.form.header and row == 0 and expected - found in (1, len(self.form.of_role("label"))):
+        labels = len(self.form.of_role("label"))
+        if not self.form.header and row == 0 and labels and expected - found in (1, labels):
             advice = "Is it a file without labels? Such a file can be scored, but not trained on."
         separator = SEPARATORS.get(self.form.separator, repr(self.form.separator))
         return UserError(f"{place}: found {found} fields separated by {separator}, expected {expected}. {advice}")
@@ -341,9 +370,8 @@ def some(names: list[str], most: int = 8) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def one(error: Exception) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())
+def one_line(error: Exception, most: int = 200) -> str:
+    return " ".join(str(error).split())[:most]
 
 
 def read_files(

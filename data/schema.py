@@ -5,15 +5,18 @@ in data/criteo_data.py, data/census_income.py and data/movie_rating_seq.py.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from common.data.data_module import SPLITS
-from common.errors import UserError, check, shown
+from common.errors import UserError, shown
 from common.settings import Pooling, Transform
 
 COLUMNS_FILE = "columns.json"
@@ -26,8 +29,14 @@ def _known_separator(text: str) -> str:
     raise ValueError('"separator" must be one ASCII character, "::" or ", " (with or without the space)')
 
 
+def _known_pattern(text: str) -> str:
+    pc.struct_field(pc.extract_regex(pa.array([""]), text), 0)  # an ArrowInvalid is a ValueError
+    return text
+
+
+Content = Annotated[str, StringConstraints(min_length=0)]  # valid Unicode
 Name = Annotated[str, StringConstraints(min_length=1)]
-Texts = Annotated[tuple[str, ...], Field(min_length=1)]
+Texts = Annotated[tuple[Content, ...], Field(min_length=1)]
 Separator = Annotated[str, AfterValidator(_known_separator)]
 Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 Unit = Literal["s", "ms", "us", "ns", "date"]
@@ -93,7 +102,7 @@ class Categorical(Entry):
     hash_size: Count | None = None
     min_count: Count | None = None
     source: Name | None = None
-    pattern: Annotated[str, StringConstraints(pattern=r"\(\?P<")] | None = None
+    pattern: Annotated[str, AfterValidator(_known_pattern)] | None = None
 
     @model_validator(mode="after")
     def _both(self) -> Self:
@@ -130,15 +139,15 @@ class Format(Entry):
     """How one file, or a folder of equal files, is written, and what its columns hold.
 
     header: whether line 1 names the columns; without it, `columns` has their order. quoted: whether "a, b" in quotes is
-    one value. missing: texts that mean "no value", beside the empty one. comment: how lines to skip before the rows
-    begin.
+    one value; None: yes, but what may as well be several rows with lone quotes is refused. missing: texts that mean "no
+    value", beside the empty one. comment: how lines to skip before the rows begin.
     """
 
     file: Name | None = None
     separator: Separator = ","
     header: Annotated[bool, Field(strict=True)] = True
-    quoted: Annotated[bool, Field(strict=True)] = True
-    missing: tuple[str, ...] = ()
+    quoted: Annotated[bool, Field(strict=True)] | None = None
+    missing: tuple[Content, ...] = ()
     decimal: Literal[".", ","] = "."
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     comment: Name | None = None
@@ -224,29 +233,25 @@ class Description(Format):
         names = [getattr(self.columns[name], "task", None) or name for name in self.of_role("label", "rating")]
         if len(set(names)) < len(names):
             raise ValueError("two labels are the same task")
+        if self.only("dense", "categorical", "user", "item") is None:
+            raise ValueError("no column is an input: none is dense, categorical, user or item")
         return self
 
     @property
     def attributes(self) -> dict[Literal["item", "user"], Format]:
         """The second files, by the role of their key."""
-        tables: dict[Literal["item", "user"], Format | None] = {
-            "user": self.user_attributes, "item": self.item_attributes
-        }  # fmt: skip
-        return {role: table for role, table in tables.items() if table is not None}
+        users, items = self.user_attributes, self.item_attributes
+        return ({"user": users} if users else {}) | ({"item": items} if items else {})
 
     @property
     def tasks(self) -> dict[str, str]:
         """The column of each binary task: the labels, and the rating if it says what a click is."""
-        columns = {name: self.columns[name] for name in self.of_role("label", "rating")}
         return {
             getattr(column, "task", None) or name: name
-            for name, column in columns.items()
-            if not isinstance(column, Rating) or column.positive or column.click_from is not None
+            for name, column in self.columns.items()
+            if isinstance(column, Label)
+            or (isinstance(column, Rating) and (column.positive or column.click_from is not None))
         }
-
-    @property
-    def is_interactions(self) -> bool:
-        return self.only("user") is not None
 
 
 @dataclass(frozen=True)
@@ -258,13 +263,13 @@ class Dataset:
     folder: Path
     where: str  # the columns.json or the first raw file, for messages
 
-    def path(self, file: str) -> Path:
-        return self.folder / Path(file).expanduser()
+    def path(self, file: str | None) -> Path:
+        return self.folder / os.path.expanduser(file or "")
 
     @property
     def files(self) -> dict[str, Path]:
         """The file or folder of files of each split; "all" if they are together."""
-        files: Mapping[Any, str] = self.description.files or {"all": self.description.file or ""}
+        files: Mapping[Any, str | None] = self.description.files or {"all": self.description.file}
         return {part: self.path(files[part]) for part in ("all", *SPLITS) if part in files}
 
 
@@ -276,20 +281,15 @@ def read_description(path: Path) -> Dataset:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}. Correct it, or remove it to have it written again.") from error
-    description = described(content, str(path))
-    return Dataset(path.parent.name, description, path.parent, str(path))
+    return Dataset(path.parent.name, described(content, str(path)), path.parent, str(path))
 
 
 def described(content: Any, where: str) -> Description:
     """A checked description. Raises: UserError naming column and entry that is wrong."""
-    check(isinstance(content, dict), f"{where}: found a {type(content).__name__}, expected a dict.")
     try:
-        description = Description.model_validate(content)
+        return Description.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{where}{_explained(error)}") from error
-    inputs = description.of_role("dense", "categorical", "user", "item")
-    check(bool(inputs), f"{where}: no column is an input: none is dense, categorical, user or item.")
-    return description
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -304,28 +304,27 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _explained(error: ValidationError) -> str:
     """The first wrong entry: where it is, what was found, and what it must be."""
     first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
-    place = ""
-    for table in ("item_attributes", "user_attributes"):
-        if path[:1] == [table]:
-            place, path = f", {table}", path[1:]
+    path, found = [str(part) for part in first["loc"]], shown(first["input"])
+    place = f", {path.pop(0)}" if path[:1] and path[0].endswith("_attributes") else ""
     if path[:1] == ["columns"] and len(path) > 1:
-        place, path = f"{place}, column {path[1]!r}", path[2:]
-        path = path[1:] if path[:1] and path[0] in _ROLES else path  # the union's tag
+        place, path = f"{place}, column {path[1]!r}", path[3:] if path[2:3] and path[2] in ROLES else path[2:]
+    entry = json.dumps(path[0]) if path else ""
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    if path[:1] == ["split"]:
-        by = '{"by": "time"}, {"by": "random"} or {"column": ..., "train": [...], "val": [...], "test": [...]}'
-        return f'{place}: "split" must be null, {by}.'
-    if first["type"] == "extra_forbidden":
-        return f"{place}: {path[-1]!r} is not an entry here. Correct or remove it."
-    if first["type"] == "missing":
-        return f"{place}: it has no {json.dumps(path[-1])}."
-    if first["type"] in ("union_tag_invalid", "union_tag_not_found", "model_attributes_type"):
-        found = first["input"].get("role") if isinstance(first["input"], dict) else first["input"]
-        return f'{place}: its "role" is {shown(found)}; it must be one of {", ".join(map(json.dumps, _ROLES))}.'
-    entry = ", ".join(part for part in path if not part.startswith(("function-", "constrained-", "tuple[")))
-    found = "" if first["type"] == "value_error" else f" {json.dumps(entry)} is {shown(first['input'])};"
-    return f"{place}:{found} {message[:1].lower()}{message[1:]}."
+    expected = f"{message[:1].lower()}{message[1:]}."
+    if entry == '"split"':
+        return f"""{place}: {entry} must be null, {{"by": "time"}}, {{"by": "random"}} or {SPLIT_BY_COLUMN}."""
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{place}: {path[-1]!r} is not an entry here. Correct or remove it."
+        case "missing":
+            return f"{place}: it has no {json.dumps(path[-1])}."
+        case "union_tag_invalid" | "union_tag_not_found":
+            role = shown(first["input"].get("role"))
+            return f'{place}: its "role" is {role}; it must be one of {", ".join(map(json.dumps, ROLES))}.'
+        case "value_error" if not entry:
+            return f"{place}: {expected}"
+    return f"{place}: {entry or 'it'} is {found}; {expected}"
 
 
-_ROLES = ("label", "rating", "dense", "categorical", "user", "item", "time", "weight", "kept", "excluded")
+ROLES = [role for kind in get_args(get_args(Column)[0]) for role in get_args(kind.model_fields["role"].annotation)]
+SPLIT_BY_COLUMN = '{"column": ..., "train": [...], "val": [...], "test": [...]}'

@@ -1,7 +1,8 @@
-"""How a file is written: separator, quotes, encoding, names of the columns; what cannot be read, and how to convert it."""
+"""How a file is written: separator, quotes, encoding, names of its columns; and how to convert what cannot be read."""
 
 import csv
 import io
+import itertools
 import json
 import re
 import shlex
@@ -18,7 +19,7 @@ from data.text import Text, first_rows
 
 LINES = 1000  # looked at
 MISSING = ("?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "\\N")
-SEPARATORS = ("\t", ";", "|", "\x01", "::", ",", " ")  # the first of those that fit equally well
+SEPARATORS = ("\t", ";", "|", "\x01", "::", ",")  # the first of those that fit equally well
 NUMBER = r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*"
 DATE = r"\d{4}-\d\d-\d\d.*"  # that the reader understands
 DATE_TEXT = (  # other dates: 28/09/2023 21:00, Feb 19, 2009, 19-Feb-09, Wed Apr 08 10:00:00 +0000 2020
@@ -26,6 +27,13 @@ DATE_TEXT = (  # other dates: 28/09/2023 21:00, Feb 19, 2009, 19-Feb-09, Wed Apr
     r"([ T,]+\d{1,2}:\d{2}.*)?|\w{3} \w{3} +\d{1,2} [0-9:]{8} .*"
 )
 VALUE = rf"{NUMBER}|{DATE}|{DATE_TEXT}"
+ODD_LINES = {  # what line 1 says about files that must be converted
+    r"[^\s,;|]+:": 'blocks of rows, each below a line with its id: `awk \'/:\\r?$/ {sub(/:\\r?$/, ""); id = $0; next} '
+    '{print id "," $0}\' FILE > NEW_FILE` makes a table',
+    r"\S+( \d+:\S+)+": "rows as svmlight has them: `python -c 'import pandas as p, sklearn.datasets as d, sys; "
+    "x, y = d.load_svmlight_file(sys.argv[1]); p.DataFrame(x.toarray()).assign(label=y).to_csv(sys.argv[2], index=0)' "
+    "FILE NEW_FILE` makes a table",
+}
 ANY = {"header": False, "columns": {"any": {"role": "kept"}}}
 
 
@@ -51,33 +59,38 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         notes.append("The file is not UTF-8 and is read as latin-1. If letters look wrong, convert it with iconv.")
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()][:LINES]
     check(bool(lines), f"{path} is empty.")
-    check(
-        not re.fullmatch(r"[^\s,;|]+:", lines[0]),
-        f"{path} has blocks of rows, each below a line like {lines[0]!r}. Convert it with `awk '/:\\r?$/ "
-        f'{{sub(/:\\r?$/, ""); id = $0; next}} {{print id "," $0}}\' {shlex.quote(str(path))} > NEW_FILE`.',
-    )
+    for pattern, what in ODD_LINES.items():
+        check(not re.fullmatch(pattern, lines[0]), f"{path} has {what.replace('FILE', shlex.quote(str(path)), 1)}.")
     if match := re.fullmatch("(sep=)(.)", lines[0], re.I):
         entries, lines = entries | {"separator": match[2], "comment": match[1]}, lines[1:]
-    below = [line for line in lines if not line.startswith("#")]
-    if (
-        lines[0].startswith("#")
-        and below
-        and len({len(row) for row in rows_of([lines[0], below[0]], separator_of(below))}) > 1
-    ):
-        entries, lines = entries | {"comment": "#"}, below
-    separator = entries.get("separator") or separator_of(lines)
+    separator = entries.get("separator") or separator_of(lines[len(lines) // 2 :])
+    titles = list(itertools.takewhile(lambda line: len(rows_of([line], separator)[0]) == 1, lines))
+    if 0 < len(titles) < len(lines):
+        comment, lines = titles[0] if len(titles) == 1 else titles[0][0], lines[len(titles) :]
+        check(
+            all(line.startswith(comment) for line in titles) and not lines[0].startswith(comment),
+            f"{path}: the table begins below {len(titles)} other lines. Cut them off with "
+            f"`tail -n +{len(titles) + 1} {shlex.quote(str(path))} > NEW_FILE`.",
+        )
+        entries["comment"] = comment
     if separator == "," and sum(line.count(", ") == line.count(",") for line in lines) > 0.9 * len(lines):
         separator = ", "
     if separator != ",":
         entries["separator"] = separator
+    rows = rows_of(lines, separator)
+    if len(rows) > 1 and {len(row) for row in rows[1:]} == {len(rows[0]) + 1}:
+        named = any(row[-1] for row in rows[1:])
+        how = f"1 s/^/row{separator}/" if named else f"2,$ s/{separator}$//"
+        raise UserError(
+            f"{path}: line 1 has a field less than the other lines{'' if named else ', which end with a separator'}. "
+            f"Convert it with `sed '{how}' {shlex.quote(str(path))} > NEW_FILE`."
+        )
     fields = [field for line in lines for field in line.split(separator)]
     if any(field.startswith('"') and not re.fullmatch(r'"([^"]|"")*"', field) for field in fields):
-        strict = rows_of(lines, separator, strict=True)
+        strict = strict_rows(lines, separator)
         if '\\"' in text and not strict:
-            how = {"escapechar": "\\", "doublequote": False}
-            raise UserError(
-                f"{path} has quotes behind backslashes. Convert it with `{command(path, entries, {}, **how)}`."
-            )
+            how = command(path, entries, {}, escapechar="\\", doublequote=False)
+            raise UserError(f"{path} has quotes behind backslashes. Convert it with `{how}`.")
         if len(strict) < len(lines) and len({line.count(separator) for line in lines}) == 1:
             entries["quoted"] = False
             notes.append('Lone quotes begin some values, so quotes are characters like any other ("quoted": false).')
@@ -94,8 +107,9 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     else:
         entries["header"], names = False, [f"c{number}" for number in range(1, len(rows[0]) + 1)]
         notes.append(
-            f"Does line 1 ({', '.join(rows[0])[:60]}) hold values? It looks so: the columns are named c1 to {names[-1]}; "
-            "rename them in columns.json, in this order. Otherwise correct the names in line 1."
+            f"Does line 1 ({', '.join(rows[0])[:60]}) hold values? It seems so, and the columns are c1 to {names[-1]}; "
+            'rename them in columns.json, in this order ("header": false). Better for the guess: add a line of names '
+            f"with `sed '1i NAME{separator}NAME...' {shlex.quote(str(path))} > NEW_FILE`."
         )
     if "" in names:
         notes.append(f"Columns without a name are not read: {names.count('')}.")
@@ -119,22 +133,29 @@ def parquet_role(kind: pa.DataType) -> str:
 
 
 def separator_of(lines: list[str]) -> str:
-    """The one that splits most lines into as many fields as the first, and into most fields."""
+    """The one that splits most lines into as many fields, and into most fields."""
 
     def fit(separator: str) -> tuple[float, int]:
-        widths = [len(rows_of([line], separator)[0]) for line in lines]
-        return (round(widths.count(widths[0]) / len(widths), 2), widths[0]) if widths[0] > 1 else (0, 0)
+        widths = [len(row) for row in rows_of(lines, separator)]
+        width = max(widths, key=widths.count)
+        return (round(widths.count(width) / len(lines), 2), width) if width > 1 else (0, 0)
 
-    return max(SEPARATORS, key=fit) if max(map(fit, SEPARATORS))[1] else ","
+    best = max(SEPARATORS, key=fit)
+    return best if fit(best)[1] else " " if fit(" ")[0] > 0.9 else ","
 
 
-def rows_of(lines: list[str], separator: str, strict: bool = False) -> list[list[str]]:
-    """The fields of each row; if strict, nothing if there are quotes that are neither doubled nor around a field."""
-    if len(separator.strip(" ")) > 1:
+def rows_of(lines: list[str], separator: str) -> list[list[str]]:
+    """The fields of each line."""
+    if separator == "::":
         return [line.split(separator) for line in lines]
+    return [next(csv.reader([line], delimiter=separator[0])) for line in lines]
+
+
+def strict_rows(lines: list[str], separator: str) -> list[list[str]]:
+    """The rows, of several lines if quotes say so; none if a quote is neither doubled nor around a field."""
     rows = []
     try:
-        for row in csv.reader(lines, delimiter=separator[0], strict=strict):
+        for row in csv.reader(lines, delimiter=separator[0], strict=True):
             rows.append(row)
     except csv.Error as error:
         return rows if "unexpected end" in str(error) else []
@@ -158,7 +179,7 @@ def has_names(rows: list[list[str]]) -> bool:
 def command(path: Path, entries: dict[str, Any], changes: dict[str, str], **options: Any) -> str:
     """The command that writes a file anew as CSV. changes: of columns, expressions of `t[c]` in pandas; "" for none."""
     given = {"sep": entries.get("separator"), "encoding": entries.get("encoding")} | options
-    given |= {"skiprows": 1} if entries.get("comment") == "sep=" else {}
+    given |= {"skiprows": 1} if "comment" in entries else {}
     arguments = "".join(f", {name}={as_code(value)}" for name, value in given.items() if value is not None)
     arguments += f", header=None, names={as_code(list(changes))}" if entries.get("header") is False else ""
     read = f"csv({as_code(str(path))}, dtype=str, keep_default_na=False{arguments})"

@@ -1,34 +1,31 @@
 """The bytes of a text table in whole records for pyarrow, which would swallow lines at a stray quote or NUL byte."""
 
 import csv
-import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import IO, Any
-
-import numpy as np
 
 from common.errors import UserError, check
 from data.schema import Format
 
 BLOCK_BYTES = 8 << 20  # read at a time
 LONGEST_RECORD = 1 << 20  # bytes; far longer than any real one: its quote was not closed
+csv.field_size_limit(LONGEST_RECORD)
 JSON = (
     "JSON: convert it with `python -c \"import pandas; pandas.read_json('FILE', lines=True, dtype=False, "
     "convert_dates=False).to_csv('NEW_FILE', index=False)\"` (lines=False if the file is one list)"
 )
-FOREIGN = {  # first bytes of files that are not text
+FOREIGN = {  # first bytes of files that are no table in text
     b"PK\x03\x04": "a ZIP archive or a spreadsheet: `unzip` it, or save it as CSV",
     b"BZh": "compressed with bzip2: `bunzip2` it",
     b"\xfd7zXZ": "compressed with xz: `unxz` it",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: `unzstd` it",
     b"7z\xbc\xaf": "a 7z archive: `7z x` it",
     b"Rar!": "a RAR archive: `unrar x` it",
-    b"\xff\xfe": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE`",
-    b"\xfe\xff": "UTF-16 text: convert it with `iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE`",
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16: convert it with `iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE`"),
     b"ARROW1": "a Feather file: save it as Parquet",
-    **dict.fromkeys((b"{", b"[{", b"[\n", b"[\r\n"), JSON),
+    **dict.fromkeys((b'{"', b"[{", b"[\n", b"[\r\n"), JSON),
     **dict.fromkeys((b"<!", b"<?xml", b"<html"), "HTML or XML: download the table itself, or save it as CSV"),
 }
 BOM = b"\xef\xbb\xbf"
@@ -38,136 +35,129 @@ class Text:
     """A stream of the rows of a table, without header, comments and byte order mark; read by pyarrow.
 
     names: of the columns, from the header line; None without one. separator: of one character, which replaces "::" and
-    ", ". skipped: lines before the first row.
+    ", ". skips_blank: whether blank lines are no rows. line: the number of the first line not read yet.
     """
 
     closed = False
 
     def __init__(self, name: str, start: bytes, stream: IO[bytes], form: Format):
-        self.name, self.stream, self.form = name, stream, form
+        self.name, self.stream, self.form, self.block_bytes = name, stream, form, BLOCK_BYTES
         self.separator = {"::": "\t", ", ": ","}.get(form.separator, form.separator)
-        self.position, self.line = 0, 1  # of the next block
-        self.rest = start + stream.read(BLOCK_BYTES - len(start))
+        self.quoted = form.quoted is not False
+        self.skips_blank = self.quoted or form.comment is not None
+        self.line, self.rest = 1, b""
+        first = start + stream.read(BLOCK_BYTES)
         for magic, what in FOREIGN.items():
-            check(not self.rest.startswith(magic), f"{name} is {what}.")
-        self.mac = b"\n" not in self.rest and b"\r" in self.rest  # old Mac line ends
-        self.rest = self._prepared(self.rest).removeprefix(BOM)
-        self.skipped = 0
-        skipped = (b"\n", b"\r\n") if form.header or form.comment else ()
-        while self.rest.startswith((*skipped, form.comment.encode()) if form.comment else skipped):
-            self._skip(1)
+            check(not first.startswith(magic), f"{name} is {what}.")
+        self.mac = b"\n" not in first and b"\r" in first  # old Mac line ends
+        self.rest = self._prepared(first).removeprefix(BOM)
+        comment = re.escape(form.comment.encode()) + rb"[^\n]*" if form.comment else b""
+        while (form.header or form.comment) and (skipped := re.match(rb"((%b)?\r?\n)+" % comment, self.rest)):
+            self._skip(skipped.end())
         self.names = self._header() if form.header and self.rest else None
 
-    def read(self, count: int = BLOCK_BYTES) -> bytes:
-        """At most `count` bytes: whole records, except for a last line without an end."""
+    def read(self, count: int) -> bytes:
+        """About `count` bytes: whole records, except for a last line without an end."""
         while True:
-            read = self.stream.read(max(1, count - len(self.rest)))
-            block = self.rest + self._prepared(read)
-            cut = self._whole(block, not read)
+            read = self._prepared(self.stream.read(count))
+            block = self.rest + read
+            cut = self._whole(block, ended=not read)
             self.rest = block[cut:]
             if cut or not read:
-                self.position += cut
+                self.line += block.count(b"\n", 0, cut)
                 return self._separated(block[:cut])
-            check(len(self.rest) <= LONGEST_RECORD, f"{self.name}: a line has more than {LONGEST_RECORD:,} bytes.")
+            check(
+                len(self.rest) <= LONGEST_RECORD,
+                f"{self.name}, line {self.line}: the line has more than {LONGEST_RECORD:,} bytes.",
+            )
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
-        """Line number and fields of each row that is not blank."""
+        """Line number and fields of each row."""
 
-        def lines() -> Iterator[str]:
-            while block := self.read():
-                yield from io.StringIO(block.decode(self.form.encoding, "backslashreplace"), newline="\n")
+        def lines() -> Iterator[bytes]:
+            while block := self.read(self.block_bytes):
+                yield from block.splitlines(keepends=True)
 
-        if not self.form.quoted:
-            for number, line in enumerate(lines(), self.skipped + 1):
-                yield number, line.rstrip("\r\n").split(self.separator)
-            return
-        before, reader = 0, csv.reader(lines(), delimiter=self.separator)
-        for fields in reader:
-            if fields and (len(fields) > 1 or fields[0].strip()):
-                yield self.skipped + before + 1, fields
-            before = reader.line_num
+        first, before, rows = self.line, 0, self._rows(lines())
+        for fields in rows:
+            if not self.skips_blank or len(fields) > 1 or "".join(fields).strip():
+                yield first + before, fields
+            before = rows.line_num
+
+    def width(self) -> int:
+        """The number of fields in the first line."""
+        return len(next(self._rows([self.rest.lstrip(b"\r\n").partition(b"\n")[0]]), []))
 
     def close(self) -> None:
         """For pyarrow; the stream is closed by who opened it."""
 
-    def width(self) -> int:
-        """The number of fields in the first line."""
-        line = self._separated(self.rest.partition(b"\n")[0]).decode(self.form.encoding, "replace")
-        return (
-            len(next(csv.reader([line], delimiter=self.separator), []))
-            if self.form.quoted
-            else (line.count(self.separator) + 1)
-        )
+    def _rows(self, lines: Iterable[bytes], strict: bool = False) -> Any:
+        """A reader of the fields of each row."""
+        texts = (self._separated(line).decode(self.form.encoding, "backslashreplace") for line in lines)
+        quoting: Any = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
+        return csv.reader(texts, delimiter=self.separator, quoting=quoting, strict=strict)
 
-    def _prepared(self, block: bytes) -> bytes:
-        zero = block.find(b"\0")
-        check(
-            zero < 0,
-            f"{self.name}, byte {self.position + zero + 1:,}: found a NUL byte; it is not UTF-8 text. If it is UTF-16, "
-            "convert it with `iconv -f UTF-16LE -t UTF-8 FILE > NEW_FILE`.",
-        )
-        return block.replace(b"\r", b"\n") if self.mac else block
+    def _prepared(self, read: bytes) -> bytes:
+        if b"\0" in read:
+            line = self.line + (self.rest + read).partition(b"\0")[0].count(b"\n")
+            raise UserError(
+                f"{self.name}, line {line}: found a NUL byte; it is not UTF-8 text. If it is UTF-16, convert it with "
+                "`iconv -f UTF-16LE -t UTF-8 FILE > NEW_FILE`."
+            )
+        return read.replace(b"\r", b"\n") if self.mac else read
 
     def _separated(self, records: bytes) -> bytes:
         """Whole records with a separator of one character."""
-        if self.form.separator == "::":
-            return records.replace(b"::", b"\t")
-        return re.sub(rb" *(,|\r?\n) *", rb"\1", records).lstrip(b" ") if self.form.separator == ", " else records
+        if self.form.separator == self.separator:
+            return records
+        parts = re.split(rb'("[^"]*")', records) if self.quoted else [records]  # every second one is in quotes
+        pattern, by = (rb"::", b"\t") if self.form.separator == "::" else (rb" *(\A|,|\r?\n|\Z) *", rb"\1")
+        parts[::2] = [re.sub(pattern, by, part) for part in parts[::2]]
+        return b"".join(parts)
 
-    def _skip(self, lines: int) -> None:
-        for _ in range(lines):
-            self.rest = self.rest.partition(b"\n")[2]
-        self.skipped, self.line = self.skipped + lines, self.line + lines
+    def _skip(self, end: int) -> None:
+        self.line += self.rest.count(b"\n", 0, end)
+        self.rest = self.rest[end:]
+        self.rest += self._prepared(self.stream.read(end))
 
     def _header(self) -> list[str]:
-        text = self._separated(self.rest[:LONGEST_RECORD]).decode(self.form.encoding, "replace")
-        quoting: Any = csv.QUOTE_MINIMAL if self.form.quoted else csv.QUOTE_NONE
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.separator, quoting=quoting, strict=True)
+        lines = self.rest[:LONGEST_RECORD].splitlines(keepends=True)
+        rows = self._rows(lines, strict=True)
         try:
-            names = [name.strip() for name in next(reader)]
-        except (csv.Error, StopIteration) as error:
+            names = [name.strip() for name in next(rows)]
+        except csv.Error as error:
             raise UserError(f"{self.name}, line {self.line}: found no column names ({error}).") from error
-        self._skip(reader.line_num)
+        self._skip(sum(map(len, lines[: rows.line_num])))
         return names
 
     def _whole(self, block: bytes, ended: bool) -> int:
         """The end of the last whole record of a block."""
         end = len(block) if ended else block.rfind(b"\n") + 1
-        if not self.form.quoted or b'"' not in block:
-            self.line += block.count(b"\n", 0, end) if self.form.quoted else 0
+        if not self.quoted or b'"' not in block:
             return end
-        content = np.frombuffer(block, np.uint8, end)
-        ends = np.append(np.flatnonzero(content == ord("\n")) + 1, end)
-        quotes = np.bincount(np.searchsorted(ends, np.flatnonzero(content == ord('"')), "right"))
-        done = 0
-        for line in np.flatnonzero(quotes % 2).tolist():  # a value of several lines begins, or a quote is a character
-            if line < done:
+        lines, done = block[:end].splitlines(keepends=True), 0
+        for i in [i for i, line in enumerate(lines) if line.count(b'"') % 2]:
+            if i < done:
                 continue
-            start = ends[line - 1] if line else 0
-            lines = (
-                block[begin:until].decode(self.form.encoding, "replace")
-                for begin, until in zip([start, *ends[line:-1]], ends[line:], strict=False)
-            )
-            reader = csv.reader(lines, delimiter=self.separator, strict=True)
+            # a value of several lines begins here, or the quote is a character like any other
+            rows = self._rows(lines[i:], strict=True)
             try:
-                fields = next(reader)
+                fields = next(rows)
             except csv.Error as error:
+                start = sum(map(len, lines[:i]))
                 if "unexpected end" in str(error) and not ended and end - start <= LONGEST_RECORD:
-                    end = start  # the record goes on in the next block
-                    break
-                raise self._stray(line, f"a quoted value that does not end properly ({error})") from error
-            inside = zip([start, *ends[line:]], ends[line : line + reader.line_num], strict=False)
-            separators = [block.count(self.separator.encode(), begin, until) for begin, until in inside]
-            if len(separators) > 1 and all(count == len(fields) - 1 for count in separators):  # rows, not one value
-                raise self._stray(line, f"a quoted value that ends in line {self.line + line + reader.line_num - 1}")
-            done = line + reader.line_num
-        self.line += int(np.count_nonzero(content[:end] == ord("\n")))
-        return int(end)
+                    return start  # the record goes on in the next block
+                raise self._stray(i, f"a quoted value that does not end properly ({error})") from error
+            done = i + rows.line_num
+            counts = {self._separated(line).count(self.separator.encode()) for line in lines[i:done]}
+            if self.form.quoted is None and rows.line_num > 1 and counts == {len(fields) - 1}:
+                raise self._stray(i, f"a quoted value that goes on to line {self.line + done - 1}, or several rows")
+        return end
 
     def _stray(self, line: int, found: str) -> UserError:
         return UserError(
-            f"{self.name}, line {self.line + line}: found {found}. Correct the line; or, if quotes are characters like "
-            'any other in this file, set "quoted": false in columns.json.'
+            f'{self.name}, line {self.line + line}: found {found}. Correct the line, or set "quoted" in columns.json: '
+            "false if quotes are characters like any other in this file, true if a value may have several lines."
         )
 
 

@@ -32,31 +32,31 @@ from deepfm.deepfm import DeepFM
 DATA = dict(
     dataset="criteo",  # folder in data_root; or "ml-1m", "adult", "census-income-kdd", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
-    split="time",  # or "random": 8:1:1, on the full dataset equal to BARS Criteo_x4 (docs/protocols.md)
-    dense_transform="log+missing",  # or "log" without inputs for "missing", "signed_log", "bucket", "quantile"
+    split="time",  # or "random": 8:1:1, on the full dataset BARS Criteo_x4; "official", of Adult (docs/protocols.md)
+    dense_transform="log+quantile",  # a number and a category; or "log", "log+missing", "bucket", "quantile"
     min_count=2,  # training rows in which a value must occur to get its own id
     weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not
     negative_rate=1.0,  # share of training rows without a click that is kept; probabilities are corrected for it
-    batch_size=1024,  # rows, over all processes
+    batch_size="auto",  # rows, over all processes; "auto": by the number of rows, see AUTO
     num_workers=0,  # loader processes; slices of memory-mapped arrays need none
 )
 MODEL = dict(
     embedding_dim=16,  # k in the paper, which uses 10
     hidden_units=(128, 128),  # of the deep part; paper: (400, 400, 400), no better here and three times slower
     dropout=0.2,  # of the deep part; paper: 0.5
-    on_regression=False,  # True: first-order weights start from a logistic regression (docs/recipes.md)
+    on_regression=True,  # first-order weights start from a logistic regression (docs/recipes.md); paper: they do not
     batch_norm=False,  # in the deep part; each process normalises by its own rows
 )
 OPTIMIZER = dict(
     optimizer="adam",  # steps the table rows in a batch; "dense_adam", as in the paper, all; or "adagrad", "sgd"
     learning_rate=1e-3,
     embedding_learning_rate=3e-3,  # of the table, whose vectors start small and are stepped rarely
-    embedding_l2=5e-3,  # on the table rows that are stepped
+    embedding_l2=3e-3,  # on the table rows that are stepped
     schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
 TRAINING = dict(
-    max_epochs=2,
+    max_epochs="auto",
     validations_per_epoch=2,
     monitor="auto",  # what chooses the checkpoint and stops the run: a metric of metrics.csv such as "val_log_loss"
     patience=2,  # validations without a better one before the run stops; None: it does not
@@ -69,6 +69,8 @@ TRAINING = dict(
     start_from=None,  # or an earlier checkpoint whose weights are kept; values that it does not know get new rows
     resume=False,  # True: continue the newest unfinished run
 )
+# "auto" with many training rows; with few, batches are smaller and epochs more (by_rows in common/settings.py)
+AUTO = dict(batch_size=1024, max_epochs=2)
 
 
 @on_ray("deepfm", TRAINING)
@@ -83,6 +85,8 @@ def train(
     with claim_run_folder("deepfm", settings.flat(), run_folder) as folder:
         data = ClickDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
+        settings = settings.for_rows(len(data.rows["train"]), AUTO)
+        data.batch_size = settings.data["batch_size"]
         pl.seed_everything(settings.training["seed"], verbose=False)
         model = DeepFM(
             data.num_dense,

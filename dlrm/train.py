@@ -34,12 +34,12 @@ from dlrm.sharded import ShardedDLRM
 DATA = dict(
     dataset="criteo",  # folder in data_root; or "ml-1m", "adult", "census-income-kdd", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
-    split="time",  # or "random": 8:1:1, on the full dataset equal to BARS Criteo_x4 (docs/protocols.md)
-    dense_transform="log",  # log(1 + x), scaled; or "log+missing" with 0/1 inputs, "signed_log", "bucket", "quantile"
+    split="time",  # or "random": 8:1:1, on the full dataset BARS Criteo_x4; "official", of Adult (docs/protocols.md)
+    dense_transform="log+quantile",  # or "log", "log+missing", "bucket", "quantile"; paper: "clamped_log"
     min_count=2,  # training rows in which a value must occur to get its own id; paper: 1, counted on all rows
     weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not
     negative_rate=1.0,  # share of training rows without a click that is kept; probabilities are corrected for it
-    batch_size=128,  # rows, over all processes
+    batch_size="auto",  # rows, over all processes; "auto": by the number of rows, see AUTO
     num_workers=0,  # loader processes; slices of memory-mapped arrays need none
 )
 MODEL = dict(
@@ -58,7 +58,7 @@ OPTIMIZER = dict(
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
 TRAINING = dict(
-    max_epochs=1,
+    max_epochs="auto",
     validations_per_epoch=4,
     monitor="auto",  # what chooses the checkpoint and stops the run: a metric of metrics.csv such as "val_log_loss"
     patience=4,  # validations without a better one before the run stops; None: it does not
@@ -72,6 +72,8 @@ TRAINING = dict(
     start_from=None,  # or an earlier checkpoint whose weights are kept; values that it does not know get new rows
     resume=False,  # True: continue the newest unfinished run
 )
+# "auto" with many training rows; with few, batches are smaller and epochs more (by_rows in common/settings.py)
+AUTO = dict(batch_size=128, max_epochs=1)
 
 
 @on_ray("dlrm", TRAINING)
@@ -87,6 +89,8 @@ def train(
     with claim_run_folder("dlrm", settings.flat(), run_folder) as folder:
         data = ClickDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
+        settings = settings.for_rows(len(data.rows["train"]), AUTO)
+        data.batch_size = settings.data["batch_size"]
         pl.seed_everything(settings.training["seed"], verbose=False)
         dlrm = ShardedDLRM if settings.training["shard_table"] else DLRM
         model = dlrm(

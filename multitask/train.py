@@ -33,12 +33,13 @@ from multitask.mmoe import MMoE
 DATA = dict(
     dataset="census-income-kdd",  # folder in data_root; or "adult", or a table of your own
     data_root=None,  # None: the environment variable DATA_ROOT, otherwise data/raw
+    split=None,  # the test file in halves, as in the paper; "official": all of it, validation rows from the other file
     tasks=("income", "never_married"),  # the paper's group 1; group 2: ("education", "never_married")
     label_inputs=False,  # True: labels that are not in tasks are inputs; in the paper they are not
     min_count=5,  # training rows in which a value must occur to get its own id
     num_bins=16,  # of each numeric column, by quantiles
     weighted=False,  # True: the training loss weights each row by the column with the role "weight"; metrics do not
-    batch_size=512,  # rows, over all processes
+    batch_size="auto",  # rows, over all processes; "auto": by the number of rows, see AUTO
     num_workers=0,  # loader processes; slices of memory-mapped arrays need none
 )
 MODEL = dict(
@@ -59,7 +60,7 @@ OPTIMIZER = dict(
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )
 TRAINING = dict(
-    max_epochs=6,
+    max_epochs="auto",
     validations_per_epoch=1,
     monitor="auto",  # what chooses the checkpoint and stops the run: a metric of metrics.csv such as "val_log_loss"
     patience=2,  # validations without a better one before the run stops; None: it does not
@@ -72,6 +73,8 @@ TRAINING = dict(
     start_from=None,  # or an earlier checkpoint whose weights are kept; values that it does not know get new rows
     resume=False,  # True: continue the newest unfinished run
 )
+# "auto" with many training rows; with few, batches are smaller and epochs more (by_rows in common/settings.py)
+AUTO = dict(batch_size=512, max_epochs=6)
 
 
 @on_ray("multitask", TRAINING)
@@ -90,6 +93,8 @@ def train(
     with claim_run_folder("multitask", settings.flat(), run_folder) as folder:
         data = MultiTaskDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
+        settings = settings.for_rows(len(data.rows["train"]), AUTO)
+        data.batch_size = settings.data["batch_size"]
         pl.seed_everything(settings.training["seed"], verbose=False)
         model = MMoE(
             data.bin_edges,

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from data.criteo_schema import CATEGORICAL, DENSE
 
+from data.criteo_data import CRITEO
+
+DENSE, CATEGORICAL = CRITEO.of_role("dense"), CRITEO.of_role("categorical")
 MISSING_DENSE = -(2**31)  # in the result of parse_plainly
 
 

@@ -1,5 +1,7 @@
 """The benchmarks in tiny sizes; the packages that they compare with are not installed here."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 import multitask.train
-from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours
+from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours, preparation
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
 from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
@@ -48,6 +50,13 @@ def test_the_papers_step_is_the_same_model(data):
     dense, ids, _ = data.batches()[0]
     assert_close(peer(dense, [*ids.T.long()]), model(dense, ids))
     assert reference(data) > 0
+
+
+def test_a_table_of_ones_own_is_prepared_without_the_other_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "OUTPUT", tmp_path)
+    monkeypatch.setattr(preparation, "ROWS", 2_000)
+    monkeypatch.setattr(preparation.os, "environ", os.environ.copy())
+    assert preparation.own_table("csv") > 0
 
 
 def test_contenders_get_the_same_rows(data):

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.samples.movies import movie_sample
 
 from bst.baselines import factorize, predict, rating_baselines
 from bst.bst import BST
 from bst.train import DATA, train
 from common.checkpoint import load_checkpoint
+from common.data.raw_files import Published
 from common.errors import UserError
 from common.model.metrics import rating_metrics
 from common.paths import REPO
-from data.movie_rating_seq import HistoryDataModule
+from data.movie_rating_seq import PUBLISHED, HistoryDataModule
+from data.samples.movies import movie_sample
 from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.script_process import run_process
 
@@ -32,11 +33,12 @@ SMALL = {
 
 
 def test_planted_order_is_found_and_lost_when_shuffled(tmp_path, outputs, monkeypatch):
-    monkeypatch.setattr("data.movie_rating_seq.movie_sample", partial(movie_sample, 1000))
+    sample = Published("a command", partial(movie_sample, 1000))
+    monkeypatch.setitem(PUBLISHED, "ml-1m", sample)
     monkeypatch.setattr("bst.baselines.PENALTIES", (0.07,))
     results = train(data_root=str(tmp_path), history_length=8, batch_size=256, max_epochs=2)
     test, baselines = results["test"]["rmse"], {name: m["rmse"] for name, m in results["baselines"].items()}
-    bias, best = baselines["user + movie bias (train)"], results["best_possible"]["rmse"]
+    bias, best = baselines["user + item bias (train)"], results["best_possible"]["rmse"]
     assert results["is_sample"] and best < test < bias - 0.75 * (bias - best)
     assert baselines["BST without its sequence"] > bias - 0.2 * (bias - best)
 
@@ -56,22 +58,26 @@ def test_planted_order_is_found_and_lost_when_shuffled(tmp_path, outputs, monkey
 
 
 @pytest.mark.parametrize("write", [write_1m, write_csv])
-@pytest.mark.parametrize("target", ["rating", "click"])
+@pytest.mark.parametrize("target", ["rating", "click", "item"])
 def test_whole_run(tmp_path, rng, outputs, write, target):
     write(tmp_path / "mine", make_ratings(rng, users=30))
     results = train(dataset="mine", data_root=str(tmp_path), target=target, **SMALL)
     run = outputs / "runs" / "bst" / "version_0"
     assert Path(results.pop("run_folder")) == run and Path(results.pop("checkpoint")).exists()
     assert json.loads((run / "results.json").read_text()) == json.loads(json.dumps(results))
-    names = {"rmse", "mae"} if target == "rating" else {"auc", "log_loss", "normalized_entropy", "calibration"}
+    names = {
+        "rating": {"rmse", "mae"},
+        "click": {"auc", "log_loss", "normalized_entropy", "calibration"},
+        "item": {"hr", "ndcg", "mrr", "recall_50", "coverage"},
+    }[target]
     assert set(results["test"]) == set(results["validation"]) == names
     assert set(results["baselines"]["BST without its sequence"]) == names
-    assert len(results["baselines"]) == 7 and not results["is_sample"]
+    assert len(results["baselines"]) == (4 if target == "item" else 7) and not results["is_sample"]
     assert {path.name for path in run.glob("*.png")} == {"attention.png", "history_length.png", "learning_curves.png"}
     whole, without = (json.loads((folder / "settings.json").read_text()) for folder in (run, run / "without_sequence"))
     assert {name for name in whole if whole[name] != without[name]} == {"use_sequence"}
     state = load_checkpoint(run / "checkpoints" / "best.ckpt")
-    assert state["HistoryDataModule"]["encoder"]["movie_ids"]
+    assert state["HistoryDataModule"]["encoder"]["items"]
 
 
 def test_heads_that_do_not_fit_are_refused(tmp_path, rng):
@@ -102,7 +108,7 @@ def test_factorization_is_no_straw_man():
     target = data.targets("test")
     results = {name: rating_metrics(found, target)["rmse"] for name, found in rating_baselines(data).items()}
     assert results["mean (train)"] == pytest.approx(1.1760, abs=1e-3)
-    assert results["user + movie bias (train)"] == pytest.approx(0.9664, abs=2e-3)
+    assert results["user + item bias (train)"] == pytest.approx(0.9664, abs=2e-3)
     assert results["matrix factorization (train)"] < 0.9155 + 0.003
 
 

@@ -13,7 +13,6 @@ import data.table_data
 import numpy as np
 import pytest
 import torch
-from data.samples.census import census_sample
 
 import common.data.cache
 import common.data.parallel
@@ -29,6 +28,7 @@ from common.data.data_module import RecommendationDataModule
 from data.census_income import MultiTaskDataModule
 from data.criteo_data import ClickDataModule
 from data.movie_rating_seq import HistoryDataModule
+from data.samples.census import census_sample
 from deepfm.train import DATA as CRITEO_DATA
 from multitask.train import DATA as CENSUS_DATA
 from tests.criteo_rows import make_lines, write_lines
@@ -39,7 +39,7 @@ DEFAULTS = {ClickDataModule: CRITEO_DATA, MultiTaskDataModule: CENSUS_DATA, Hist
 SETTINGS = {
     ClickDataModule: {
         "split": ["time", "random"],
-        "dense_transform": ["log", "log+missing", "bucket"],
+        "dense_transform": ["log", "log+quantile", "bucket"],
         "min_count": [1, 2, 5],
     },
     MultiTaskDataModule: {

@@ -7,7 +7,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from data.samples.census import census_sample
 from data.census_schema import ADULT, CENSUS_INCOME_KDD
 from data.table_reader import Rows, read_files, read_stream
 from data.table_schema import Schema
@@ -16,6 +15,7 @@ from data.table_values import read_labels, read_numbers
 from common.data.raw_files import LINE_BYTES
 from common.errors import UserError
 from data import table_reader
+from data.samples.census import census_sample
 from tests.plain_parsers import texts_of
 
 ADULT_LINE = "39, Private, 77516, Bachelors, 13, Never-married, Sales, Husband, White, Male, 2174, 0, 40, ?, <=50K"

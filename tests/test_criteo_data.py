@@ -45,7 +45,7 @@ def everything(data: ClickDataModule) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("min_count", [1, 3])
 def test_categories_are_fitted_on_training_rows_only(tmp_path, lines, min_count):
-    data = open_data(tmp_path, lines, min_count=min_count)
+    data = open_data(tmp_path, lines, min_count=min_count, dense_transform="log")
     _, ids, label = everything(data)
     raw = parse_plainly(lines)
     train = range(ROWS * 6 // 7)
@@ -60,15 +60,32 @@ def test_categories_are_fitted_on_training_rows_only(tmp_path, lines, min_count)
         assert data.cardinalities[field] == len(known) + 2
 
 
-def test_log_numbers_are_scaled_by_the_training_rows(tmp_path, lines):
+def test_log_numbers_are_centred_and_scaled_by_the_training_rows(tmp_path, lines):
     data = open_data(tmp_path, lines, dense_transform="log")
     raw = np.array(parse_plainly(lines)["dense"], float)
-    logs = np.log1p(np.where(raw == MISSING_DENSE, 0, np.maximum(raw, 0)))
+    missing = raw == MISSING_DENSE
+    logs = np.where(missing, np.nan, np.copysign(np.log1p(np.abs(raw)), raw))
     train = logs[: ROWS * 6 // 7]
-    np.testing.assert_allclose(everything(data)[0], logs / train.std(0), rtol=1e-5)
+    assert (raw[~missing] < 0).any()  # which are not cut
+    expected = np.where(missing, 0, (logs - np.nanmean(train, 0)) / np.nanstd(train, 0))
+    dense, ids, _ = everything(data)
+    np.testing.assert_allclose(dense, expected, rtol=1e-5, atol=1e-6)
     with_missing = open_data(tmp_path, dense_transform="log+missing")
-    np.testing.assert_array_equal(everything(with_missing)[0], np.hstack([everything(data)[0], raw == MISSING_DENSE]))
+    np.testing.assert_array_equal(everything(with_missing)[0], np.hstack([dense, missing]))
     assert (data.num_dense, with_missing.num_dense) == (13, 26)
+
+    both, both_ids, _ = everything(open_data(tmp_path, dense_transform="log+quantile"))
+    quantiles = everything(open_data(tmp_path, dense_transform="quantile"))[1]
+    np.testing.assert_array_equal(both, dense)
+    np.testing.assert_array_equal(both_ids, quantiles)
+    assert (both_ids[:, :13] == 1).tolist() == missing.tolist() and ids.shape == (ROWS, 26)
+
+
+def test_the_clamped_log_is_scaled_but_not_centred(tmp_path, lines):
+    data = open_data(tmp_path, lines, dense_transform="clamped_log")
+    raw = np.array(parse_plainly(lines)["dense"], float)
+    logs = np.log1p(np.where(raw == MISSING_DENSE, 0, np.maximum(raw, 0)))
+    np.testing.assert_allclose(everything(data)[0], logs / logs[: ROWS * 6 // 7].std(0), rtol=1e-5)
 
 
 def test_bucket_numbers_are_categories_of_the_x4_rule(tmp_path, lines):

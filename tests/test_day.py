@@ -6,10 +6,10 @@ import shlex
 import sys
 
 import pandas as pd
-from data.samples.criteo import criteo_sample
 
 import deepfm.train
 from common.paths import REPO
+from data.samples.criteo import criteo_sample
 
 
 def test_its_blocks_run(tmp_path, monkeypatch, outputs, capsys):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.samples.criteo import criteo_sample
 from data.criteo_schema import CATEGORICAL as CATEGORIES
 from torch import nn
 from torch.nn import functional
 
 from data.criteo_data import ClickDataModule
+from data.samples.criteo import criteo_sample
 from dlrm.dlrmnet import DLRM
 from dlrm.train import train
 from tests.checks import build, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix

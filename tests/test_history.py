@@ -14,7 +14,7 @@ from common.data.raw_files import say_once
 from common.errors import UserError
 from common.model.metrics import rating_metrics
 from data.history.dataset import FIRST_ID, OOV, PADDING, Negatives, random_bits, time_gap_bucket
-from data.movie_rating_seq import HistoryDataModule
+from data.movie_rating_seq import GENRES_100K, HistoryDataModule
 from tests.movie_rows import make_ratings, write_1m, write_csv
 
 HISTORY = 6
@@ -175,6 +175,43 @@ def test_other_forms_of_the_same_ratings_give_the_same(tmp_path, lines):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def test_100k_has_its_movies_and_users_in_another_form(tmp_path, lines):
+    """Genres are flags, ages are years; otherwise the arrays are those of 1M."""
+    one = open_data(write_1m(tmp_path / "1m", lines))
+    folder = tmp_path / "100k"
+    folder.mkdir()
+    (folder / "u.data").write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
+    movies = [line.split("::") for line in (tmp_path / "1m" / "movies.dat").read_text("latin-1").splitlines()]
+    flags = {number: [str(int(name in genres.split("|"))) for name in GENRES_100K] for number, _, genres in movies}
+    items = [f"{number}|{title}|01-Jan-1990||http://x|{'|'.join(flags[number])}\n" for number, title, _ in movies]
+    (folder / "u.item").write_text("".join(items), "latin-1")
+    users = [line.split("::") for line in (tmp_path / "1m" / "users.dat").read_text().splitlines()]
+    years = {"18": 24, "25": 25}
+    (folder / "u.user").write_text("".join(f"{n}|{years[age]}|{sex}|{job}|0\n" for n, sex, age, job, _ in users))
+    other = open_data(folder)
+    for a, b in zip(everything(one), everything(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert torch.equal(one.attribute_shares(), other.attribute_shares()) and other.title(2) == one.title(2)
+
+
+BAD_LINES = [
+    ("1::2::x::5", "ratings.dat, line 3, column rating: found 'x', expected a number"),
+    ("1::2::6::978300000", "ratings.dat, line 3, column rating: found '6', expected a rating from 0.5 to 5"),
+    ("1::2::5", "ratings.dat, line 3: found 3 fields separated by '::', expected 4"),
+    ("::2::5::978300000", "ratings.dat, line 3, column user: found '', expected one id"),
+    ("1::2::5::later", "ratings.dat, line 3, column time: found 'later', expected s since 1970"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_a_wrong_line_is_named(tmp_path, lines, line, message):
+    folder = write_1m(tmp_path / "ml", lines)
+    text = (folder / "ratings.dat").read_text().splitlines()
+    (folder / "ratings.dat").write_text("\n".join([*text[:2], line, *text[2:]]) + "\n")
+    with pytest.raises(UserError, match=message):
+        open_data(folder)
+
+
 def test_ties_do_not_depend_on_other_users(tmp_path, lines):
     folder = write_1m(tmp_path / "ml", lines)
     before = open_data(folder)
@@ -303,7 +340,7 @@ def test_all_items_are_ranked_but_those_the_user_had(tmp_path, lines):
     lines += [(11, next(m for u, m, *_ in lines if u == 11), 5, 978_400_000)]  # an item that the user has already
     data = open_data(write_1m(tmp_path / "ml", lines), target="item")
     assert data.protocol.endswith(f"ranked among all {data.num_items - 2} items of the training rows")
-    ordered, (users, items) = in_order(lines), known(data)
+    ordered, (_, items) = in_order(lines), known(data)
     found = [torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True)]
     for row, candidates, target in zip(data.rows["test"], found[0], found[-1], strict=True):
         user, own, *_ = ordered[row]

@@ -54,18 +54,18 @@ def test_the_column_that_makes_the_click_matters(run, capsys):
 
 def test_intervals_are_those_of_a_loop(run):
     checkpoint, raw = run
-    model, preprocessor = load(checkpoint)
-    inputs, target = read_rows(preprocessor, raw)
-    table = importance(model, preprocessor, inputs, target).set_index("column")
+    model, scorer = load(checkpoint)
+    inputs, target = read_rows(scorer, raw)
+    table = importance(model, scorer, inputs, target).set_index("column")
     generator = torch.Generator().manual_seed(0)
     probability = model(*inputs).sigmoid().double()
     losses = -torch.where(target[:, 0] == 1, probability, 1 - probability).log()
     rise = torch.zeros(len(target), dtype=torch.float64)
-    for _ in range(3):  # of I1, the first one: the number and its flag for "missing" move together
+    for _ in range(3):  # of I1, the first one: the number and its category move together
         order = torch.randperm(len(target), generator=generator)
-        dense = inputs[0].clone()
-        dense[:, [0, 13]] = dense[order][:, [0, 13]]
-        p = model(dense, inputs[1]).sigmoid().double()
+        dense, ids = (column.clone() for column in inputs)
+        dense[:, 0], ids[:, 0] = dense[order, 0], ids[order, 0]
+        p = model(dense, ids).sigmoid().double()
         rise += (-torch.where(target[:, 0] == 1, p, 1 - p).log() - losses).detach() / 3
     assert table.loc["I1", "rise"] == pytest.approx(rise.mean().item(), abs=1e-6)
     assert table.loc["I1", "high"] == pytest.approx((rise.mean() + 1.96 * rise.std() / 1500**0.5).item(), abs=1e-6)
@@ -78,9 +78,9 @@ def test_embeddings_have_raw_values_counts_and_neighbours(run, tmp_path):
     in_file = pd.Series([line.split("\t")[16] for line in raw.read_text().splitlines()]).value_counts()
     assert dict(zip(table["value"], table["count"], strict=True)) == in_file.to_dict()
     weights = load_checkpoint(checkpoint)["state_dict"]["embedding.weight"]
-    _, preprocessor = load(checkpoint)
-    start = sum(preprocessor.encoder.cardinalities[:2])
-    ids = [preprocessor.encoder.fields[2].texts().index(value) + 2 for value in table["value"]]
+    _, scorer = load(checkpoint)
+    start = sum(scorer.encoder.cardinalities[:15])  # after those of 13 numbers
+    ids = [scorer.encoder.fields[15].vocabulary.to_pylist().index(value) + 2 for value in table["value"]]
     np.testing.assert_array_equal(table.filter(like="v").drop(columns="value"), weights[start + torch.tensor(ids)])
     vectors = table.set_index("value").drop(columns="count")
     one = vectors.loc[in_file.index[0]]
@@ -92,7 +92,7 @@ def test_embeddings_have_raw_values_counts_and_neighbours(run, tmp_path):
     assert alone["importance"] is None and "count" not in alone["embeddings"]
     with pytest.raises(UserError, match="C3 has no value 'zz'"):
         inspect(checkpoint, field="C3", value="zz")
-    with pytest.raises(UserError, match="no field 'C99'; the fields are C1, C2"):
+    with pytest.raises(UserError, match="no field 'C99'; the fields are I1, I2"):
         inspect(checkpoint, field="C99")
     with pytest.raises(TypeError, match="feild"):
         inspect(checkpoint, feild="C3")

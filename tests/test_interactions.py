@@ -6,28 +6,24 @@ import io
 import json
 import math
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data.history_preprocessor import HistoryPreprocessor
-from data.interactions_guess import guess_interactions
-from data.interactions_preprocessor import preprocessor_of_histories
 
 from bst.bst import BST
 from bst.train import DATA, MODEL, OPTIMIZER, train
 from common.errors import UserError
 from data.history.dataset import FIRST_ID, OOV, PADDING
+from data.history.scoring import HistoryScorer
 from data.movie_rating_seq import HistoryDataModule
-from deepfm.train import train as train_deepfm
+from data.reader import Source
 from models import load, predict_batch
 from predict import predict
 from recommend import recommend
 from tests.movie_rows import make_ratings, write_1m
-from tests.test_bad_checkpoints import WRONG as WRONG_VALUES
-from tests.test_bad_checkpoints import places, replaced
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -88,7 +84,7 @@ def in_order(rows: list[Row]) -> list[Row]:
 
 def texts_of(data: HistoryDataModule) -> list[str]:
     """The item of each id."""
-    return ["(unseen)", "(none)", *(data.table.ids["item"][number] for number in data.encoder.movie_ids)]
+    return ["(unseen)", "(none)", *(data.known["item"]["ids"][number] for number in data.encoder.items)]
 
 
 @pytest.mark.parametrize("split", ["leave_last", "time"])
@@ -108,7 +104,8 @@ def test_an_example_sees_its_users_past_alone(tmp_path, rng, split):
     expected = dict(zip(texts, encoder.expected, strict=True))
     assert encoder.mean == pytest.approx(np.mean([values[n] for n in data.rows["train"]]), abs=1e-5)
     columns = data.read(range(len(rows)))
-    for n, (movie, history, residual, time_gap, _, dense, target) in enumerate(zip(*columns, strict=True)):
+    for n, (items, history, residual, time_gap, _, (dense,), (target,)) in enumerate(zip(*columns, strict=True)):
+        (movie,) = items
         user, item, seconds, stars = rows[n]
         past = [i for i in range(n) if rows[i][0] == user]
         shown = past[-5:]
@@ -123,50 +120,6 @@ def test_an_example_sees_its_users_past_alone(tmp_path, rng, split):
         surplus = sum(values[i] - expected.get(rows[i][1], encoder.expected[OOV]) for i in past)
         bias = surplus / (5 + len(past))
         np.testing.assert_allclose(dense, [expected[texts[movie]] + bias, bias, math.log(1 + len(past))], atol=1e-5)
-
-
-def test_negatives_are_never_known_items_and_depend_on_the_seed(tmp_path, rng):
-    rows = in_order(make_rows(rng))
-    write(tmp_path, rows, rating=False)
-    data = open_data(tmp_path)
-    known = {(user, item) for user, item, _, _ in rows}
-    texts, count = texts_of(data), len(rows)
-    for name, numbers in data.rows.items():
-        movie, *_, target = data.read(numbers)
-        positives = numbers[target == 1]
-        assert (positives < count).all() and len(numbers) == 4 * len(positives)
-        for number, item, is_click in zip(numbers, movie, target, strict=True):
-            user = rows[number % count][0]
-            assert item != PADDING and ((user, texts[item]) in known or item == OOV) == bool(is_click)
-        negatives, originals = numbers[len(positives) :], np.tile(positives, 3)
-        for a, b in zip(data.read(negatives)[1:4], data.read(originals)[1:4], strict=True):
-            np.testing.assert_array_equal(a, b)
-        assert Counter((numbers % count).tolist()) == dict.fromkeys(positives.tolist(), 4), name
-    again, other = open_data(tmp_path), open_data(tmp_path, seed=1)
-    drawn = [np.load(d.folder / "movie.npy")[count:].reshape(3, -1) for d in (data, again, other)]
-    assert (drawn[0] == drawn[1]).all()
-    train, test = data.rows["train"], data.rows["test"]
-    train, test = train[train < count], test[test < count]
-    assert (drawn[0][:, train] != drawn[2][:, train]).any() and (drawn[0][:, test] == drawn[2][:, test]).all()
-    popularity = Counter(rows[n][1] for n in train)
-    mean = np.mean([popularity[text] for text in texts[FIRST_ID:]])
-    expected = [-math.log(3) + math.log((popularity[text] + 1) / (mean + 1)) for text in texts[FIRST_ID:]]
-    np.testing.assert_allclose(data.encoder.expected[FIRST_ID:], expected)
-
-
-def test_a_user_with_nearly_everything_gets_the_rest_and_with_everything_an_error(tmp_path):
-    rows = [("a", f"i{n}", START + n, 0) for n in range(6)]
-    rows += [("b", f"i{n}", START + n, 0) for n in range(5)] + [("c", f"i{n}", START + n, 0) for n in (5, 1, 2, 3)]
-    write(tmp_path, rows, rating=False)
-    with pytest.raises(UserError, match="user 'a' has interacted with every item of the training rows"):
-        open_data(tmp_path)
-    many = [("b", f"i{n}", START + n, 0) for n in range(199)] + [("c", f"i{n}", START + n, 0) for n in range(2, 202)]
-    write(tmp_path, many, rating=False)
-    data = open_data(tmp_path)
-    texts = texts_of(data)
-    movie, *_, target = data.read(data.rows["train"])
-    users = data.rows["train"] % len(many) < 199
-    assert {texts[m] for m in movie[(target == 0) & users]} == {"i199"}
 
 
 FORMS = {
@@ -197,21 +150,20 @@ def test_other_forms_of_the_same_rows_give_the_same(tmp_path, rng, form):
         header, *lines = text.splitlines(keepends=True)
         (folder / name / "b.csv").write_text(header + "".join(lines[30:]))
         (folder / name / "a.csv").write_text(header + "".join(lines[:30]))
+    content = json.loads((folder / "columns.json").read_text())
+    del content["columns"][WHEN]["unit"]  # taken from the first row, for all
+    (folder / "columns.json").write_text(json.dumps(content))
     plain, other = open_data(tmp_path / "plain"), open_data(tmp_path / "other")
     for part in plain.rows:
         for a, b in zip(plain.read(plain.rows[part]), other.read(other.rows[part]), strict=True):
             np.testing.assert_array_equal(a, b)
-    content, report = guess_interactions(folder / name)
-    roles = {column: entry["role"] for column, entry in content["columns"].items()}
-    assert roles == {USER: "user", ITEM: "item", WHEN: "time", STARS: "rating", "x": "excluded"}, report
-    assert content["columns"][WHEN]["unit"] == unit and unit in report
 
 
 def test_fractions_of_a_second_order_rows(tmp_path):
     rows = [("u", f"i{n}", START * 1000 + n, 50 + n) for n in (5, 3, 1, 4, 2, 0)] + [("v", "i9", START * 1000, 90)]
     write(tmp_path, rows, unit="ms")
     data = open_data(tmp_path)
-    assert np.load(data.ordered / "rating.npy").tolist() == [50, 51, 52, 53, 54, 55, 90]
+    assert np.load(data.events / "rating.npy").tolist() == [50, 51, 52, 53, 54, 55, 90]
 
 
 def test_movielens_as_a_table_gives_the_same_arrays(tmp_path, rng):
@@ -225,12 +177,14 @@ def test_movielens_as_a_table_gives_the_same_arrays(tmp_path, rng):
         raw = (tmp_path / "ml" / f"{name}.dat").read_text(encoding="latin-1").splitlines()
         header = {"movies": ["movie", "title", "genres"], "users": ["user", "sex", "age", "job", "zip"]}[name]
         (folder / f"{name}.csv").write_text(to_csv([header, *(line.split("::") for line in reversed(raw))]))
-    content, _ = guess_interactions(folder / "log.csv", folder / "movies.csv", folder / "users.csv")
-    content["columns"] |= {"t": {"role": "time", "unit": "s"}, "r": {"role": "rating", "click_from": 4}}
-    assert content["item_attributes"]["columns"]["genres"]["role"] == "categorical"
-    content["item_attributes"]["columns"]["genres"]["separator"] = "|"
-    content["user_attributes"]["columns"] = {"user": {"role": "user"}, "zip": {"role": "excluded"}} | {
-        name: {"role": "categorical"} for name in ("sex", "age", "job")
+    columns = {"user": {"role": "user"}, "movie": {"role": "item"}, "t": {"role": "time"}}
+    genres = {"movie": {"role": "item"}, "genres": {"role": "categorical", "separator": "|"}}
+    sex = {"user": {"role": "user"}} | {name: {"role": "categorical"} for name in ("sex", "age", "job")}
+    content = {
+        "file": "log.csv",
+        "columns": columns | {"r": {"role": "rating", "click_from": 4}},
+        "item_attributes": {"file": "movies.csv", "columns": genres},
+        "user_attributes": {"file": "users.csv", "columns": sex},
     }
     (folder / "columns.json").write_text(json.dumps(content))
     for target in ("rating", "click"):
@@ -240,7 +194,7 @@ def test_movielens_as_a_table_gives_the_same_arrays(tmp_path, rng):
             np.testing.assert_array_equal(numbers, own.rows[part])
             for a, b in zip(official.read(numbers), own.read(numbers), strict=True):
                 np.testing.assert_array_equal(a, b)
-        assert torch.equal(official.genre_shares(), own.genre_shares())
+        assert torch.equal(official.attribute_shares(), own.attribute_shares())
         assert official.user_cardinalities == own.user_cardinalities
 
 
@@ -257,8 +211,8 @@ def test_attributes(tmp_path, rng):
     folder = write(tmp_path, rows + unseen, item_attributes={"file": "items.csv", "columns": columns})
     (folder / "items.csv").write_text(to_csv(table))
     data = open_data(tmp_path, split="time")
-    shares, texts = data.genre_shares(), texts_of(data)
-    names = data.encoder.genres
+    shares, texts = data.attribute_shares(), texts_of(data)
+    names = data.encoder.attributes
     assert not {"kinds: z", "brand: Q", "kinds: q"} & set(names)
     for row, text in enumerate(texts):
         found = {names[i]: float(shares[row, i]) for i in shares[row].nonzero()[:, 0].tolist()}
@@ -280,14 +234,14 @@ def test_attributes(tmp_path, rng):
 
 
 BAD_CELLS = [
-    (STARS, "", r"log.csv, line 3, column stars \(0-100\): found '', expected a rating in every row"),
+    (STARS, "", r"log.csv, line 3, column stars \(0-100\): found '', expected a number in every row"),
     (STARS, "five", r"line 3, column stars \(0-100\): found 'five', expected a number"),
     (USER, "", r"line 3, column Customer, №: found '', expected one id in every row"),
     (ITEM, "", r"line 3, column the \"article\": found '', expected one id"),
-    (WHEN, "", "line 3, column bought at: found '', expected seconds since 1970"),
-    (WHEN, "1600000000000", 'found \'1600000000000\', expected seconds since 1970 .*set "unit" to "ms"'),
-    (WHEN, "2020-01-01", "found '2020-01-01', expected a number"),
-    (WHEN, "-5", "found '-5', expected seconds"),
+    (WHEN, "", "line 3, column bought at: found '', expected a time in every row"),
+    (WHEN, "1600000000000", "found '1600000000000', expected s since 1970"),
+    (WHEN, "2020-01-01", "found '2020-01-01', expected s since 1970"),
+    (WHEN, "-5", "found '-5', expected s since 1970"),
 ]
 
 
@@ -303,13 +257,12 @@ def test_a_wrong_cell_is_named(tmp_path, rng, column, cell, message, outputs):
 
 
 WRONG = [
-    ({USER: {"role": "user"}, ITEM: {"role": "item"}}, 'no column has the role "time"'),
-    ({WHEN: {"role": "time"}}, "'bought at': a time needs \"unit\", one of \"s\", \"ms\""),
-    ({WHEN: {"role": "time", "unit": "h"}}, "'unit' is \"h\"; it must be one of"),
+    ({USER: {"role": "user"}, WHEN: {"role": "time"}}, 'the roles "user" and "item" need each other'),
+    ({USER: {"role": "kept"}, ITEM: {"role": "kept"}, WHEN: {"role": "time"}}, "no column is an input"),
+    ({WHEN: {"role": "time", "unit": "h"}}, '"unit" is \'h\''),
     ({"x": {"role": "user"}}, 'more than one column has the role "user"'),
-    ({"x": {"role": "label"}}, "column 'x': its \"role\" must be one of \"user\", \"item\""),
-    ({"x": {"role": []}}, "column 'x': its \"role\" must be one of"),
-    ({"gone": {"role": "kept"}}, "line 1 names no column 'gone'"),
+    ({"x": {"role": "label", "positive": ["1"]}}, "are ratings or labels, but BST takes one"),
+    ({"gone": {"role": "kept"}}, "has no column 'gone'"),
     ({STARS: {"role": "rating", "click_from": 200}}, '"click_from" is 200; it must be above'),
     ({WHEN: {"role": "time", "unit": "date"}}, "column bought at: found '16.*', expected a date"),
 ]  # fmt: skip
@@ -319,16 +272,14 @@ WRONG = [
 def test_a_wrong_entry_is_named(tmp_path, rng, change, message):
     folder = write(tmp_path, make_rows(rng))
     content = json.loads((folder / "columns.json").read_text())
-    content["columns"] = change if len(change) == 2 else content["columns"] | change
+    content["columns"] = change if USER in change else content["columns"] | change
     (folder / "columns.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         open_data(tmp_path)
 
 
-def test_a_table_is_no_interactions_and_the_other_way_round(tmp_path, rng, outputs):
+def test_a_table_is_no_interactions(tmp_path, rng):
     folder = write(tmp_path, make_rows(rng))
-    with pytest.raises(UserError, match=r"columns.json describes interactions, which only bst/train.py can use"):
-        train_deepfm(dataset="mine", data_root=str(tmp_path))
     columns = {USER: {"role": "categorical"}, "x": {"role": "label", "positive": ["1"]}}
     (folder / "columns.json").write_text(json.dumps({"file": "log.csv", "columns": columns}))
     with pytest.raises(
@@ -337,28 +288,38 @@ def test_a_table_is_no_interactions_and_the_other_way_round(tmp_path, rng, outpu
         open_data(tmp_path)
 
 
-def test_wrong_values_anywhere_in_a_state(tmp_path, rng):
-    """Refused when a checkpoint is loaded (which reports any error), or without consequence."""
-    state, _ = make_state(tmp_path, rng)
-    content, refused = (tmp_path / "mine" / "log.csv").read_bytes(), 0
-    for place in places(state):
-        for value in WRONG_VALUES:
-            try:
-                preprocessor = preprocessor_of_histories(replaced(state, place, value))
-                preprocessor.random_inputs(8, rng)
-            except Exception:
-                refused += 1
-                continue
-            with suppress(UserError):
-                for inputs, *_ in preprocessor.batches(io.BytesIO(content), "log.csv"):
-                    assert len(inputs) == 6
-    assert refused > 100
+def test_without_a_time_the_order_is_that_of_the_file(tmp_path, rng):
+    rows = make_rows(rng)
+    folder = write(tmp_path, rows)
+    content = json.loads((folder / "columns.json").read_text())
+    del content["columns"][WHEN]
+    (folder / "columns.json").write_text(json.dumps(content))
+    data = open_data(tmp_path)
+    expected = sorted(rows, key=lambda row: row[0])  # stable
+    assert np.load(data.events / "rating.npy").tolist() == [row[3] for row in expected]
+    starts = [next(n for n, other in enumerate(expected) if other[0] == row[0]) for row in expected]
+    assert np.load(data.events / "time.npy").tolist() == [n - start for n, start in enumerate(starts)]
+    with pytest.raises(UserError, match="ranks within each user"):
+        open_data(tmp_path, split="time")
+
+
+def test_a_label_is_a_click(tmp_path, rng):
+    """Like ratings of 0 and 1."""
+    rows = make_rows(rng)
+    folder = write(tmp_path, rows)
+    content = json.loads((folder / "columns.json").read_text())
+    content["columns"][STARS] = {"role": "label", "positive": ["60", "70", "80", "90", "100"]}
+    (folder / "columns.json").write_text(json.dumps(content))
+    data = open_data(tmp_path)
+    assert data.target == "click" and data.rating_range == (0, 1)
+    found = data.examples().targets(torch.arange(len(rows)))
+    assert found.tolist() == [float(row[3] >= 60) for row in in_order(rows)]
 
 
 def test_targets_that_the_data_cannot_have(tmp_path, rng):
     folder = write(tmp_path, make_rows(rng), rating=False)
-    assert open_data(tmp_path).target == "click"
-    with pytest.raises(UserError, match=r"'mine' has no ratings. Set target=\"click\""):
+    assert open_data(tmp_path).target == "item"
+    with pytest.raises(UserError, match=r"'mine' has no ratings. Set target=\"item\""):
         open_data(tmp_path, target="rating")
     write(tmp_path, make_rows(rng))
     assert open_data(tmp_path).target == "rating"
@@ -375,7 +336,7 @@ def test_whole_run_scores_and_best_items(tmp_path, rng, outputs, rating):
     rows = make_rows(rng)
     write(tmp_path, rows, rating=rating)
     results = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)
-    assert set(results["test"]) >= ({"rmse"} if rating else {"auc"})
+    assert set(results["test"]) >= ({"rmse"} if rating else {"ndcg"})
     data = open_data(tmp_path, negatives=4, seed=1)
     table = [["x", USER, WHEN, ITEM], *([f'"{n}"', u, t, i] for n, (u, i, t, _) in enumerate(rows))]
     if rating:
@@ -384,10 +345,10 @@ def test_whole_run_scores_and_best_items(tmp_path, rng, outputs, rating):
     checkpoint = results["checkpoint"]
     metrics = predict(checkpoint, tmp_path / "new.csv", tmp_path / "out.csv")["metrics"]
     found = list(csv.reader(io.StringIO((tmp_path / "out.csv").read_text())))
-    name = "rating" if rating else "probability"
+    name = "rating" if rating else "score"
     assert found[0] == ["x", name] and [line[0] for line in found[1:]] == [f'"{n}"' for n in range(len(rows))]
     assert bool(metrics) == rating
-    model, preprocessor = load(checkpoint)
+    model, scorer = load(checkpoint)
     order = sorted(range(len(rows)), key=lambda n: (rows[n][0], rows[n][2]))
     *inputs, _ = data.examples()[torch.arange(len(rows))]
     scores = torch.tensor([float(found[1 + n][1]) for n in order])
@@ -404,11 +365,15 @@ def test_whole_run_scores_and_best_items(tmp_path, rng, outputs, rating):
         for text in texts_of(data)[FIRST_ID:]:
             if not any(row[:2] == (user, text) for row in rows):
                 row = to_csv([["x", USER, ITEM], ["", user, text]])
-                ((one, _, _),) = preprocessor.batches(io.BytesIO(row.encode()), "row")
+                ((one, _, _),) = scorer.batches(source(row))
                 scored.append((float(predict_batch(model, one)), text))
         expected += [(user, text, value) for value, text in sorted(scored, key=lambda pair: -pair[0])[:4]]
     assert [tuple(line[:2]) for line in top[1:]] == [line[:2] for line in expected]
     np.testing.assert_allclose([float(line[2]) for line in top[1:]], [line[2] for line in expected], rtol=1e-4)
+
+
+def source(text: str) -> Source:
+    return Source("rows", lambda: nullcontext(io.BytesIO(text.encode())), again=False)
 
 
 def make_state(tmp_path: Path, rng, **form) -> tuple[dict, list[Row]]:
@@ -417,8 +382,8 @@ def make_state(tmp_path: Path, rng, **form) -> tuple[dict, list[Row]]:
     return open_data(tmp_path).state_dict(), rows
 
 
-def encode(preprocessor: HistoryPreprocessor, table: list[list]) -> list[torch.Tensor]:
-    batches = list(preprocessor.batches(io.BytesIO(to_csv(table).encode()), "rows"))
+def encode(scorer: HistoryScorer, table: list[list]) -> list[torch.Tensor]:
+    batches = list(scorer.batches(source(to_csv(table))))
     return [torch.cat(columns) for columns in zip(*(inputs for inputs, *_ in batches), strict=True)]
 
 
@@ -435,22 +400,22 @@ def test_a_new_user_brings_a_history(tmp_path, rng, rating, monkeypatch):
     other = [["", "another", own[-1][1], START, 0]]
     if not rating:
         known, new, other = ([line[:4] for line in table] for table in (known, new, other))
-    preprocessor = preprocessor_of_histories(state)
-    expected = encode(preprocessor_of_histories(state), known)
-    preprocessor.history_from_file = True
-    monkeypatch.setattr("data.table_reader.BLOCK_BYTES", 200)  # a user's rows are in several blocks
-    found = encode(preprocessor, new[:3] + other + new[3:])
+    scorer = HistoryScorer(state)
+    expected = encode(HistoryScorer(state), known)
+    scorer.history_from_file = True
+    monkeypatch.setattr("data.history.scoring.PART_ROWS", 3)  # a user's rows are in several blocks
+    found = encode(scorer, new[:3] + other + new[3:])
     keep = [n for n in range(len(own) + 1) if n != 2]
     for i in (0, 1, 2, 3, 5):
         torch.testing.assert_close(found[i][keep], expected[i], rtol=0, atol=1e-5)
     assert (found[4] == OOV).all() and (found[1][2] == PADDING).all()
-    blind = encode(preprocessor_of_histories(state), new)
+    blind = encode(HistoryScorer(state), new)
     assert (blind[1] == PADDING).all()
     if rating:  # a row without a rating does not enter the history
         lines = [new[0], *([*line[:4], ""] for line in new[1:])]
-        preprocessor = preprocessor_of_histories(state)
-        preprocessor.history_from_file = True
-        assert (encode(preprocessor, lines)[1] == PADDING).all()
+        scorer = HistoryScorer(state)
+        scorer.history_from_file = True
+        assert (encode(scorer, lines)[1] == PADDING).all()
 
 
 def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
@@ -458,22 +423,22 @@ def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
     data = open_data(tmp_path)
     settings = {name: value for name, value in SMALL.items() if name in MODEL}
     model = BST(
-        data.num_movies, data.num_genres, data.user_cardinalities, history_length=5, target="rating",
+        data.num_items, data.num_attributes, data.user_cardinalities, history_length=5, target="rating",
         rating_range=data.rating_range, rating_units=data.rating_units, optimizer=OPTIMIZER, **MODEL | settings,
     ).eval()  # fmt: skip
     user = rows[20][0]
     own = [row for row in rows if row[0] == user]
-    preprocessor = preprocessor_of_histories(state)
-    preprocessor.history_from_file = True
+    scorer = HistoryScorer(state)
+    scorer.history_from_file = True
     header = ["x", USER, ITEM, WHEN, STARS]
     table = [header, *(["", "newcomer", item, seconds, stars] for _, item, seconds, stars in own)]
-    ((newcomer, *_),) = preprocessor.users_of(io.BytesIO(to_csv(table).encode()), "rows")
-    candidates = preprocessor.candidates(newcomer)
-    texts = [preprocessor.text(1, number) for number in candidates]
+    (((newcomer, _), *_),) = scorer.users_of(source(to_csv(table)))
+    candidates, found = scorer.user_inputs(newcomer)
+    texts = [scorer.item_text(number) for number in candidates]
     assert not {item for _, item, _, _ in own} & set(texts)
     assert {*texts, *(item for _, item, _, _ in own)} >= set(texts_of(data)[FIRST_ID:])
-    known = preprocessor.user_inputs(data.table.ids["user"].index(user), candidates)
-    found = preprocessor.user_inputs(newcomer, candidates)
+    again, known = scorer.user_inputs(user)
+    assert again.tolist() == candidates.tolist() == found[0][0].tolist()
     for i in (0, 1, 2, 3, 5):
         torch.testing.assert_close(found[i], known[i], rtol=0, atol=1e-5)
     assert predict_batch(model, found).isfinite().all()
@@ -483,8 +448,8 @@ def test_resumed_and_cached(tmp_path, rng, outputs):
     """Another columns.json gives another cache; an interrupted run resumes to the same results."""
     folder = write(tmp_path, make_rows(rng), rating=False)
     whole = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)
-    before = open_data(tmp_path).ordered
-    assert open_data(tmp_path).ordered == before
+    before = open_data(tmp_path).events
+    assert open_data(tmp_path).events == before
     run = Path(whole["run_folder"])
     (run / "results.json").unlink()
     again = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, resume=True, **SMALL)
@@ -492,7 +457,7 @@ def test_resumed_and_cached(tmp_path, rng, outputs):
     content = json.loads((folder / "columns.json").read_text())
     content["missing"] = ["", "?"]
     (folder / "columns.json").write_text(json.dumps(content))
-    assert open_data(tmp_path).ordered != before
+    assert open_data(tmp_path).events != before
 
 
 def test_users_of_movielens(tmp_path, rng, outputs):
@@ -500,18 +465,39 @@ def test_users_of_movielens(tmp_path, rng, outputs):
     ratings = make_ratings(rng, users=20)
     write_1m(tmp_path / "ml", ratings)
     checkpoint = train(dataset="ml", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)["checkpoint"]
-    model, preprocessor = load(checkpoint)
-    (tmp_path / "users").write_text("7\n9::3::5::978300760\n7\n")
+    model, scorer = load(checkpoint)
+    (tmp_path / "users").write_text("7\n9\n7\n")
     assert recommend(checkpoint, tmp_path / "users", 3, tmp_path / "top.csv")["users"] == 2
     expected = [("user", "movie")]
     for user in (7, 9):
-        left = sorted(set(preprocessor.movie_ids.tolist()) - {row[1] for row in ratings if row[0] == user})
-        text = "".join(f"{user}::{movie}\n" for movie in left)
-        ((inputs, _),) = preprocessor.batches(io.BytesIO(text.encode()), "rows")
+        left = sorted(map(int, set(scorer.values_of("movie")) - {str(row[1]) for row in ratings if row[0] == user}))
+        ((inputs, *_),) = scorer.batches(source("".join(f"{user}::{movie}\n" for movie in left)))
         scores = predict_batch(model, inputs)[:, 0].tolist()
         best = sorted(zip(left, scores, strict=True), key=lambda pair: -pair[1])[:3]
         expected += [(str(user), str(movie)) for movie, _ in best]
     assert [tuple(line.split(",")[:2]) for line in (tmp_path / "top.csv").read_text().splitlines()] == expected
-    (tmp_path / "users").write_text("7\nseven\n")
-    with pytest.raises(UserError, match="users, line 2: found 'seven', expected a user id"):
-        recommend(checkpoint, tmp_path / "users", 3)
+
+
+@pytest.mark.parametrize("rating", [True, False])
+def test_lists_are_measured_as_the_test_rows_are(tmp_path, rng, outputs, rating):
+    """As of each user's held-out rows, and with a file of what users did next."""
+    rows = make_rows(rng, items=30)
+    write(tmp_path, rows, rating=rating)
+    settings = SMALL | {"max_epochs": 1, "batch_size": 64, "target": "item"}
+    results = train(dataset="mine", data_root=str(tmp_path), **settings)
+    checkpoint, users = results["checkpoint"], sorted({row[0] for row in rows})
+    (tmp_path / "users.csv").write_text(to_csv([[USER], *([user] for user in users)]))
+    for until in ("test", "validation"):
+        found = recommend(checkpoint, tmp_path / "users.csv", 3, tmp_path / f"{until}.csv", until=until)
+        assert found["measured"] == len(users) and found["metrics"] == pytest.approx(results[until], abs=1e-6)
+    assert recommend(checkpoint, tmp_path / "users.csv", 3, tmp_path / "top.csv")["metrics"] is None
+
+    top = list(csv.reader(io.StringIO((tmp_path / "top.csv").read_text())))[1:]
+    following = [(users[0], top[1][1]), (users[1], top[3][1]), (users[1], "an item that is new")]
+    (tmp_path / "next.csv").write_text(to_csv([[USER, ITEM], *following]))
+    found = recommend(checkpoint, tmp_path / "next.csv", 3, tmp_path / "again.csv")
+    assert found["measured"] == 2 and (tmp_path / "again.csv").read_text() in (tmp_path / "top.csv").read_text()
+    assert found["metrics"]["hr"] == 0.75 and found["metrics"]["mrr"] == pytest.approx((1 / 2 + (1 + 0) / 2) / 2)
+    assert found["metrics"]["ndcg"] == pytest.approx((1 / math.log2(3) + (1 + 0) / 2) / 2)
+    with pytest.raises(UserError, match="until is 'val'; it must be None, 'validation' or 'test'"):
+        recommend(checkpoint, tmp_path / "next.csv", 3, until="val")

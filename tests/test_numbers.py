@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from data.samples.census import census_sample
 
 from bst.train import train as train_bst
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
+from data.samples.census import census_sample
 from deepfm.deepfm import DeepFM
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm

@@ -130,7 +130,7 @@ COLUMNS = {
     'user, "id"': {"role": "categorical"},
     "genres": {"role": "categorical", "separator": "|", "pooling": "mean", "min_count": 1},
     "tags": {"role": "categorical", "separator": "|", "pooling": "sum", "min_count": 1},
-    "price €": {"role": "dense", "transform": "signed_log+missing"},
+    "price €": {"role": "dense", "transform": "log+missing"},
 }
 
 
@@ -179,8 +179,6 @@ def test_a_table_trains_and_scores(tmp_path, train, name):
     auc = "auc_click" if is_mmoe else "auc"
     assert results["test"][auc] > 0.7 and results["baselines"]["logistic regression"][auc] > 0.8
     data_class, defaults = (MultiTaskDataModule, MULTITASK_DATA) if is_mmoe else (ClickDataModule, CLICK_DATA)
-    if train is train_dlrm:
-        defaults = defaults | {"dense_transform": "log"}
     changes = {"dataset": "mine", "data_root": str(tmp_path)} | ({"tasks": sizes["tasks"]} if is_mmoe else {})
     data = data_class(**defaults | changes, seed=1)
     expected = by_test_step(results["checkpoint"], data)

@@ -1,7 +1,6 @@
 """predict.py: a raw file and a checkpoint give the test step's predictions."""
 
 import gzip
-import io
 import os
 import shutil
 import subprocess
@@ -15,20 +14,15 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from data.movie_preprocessor import MoviePreprocessor
 from sklearn.metrics import log_loss, roc_auc_score
 
-from bst.train import DATA as MOVIE_DATA
-from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
-from common.data.raw_files import LINE_BYTES
 from common.errors import UserError
 from common.model.metrics import click_metrics
 from common.paths import REPO
 from common.training.fit import QUIET_TRAINER
 from data.census_income import CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.criteo_data import ClickDataModule
-from data.movie_rating_seq import HistoryDataModule
 from data.samples.census import census_sample
 from deepfm.train import DATA as DEEPFM_DATA
 from deepfm.train import train as train_deepfm
@@ -39,7 +33,6 @@ from multitask.train import DATA as CENSUS_DATA
 from multitask.train import train as train_mmoe
 from predict import main, predict
 from tests.criteo_rows import make_lines, write_lines
-from tests.movie_rows import make_ratings, write_1m, write_csv
 from tests.script_process import run_process
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -147,8 +140,8 @@ def test_unseen_categories_are_counted(tmp_path, lines, deepfm):
     fields = lines[0].split("\t")
     fields[14], fields[39] = "ffffffff", ""
     write_lines(tmp_path / "new.txt", ["\t".join(fields)])
-    _, preprocessor = load(deepfm)
-    assert "ffffffff" not in preprocessor.encoder.fields[0].texts()
+    _, scorer = load(deepfm)
+    assert "ffffffff" not in scorer.encoder.fields[0].vocabulary.to_pylist()
     unseen = predict(deepfm, tmp_path / "new.txt", tmp_path / "out.csv")["unseen"]
     assert unseen["C1"] == 1 and "C26" not in unseen
 
@@ -205,80 +198,6 @@ def test_census_equals_the_test_step(tmp_path, outputs):
         predict(checkpoint, tmp_path / "bad.gz", tmp_path / "new_out.csv")
 
 
-@pytest.mark.parametrize(
-    ("write", "raw", "target", "split"),
-    [
-        (write_1m, "ratings.dat", "click", "leave_last"),
-        (write_1m, "ratings.dat", "rating", "time"),
-        (write_csv, "ratings.csv", "rating", "random"),
-    ],
-)
-def test_movies_equal_the_test_step(tmp_path, outputs, rng, write, raw, target, split):
-    ratings = make_ratings(rng, users=30)
-    write(tmp_path / "mine", ratings)
-    changed = {"dataset": "mine", "target": target, "split": split}
-    settings = SMALL_BST | changed
-    checkpoint = train_on(train_bst, tmp_path, outputs, **settings)
-    data = HistoryDataModule(**MOVIE_DATA | changed | {"data_root": str(tmp_path), "history_length": 5}, seed=0)
-    expected = by_test_step(checkpoint, data)
-    result = predict(checkpoint, tmp_path / "mine" / raw, tmp_path / "out.csv")
-    header, values = read_csv(tmp_path / "out.csv")
-    assert header == {"rating": "rating", "click": "probability"}[target]
-    assert len(values) == len(ratings) and set(result["metrics"]) == {header}
-    in_file = [ratings.index(row) for row in sorted(ratings, key=lambda row: (row[0], row[3], ratings.index(row)))]
-    np.testing.assert_allclose(values[in_file][data.rows["test"], 0], expected, rtol=0, atol=1e-6)
-
-
-def test_a_movie_rated_again_is_read_as_in_training(tmp_path, rng):
-    """Every row and all inputs: users who rate few movies often, many ratings of a user in the same second."""
-    times = rng.permutation(np.arange(400) // 3 * 50)
-    ratings = [(int(rng.integers(1, 8)), int(rng.integers(1, 9)), int(rng.integers(1, 6)), int(t)) for t in times]
-    ratings = list({(user, movie, time): row for row in ratings for user, movie, _, time in [row]}.values())
-    assert len(ratings) > 350 and len({row[:2] for row in ratings}) < 60
-    write_1m(tmp_path / "mine", ratings, movies=8)
-    data = HistoryDataModule(
-        **MOVIE_DATA | {"dataset": "mine", "data_root": str(tmp_path), "history_length": 5}, seed=0
-    )
-    data.setup()
-    preprocessor = MoviePreprocessor(data.state_dict())
-    ratings.sort(key=lambda row: (row[0], row[3]))  # as the rows of the data module: stable
-    trained = data.examples()[torch.arange(len(ratings))]
-    for rows in (ratings, [(user, movie, "", time) for user, movie, _, time in ratings]):
-        text = "".join("::".join(map(str, row)) + "\n" for row in rows)
-        ((inputs, *_),) = preprocessor.batches(io.BytesIO(text.encode()), "here")
-        for found, expected in zip(inputs, trained[:-1], strict=True):
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    # without a timestamp: from before the earliest, so that no history holds the rating itself
-    earliest = {row[:2]: i for i, row in reversed(list(enumerate(ratings)))}
-    user, movie = np.array([row[:2] for row in ratings]).T
-    inputs = preprocessor.inputs(user, movie, np.full(len(ratings), -1))
-    expected = data.examples()[torch.tensor([earliest[row[:2]] for row in ratings])]
-    for found, one in zip(inputs, expected[:-1], strict=True):
-        torch.testing.assert_close(found, one, rtol=0, atol=1e-5)
-
-
-def test_new_movie_rows_see_the_right_past(tmp_path, outputs, rng):
-    ratings = [(1, 1, 5, 100), (1, 2, 4, 200), (1, 3, 1, 300), (2, 9, 3, 50), *make_ratings(rng, users=9)[:60]]
-    ratings = [*ratings[:4], *((user + 10, *rest) for user, *rest in ratings[4:])]
-    write_1m(tmp_path / "mine", ratings)
-    checkpoint = train_on(train_bst, tmp_path, outputs, dataset="mine", **SMALL_BST)
-    _, preprocessor = load(checkpoint)
-    rows = ["1::9::::250", "1::9", "1::2::4::200", "1::2", "1::2::::400", "77::1", "1::9::3::10", "1::9::::200"]
-    batches = list(preprocessor.batches(io.BytesIO("\n".join(rows).encode()), "here"))
-    ((_, history, _, time_gap, user, numbers), target, _), *_ = batches
-    past = [[preprocessor.encoder.movie_ids[i - 2] for i in row if i > 1] for row in history.tolist()]
-    assert past == [[1, 2], [1, 2, 3], [1], [1], [1, 2, 3], [], [], [1, 2]]
-    assert time_gap[0, -1] == time_gap[2, -1] - 2  # 50 and 100
-    torch.testing.assert_close(numbers[:, 2].exp() - 1, torch.tensor([2.0, 3, 1, 1, 3, 0, 0, 2]))
-    assert user[5].eq(0).all() and user[4, 0] > 1
-    assert [value for value in target[:, 0].tolist() if value == value] == [4, 3]
-    assert preprocessor.unseen == {"user": 1, "movie": 0}
-    with pytest.raises(UserError, match=r"here, line 2: found '1::2::6', expected user::movie\[::rating"):
-        list(preprocessor.batches(io.BytesIO(b"1::2\n1::2::6\n"), "here"))
-    with pytest.raises(UserError, match=r"here, line 2 is longer than"):
-        list(preprocessor.batches(io.BytesIO(b"1::2\n" + b"1" * 2 * LINE_BYTES), "here"))
-
-
 def test_errors(tmp_path, root, lines, deepfm):
     raw = write_lines(tmp_path / "bad.txt", [*lines[:20], "a broken line"])
     done = run_process("predict.py", deepfm, raw, tmp_path / "out.csv", folder=tmp_path)
@@ -332,11 +251,11 @@ def test_the_output_is_none_of_the_inputs(tmp_path, root, lines, deepfm):
     (tmp_path / "again.csv.gz").hardlink_to(raw)
     checkpoint = shutil.move(checkpoint, tmp_path / "ckpt.parquet")
     (tmp_path / "link").symlink_to(checkpoint)
-    for output, name in ((raw, "raw.csv"), (tmp_path / "again.csv.gz", "raw.csv"), (tmp_path / "link", "ckpt.parquet")):
-        with pytest.raises(UserError, match=rf"{output} is {tmp_path / name}, which would be overwritten"):
+    for output in (raw, tmp_path / "again.csv.gz", tmp_path / "link"):
+        with pytest.raises(UserError, match=rf"{output} is also read, and would be overwritten"):
             predict(checkpoint, raw, output)
     done = run_process("predict.py", checkpoint, "-", raw, folder=tmp_path, streams={0: (raw, os.O_RDONLY)})
-    assert done.returncode == 1 and "raw.csv is standard input, which would be overwritten" in done.stderr
+    assert done.returncode == 1 and "raw.csv is also read, and would be overwritten" in done.stderr
     assert raw.read_text().splitlines() == lines and load(checkpoint)
 
 

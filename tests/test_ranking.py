@@ -80,7 +80,9 @@ def test_intervals_are_over_users(rng):
     assert found["difference"] == pytest.approx(values.mean())
     assert found["high"] - found["difference"] == pytest.approx(1.96 * np.std(means), rel=0.1)
     alone = mean_interval(values, None)
-    assert alone["high"] - alone["difference"] == pytest.approx(1.96 * values.std(ddof=1) / len(values) ** 0.5, rel=1e-4)
+    assert alone["high"] - alone["difference"] == pytest.approx(
+        1.96 * values.std(ddof=1) / len(values) ** 0.5, rel=1e-4
+    )
     assert alone["high"] - alone["low"] < 0.7 * (found["high"] - found["low"])
 
 

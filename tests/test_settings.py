@@ -101,6 +101,30 @@ def test_an_unknown_name_is_refused_with_the_nearest(outputs, name, message):
     assert not (outputs / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "epochs"),
+    [
+        (80, 32, 4),
+        (6_399, 32, 4),
+        (6_400, 64, 4),
+        (26_048, 256, 4),
+        (50_000, 256, None),
+        (117_547, 1024, None),
+        (4e7, 1024, None),
+    ],
+)
+def test_auto_is_chosen_by_the_training_rows(rows, batch_size, epochs):
+    """A hundredth of the rows, as a power of two from 32 to the usual size, which the full Criteo set has."""
+    for script in SCRIPTS:
+        usual, settings = script.AUTO, Settings(*groups(script)).changed({})
+        assert (settings.data["batch_size"], settings.training["max_epochs"]) == ("auto", "auto")
+        chosen = settings.for_rows(int(rows), usual)
+        assert chosen.data["batch_size"] == min(batch_size, usual["batch_size"])
+        assert chosen.training["max_epochs"] == max(epochs or 1, usual["max_epochs"])
+        by_hand = settings.changed({"batch_size": 7, "max_epochs": 9})
+        assert by_hand.for_rows(int(rows), usual) == by_hand
+
+
 def test_numbers_and_paths_are_taken_as_people_pass_them():
     given = {"learning_rate": np.float64(1e-3), "seed": np.int64(3), "hidden_units": np.array([8, 4]), "dropout": 0}
     given |= {"batch_norm": np.bool_(True), "data_root": Path("x") / "y", "patience": None}

@@ -10,7 +10,9 @@ import torch
 
 from common.data.data_module import RecommendationDataModule
 from common.errors import UserError
-from common.training.results import better_baselines, print_steps
+from common.training.results import better_baselines, likely_cause, print_steps
+from data.criteo_data import ClickDataModule
+from deepfm.train import DATA as CLICK_DATA
 from deepfm.train import train as train_deepfm
 from dlrm.train import train as train_dlrm
 from multitask.train import train as train_mmoe
@@ -24,7 +26,7 @@ COLUMNS = {
     "bought": {"role": "label", "positive": ["1"], "negative": ["0"]},
     USER: {"role": "categorical"},
     SHOP: {"role": "categorical"},
-    "price €": {"role": "dense", "transform": "signed_log"},
+    "price €": {"role": "dense", "transform": "log"},
 }
 
 
@@ -73,25 +75,31 @@ def test_rates_of_one_class_are_finite(tmp_path, monkeypatch):
     assert -7 < seen[0] < -5
 
 
-def make_data(is_sample: bool) -> RecommendationDataModule:
-    data = RecommendationDataModule(dataset="mine", data_root=None, batch_size=1024, num_workers=0, seed=0)
+def make_data(is_sample: bool, batch_size: int = 1024) -> RecommendationDataModule:
+    data = RecommendationDataModule(dataset="mine", data_root=None, batch_size=batch_size, num_workers=0, seed=0)
     data.rows, data.is_sample = {"train": range(8571)}, is_sample
     return data
 
 
 def test_few_steps_are_told(capsys):
-    print_steps(2, 75, "32-true", make_data(False))
-    assert capsys.readouterr().out == "Training for 2 epochs of 75 steps, precision 32-true.\n"
-    print_steps(1, 9, "32-true", make_data(False))
+    print_steps(2, 150, "32-true", make_data(False))
+    assert capsys.readouterr().out == "Training for 2 epochs of 150 steps, batch_size 1,024, precision 32-true.\n"
+    print_steps(6, 9, "32-true", make_data(False))
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "Training for 1 epoch of 9 steps, precision 32-true."
-    assert second.startswith("9 steps may be too few to learn from 8,571 rows. Set a smaller batch_size (now 1,024) or")
-    print_steps(1, 9, "32-true", make_data(True))  # its settings are known to be enough
-    assert capsys.readouterr().out == "Training for 1 epoch of 9 steps, precision 32-true.\n"
+    assert first == "Training for 6 epochs of 9 steps, batch_size 1,024, precision 32-true."
+    advice = 'Set batch_size=64 and max_epochs=6, or "auto".'
+    assert second == f"54 steps may be too few to learn from 8,571 rows. {advice}"
+    print_steps(4, 9, "32-true", make_data(False, batch_size=64))  # as many as "auto" gives
+    print_steps(6, 9, "32-true", make_data(True))  # its settings are known to be enough
+    assert "may be" not in capsys.readouterr().out
 
 
 def test_better_baselines_are_named():
-    assert better_baselines({"auc": 0.7, "log_loss": 0.5}, {"constant": {"auc": 0.5, "log_loss": 0.4}}) == ""
+    assert better_baselines({"auc": 0.7, "log_loss": 0.5}, {"regression": {"auc": 0.5, "log_loss": 0.4}}) == ""
+    assert (
+        better_baselines({"auc": 0.7, "log_loss": 0.5}, {"constant": {"auc": 0.5, "log_loss": 0.4}})
+        == "constant (log_loss)"
+    )
     assert (
         better_baselines({"auc": 0.7}, {"a": {"auc": 0.70004}, "b": {"auc": 0.8}, "c": {"auc": 0.71}})
         == "b (auc) and c (auc)"
@@ -106,16 +114,47 @@ def test_better_baselines_are_named():
     assert better_baselines({"auc": float("nan")}, {"a": {"auc": float("nan")}}) == ""
 
 
+def test_the_cause_is_named():
+    assert likely_cause([0.3, 0.4, 0.5]) == "it was still improving; set a larger max_epochs or a smaller batch_size"
+    assert likely_cause([0.3, 0.5, 0.4]).startswith(
+        "it overfitted, best at validation 2 of 3; set a larger embedding_l2"
+    )
+
+
 def test_a_run_on_few_rows_says_so(tmp_path, capsys):
     write_table(tmp_path, ("bought",))
-    results = train_deepfm(dataset="mine", data_root=str(tmp_path), max_epochs=1)
+    results = train_deepfm(dataset="mine", data_root=str(tmp_path), batch_size=1024, max_epochs=1)
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("Training for 1 epoch of 1 step, ") for line in lines) and any(
-        line.startswith("1 step may be") for line in lines
-    )
+    assert any(line.startswith("Training for 1 epoch of 1 step, batch_size 1,024, ") for line in lines)
+    assert any(line.startswith("1 step may be") for line in lines)
     better = better_baselines(results["test"], results["baselines"])
-    advice = "Try a smaller batch_size, more max_epochs or a lower learning_rate."
-    assert better and f"Worse than {better}. {advice}" in lines
+    assert better and f"Worse than {better}. Likely cause: {likely_cause([0.5])}." in lines
+
+
+@pytest.mark.parametrize("train", [train_deepfm, train_dlrm], ids=["deepfm", "dlrm"])
+def test_few_rows_get_small_batches(tmp_path, train):
+    write_table(tmp_path, ("bought",))
+    settings = train(dataset="mine", data_root=str(tmp_path))["settings"]
+    assert (settings["batch_size"], settings["max_epochs"]) == (32, 4)
+
+
+@pytest.mark.parametrize("transform", ["log", "clamped_log"])
+def test_an_unusual_input_is_named(tmp_path, transform):
+    """Scores near 750 are inputs near 100 if their logarithms are scaled, but not centred."""
+    write_table(tmp_path, ("bought",))
+    path = tmp_path / "mine" / "rows.csv"
+    frame = pd.read_csv(path)
+    frame["score"] = 750 + frame.pop("price €")
+    frame.to_csv(path, index=False)
+    columns = json.loads((path.parent / "columns.json").read_text())
+    columns["columns"]["score"] = {"role": "dense"}
+    del columns["columns"]["price €"]
+    (path.parent / "columns.json").write_text(json.dumps(columns))
+    changes = {"dataset": "mine", "data_root": str(tmp_path), "dense_transform": transform}
+    data = ClickDataModule(**CLICK_DATA | changes, seed=1)
+    data.setup()
+    expected = "the numbers of 'score' become inputs of up to " if transform == "clamped_log" else ""
+    assert data.unusual_input().startswith(expected) and bool(data.unusual_input()) == bool(expected)
 
 
 def test_dlrm_trains_without_dense_columns(tmp_path):

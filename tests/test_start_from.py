@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.samples.criteo import criteo_sample
 from data.table_encoder import TableEncoder
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
+from data.samples.criteo import criteo_sample
 from deepfm.train import train
 from dlrm.train import train as train_dlrm
 from tests.criteo_rows import make_lines

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from data.table_categories import EMPTY_SLOT, MISSING, OOV
 from data.table_encoder import signed_log_dense
+from data.table_guess import guess_table
 from data.table_preprocessor import TablePreprocessor
 
 from common.errors import UserError
 from data.census_income import MultiTaskDataModule
 from data.criteo_data import ClickDataModule
-from data.table_guess import guess_table
 from deepfm.train import DATA
 from multitask.train import DATA as MULTITASK
 

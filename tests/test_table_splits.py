@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
-from data.table_rows import random_split
+
+from common.errors import UserError
+from data.criteo_data import ClickDataModule
+from data.table.splits import file_split, random_split
+from deepfm.train import DATA
+from tests.criteo_rows import make_lines, write_lines
 
 
 def published_folds(label: list[int]) -> np.ndarray:
@@ -44,3 +49,19 @@ def test_sizes_are_the_published_ones():
     }
     clicks = {name: int(label[part].sum()) for name, part in rows.items()}
     assert clicks == {"train": 9_396_350, "val": 1_174_544, "test": 1_174_544}
+
+
+def test_the_official_split_keeps_the_test_file_whole():
+    """The sizes that Gorishniy et al. (2021) have on Adult."""
+    rows = file_split({"train": 32_561, "test": 16_281}, official=True)
+    assert {part: len(found) for part, found in rows.items()} == {"train": 26_048, "val": 6_513, "test": 16_281}
+    assert rows["test"].tolist() == list(range(32_561, 48_842))
+    assert sorted(np.concatenate([rows["train"], rows["val"]]).tolist()) == list(range(32_561))
+    assert 0.45 < (rows["val"] < 16_280).mean() < 0.55  # from all of the file
+
+
+def test_the_official_split_needs_a_test_file(tmp_path, rng):
+    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 50))
+    data = ClickDataModule(**DATA | {"data_root": str(tmp_path), "split": "official"}, seed=0)
+    with pytest.raises(UserError, match="train.txt has no test file; set split to 'time' or 'random'"):
+        data.setup()

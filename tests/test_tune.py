@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import optuna
 import pandas as pd
 import pytest
-from data.samples.criteo import criteo_sample
 from ray import tune
 
 import dlrm.train
@@ -24,6 +23,7 @@ from common.errors import UserError
 from common.files import write_json
 from common.paths import REPO
 from common.training.run_folder import continued_folder
+from data.samples.criteo import criteo_sample
 from dlrm.train import train
 from tests.criteo_rows import make_lines, write_lines
 from tune_dlrm import is_complete, run_trial, search

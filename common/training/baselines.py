@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
-REGULARISATION = [0.02, 0.05, 0.1, 0.3, 1.0]  # candidates for scikit-learn's C; validation log loss chooses
+REGULARISATION = [0.005, 0.02, 0.05, 0.1, 0.3, 1, 3, 10, 30]  # candidates for scikit-learn's C
+TOLERANCE = 1.001  # of two validation log losses that are as close, the stronger regularisation is chosen
 TRAIN_ROWS = 1_000_000  # at most; the last ones, which are closest to the test rows in a time split
 
 
@@ -34,7 +35,8 @@ def click_baselines(data: Any, regression: "LogisticRegression | None" = None) -
 
 def fit_regression(data: Any) -> "LogisticRegression | None":
     """The tuned logistic regression on the training rows; None if they are all of one class."""
-    return tuned_logistic_regression(*design(data, "train"), *design(data, "val"), data.training_offset)
+    of_numbers = np.repeat(data.of_numbers, data.cardinalities)
+    return tuned_logistic_regression(*design(data, "train"), *design(data, "val"), data.training_offset, of_numbers)
 
 
 def design(data: Any, split: str) -> "tuple[sparse.csr_array, np.ndarray]":
@@ -44,24 +46,43 @@ def design(data: Any, split: str) -> "tuple[sparse.csr_array, np.ndarray]":
     return one_hot(dense, ids, label, data.cardinalities, data.pooling)
 
 
-def tuned_logistic_regression(x_train, y_train, x_val, y_val, offset: float) -> "LogisticRegression | None":
-    """The regression whose C has the best validation log loss; None if all training rows are of one class.
+def tuned_logistic_regression(
+    x_train: Any,
+    y_train: np.ndarray,
+    x_val: Any,
+    y_val: np.ndarray,
+    offset: float,
+    of_numbers: np.ndarray | None = None,
+) -> "LogisticRegression | None":
+    """The regression with the best validation log loss; None if all training rows are of one class.
 
-    offset: training_offset of the data module.
+    offset: training_offset of the data module. of_numbers: which of the first columns are categories of numbers; where
+    they do not help, the regression goes by the numbers themselves.
     """
+    from scipy import sparse
     from sklearn.linear_model import LogisticRegression  # imported here because it is slow and only needed at the end
     from sklearn.metrics import log_loss
 
     if len(np.unique(y_train)) == 1:
         return None
     models, losses = [], []
-    for c in REGULARISATION:
-        models.append(LogisticRegression(C=c, max_iter=500).fit(x_train, y_train))
+
+    def fit(c: float, x: Any) -> None:
+        models.append(LogisticRegression(C=c, max_iter=500).fit(x, y_train))
         models[-1].intercept_ -= offset
         losses.append(log_loss(y_val, models[-1].predict_proba(x_val)[:, 1], labels=[0, 1]))
+
+    for c in REGULARISATION:
+        fit(c, x_train)
         if losses[-1] > min(losses):
             break  # a weaker regularisation takes longer to fit, and will not be better
-    return models[int(np.argmin(losses))]
+    best = next(i for i, loss in enumerate(losses) if loss < TOLERANCE * min(losses))
+    if of_numbers is not None and of_numbers.any():
+        used = np.ones(x_train.shape[1])
+        used[: len(of_numbers)][of_numbers] = 0
+        fit(models[best].C, x_train @ sparse.diags_array(used))
+        best = best if losses[best] < TOLERANCE * losses[-1] else -1
+    return models[best]
 
 
 def one_hot(

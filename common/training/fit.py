@@ -120,7 +120,8 @@ def fit_and_test(
             plot_learning_curves(log.rows, monitor, mode_of(monitor), weight, tested, title, path)
         write_json(folder / "results.json", results)
         if test and not (folder.parent / "settings.json").exists():  # there, it is a baseline of another run
-            print_table(results, folder)
+            sign = 1 if mode_of(monitor) == "max" else -1
+            print_table(results, folder, data, [sign * row[monitor] for row in log.rows])
         log.trackers.log_results(about_run, results, folder, trainer.global_step)
     return results | _paths(folder)
 

@@ -46,11 +46,9 @@ def read_predictions(run_folder: str | Path, names: Sequence[str]) -> tuple[dict
     path = Path(run_folder, PREDICTIONS)
     check(path.exists(), f"{path} is missing: the run is unfinished or from an earlier version. Train it again.")
     frame = pd.read_parquet(path)
-    tasks = [column.removeprefix("target ") for column in frame if str(column).startswith("target ")]
-    several = [] if "target" in frame else tasks
-    found = {name: frame[columns_of(name, several)].to_numpy() for name in names}
-    groups = frame["group"].to_numpy() if "group" in frame else None
-    return {name: values if several else values[:, 0] for name, values in found.items()}, groups
+    tasks = [column.removeprefix("prediction ") for column in frame if str(column).startswith("prediction ")]
+    found = {name: frame[name if name in frame else columns_of(name, tasks)].to_numpy() for name in names}
+    return found, frame["group"].to_numpy() if "group" in frame else None
 
 
 @on_rank_zero

@@ -1,6 +1,7 @@
 """What a run prints and records: its length, the table of test metrics, memory and versions."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,22 @@ import pytorch_lightning as pl
 import torch
 
 from common.data.data_module import RecommendationDataModule
+from common.settings import by_rows
 from common.training.run_folder import BEST_CHECKPOINT
 
-FEW_STEPS = 150  # a run with fewer prints advice
+FEW_STEPS = 300  # a run with fewer prints advice, unless it has as many as "auto" would give
 
 
 def print_steps(epochs: int, steps: int, precision: str, data: RecommendationDataModule) -> None:
     """Print the length and precision of the run, and what to change if it is short; steps: per epoch."""
-    print(f"Training for {_count(epochs, 'epoch')} of {_count(steps, 'step')}, precision {precision}.", flush=True)
-    if epochs * steps < FEW_STEPS and not data.is_sample:
+    size = f"batch_size {data.batch_size:,}, precision {precision}"
+    print(f"Training for {_count(epochs, 'epoch')} of {_count(steps, 'step')}, {size}.", flush=True)
+    rows = len(data.rows["train"])
+    most, least = by_rows(rows)
+    if epochs * steps < FEW_STEPS and (data.batch_size > most or epochs < least) and not data.is_sample:
         print(
-            f"{_count(epochs * steps, 'step')} may be too few to learn from {len(data.rows['train']):,} rows. Set a "
-            f"smaller batch_size (now {data.batch_size:,}) or a larger max_epochs (now {epochs:,}) for more steps.",
+            f"{_count(epochs * steps, 'step')} may be too few to learn from {rows:,} rows. Set batch_size={most} and "
+            f'max_epochs={max(least, epochs)}, or "auto".',
             flush=True,
         )
 
@@ -29,8 +34,11 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
-def print_table(results: dict[str, Any], folder: Path) -> None:
-    """Print the test metrics of the model and its baselines, and where everything was written."""
+def print_table(results: dict[str, Any], folder: Path, data: RecommendationDataModule, scores: Sequence[float]) -> None:
+    """Print the test metrics of the model and its baselines, and where everything was written.
+
+    scores: of the monitored metric at each validation, in order; higher is better.
+    """
     import pandas as pd  # imported here because it is slow and only needed at the end
 
     rows: dict[str, dict] = {results["model"]: results["test"]}
@@ -45,7 +53,7 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
     print(f"\nTest metrics, {results['dataset']}{sample}, {results['protocol']}, {results['rows']['test']:,} rows")
     print(pd.DataFrame.from_dict(rows, "index").to_string(float_format="{:.4f}".format, na_rep=""))
     if better := better_baselines(results["test"], results["baselines"]):
-        print(f"Worse than {better}. Try a smaller batch_size, more max_epochs or a lower learning_rate.")
+        print(f"Worse than {better}. Likely cause: {data.unusual_input() or likely_cause(scores)}.")
     if folder.name.startswith("version_"):  # otherwise it is one of several runs of a command
         print(f"Score new rows: python predict.py {folder / BEST_CHECKPOINT} RAW_FILE")
         print("See also: inspect_model.py, export_onnx.py; seeds.py (several seeds); tune_dlrm.py (DLRM's settings)")
@@ -58,18 +66,35 @@ def with_interval(found: dict[str, float]) -> str:
 
 
 def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
-    """The baselines that beat the model in an AUC, NDCG or RMSE, to the digits shown; "" if there are none."""
+    """The baselines that beat the model, to the digits shown, in an AUC, NDCG or RMSE; the constant also in log loss.
+
+    "" if there are none.
+    """
     found = []
     for name, metrics in baselines.items():
         better = [
             metric
             for metric, value in test.items()
             if (metric.startswith(("auc", "ndcg")) and round(metrics[metric], 4) > round(value, 4))
-            or (metric == "rmse" and round(metrics[metric], 4) < round(value, 4))
+            or (
+                (metric == "rmse" or (metric, name) == ("log_loss", "constant"))
+                and round(metrics[metric], 4) < round(value, 4)
+            )
         ]
         if better:
             found.append(f"{name} ({', '.join(better)})")
     return " and ".join(found)
+
+
+def likely_cause(scores: Sequence[float]) -> str:
+    """Why a model may be worse than a plain one. scores: of its validations, in order; higher is better."""
+    best = scores.index(max(scores))
+    if best == len(scores) - 1:
+        return "it was still improving; set a larger max_epochs or a smaller batch_size"
+    return (
+        f"it overfitted, best at validation {best + 1} of {len(scores)}; set a larger embedding_l2 or dropout, or a "
+        "lower learning_rate"
+    )
 
 
 def peak_memory_mib() -> float:

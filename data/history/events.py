@@ -14,39 +14,43 @@ from tqdm import tqdm
 
 from common.errors import check
 from data.attributes import read_attributes
-from data.reader import Reader, data_files, read_files
+from data.reader import Reader, data_files, read_files, source_of
 from data.schema import Dataset, Format, Label
 
 KEYS = ("user", "item")
+RATINGS = (0.5, 5.0)  # of a published dataset, at least and at most
 MOST_UNKNOWN = 0.01  # of the rows of a published dataset: more means that a file is cut off
 
 Cells = list[Any]  # by number: a list of texts; or a number, None if unknown
 
 
-def write_events(dataset: Dataset, complete: bool, target: Path) -> None:
+def write_events(dataset: Dataset, published: bool, target: Path) -> None:
     """Write user, item (N,) int32 (numbers), rating (N,) float32, time (N,) int64 and start (N,) int32, the user's
     first row, as .npy: by user and time, rows of equal time in file order. users.json and items.json have the rest.
-    complete: whether the files of users and items should have all of them, as in a published dataset.
+    published: whether it is MovieLens, whose ratings are at most 5, and whose files have all users and movies.
 
     Raises: UserError naming file, line and column of what is wrong.
     """
     form = dataset.description
-    paths = data_files(dataset.files["all"])
+    paths, reader = data_files(dataset.files["all"]), Reader(form)
     numbers: dict[str, dict[str, int]] = {key: {} for key in KEYS}
     blocks: list[list[np.ndarray]] = []
     size = sum(path.stat().st_size for path in paths)
     with tqdm(total=size, unit="B", unit_scale=True, desc="Reading", delay=2) as bar:
-        for batch in read_files(paths, Reader(form), bar.update):
+        for batch in read_files(paths, reader, bar.update):
             ids = [_numbered(batch.column(str(form.only(key))), numbers[key]) for key in KEYS]
             blocks.append([*ids, ratings_of(form, batch), _times(form, batch)])
     tables = read_attributes(dataset)
     user, item, rating, time = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+    if published and len(wrong := np.flatnonzero((rating < RATINGS[0]) | (rating > RATINGS[1]))):
+        row, expected = int(wrong[0]), f"a rating from {RATINGS[0]} to {RATINGS[1]:g}"
+        raise reader.error(source_of(paths[0]), row, str(form.only("rating")), rating[row], expected)
     for key, column in zip(KEYS, (user, item), strict=True):
         texts, rank = _in_order(list(numbers[key]))
         column[:] = rank[column]
         content: dict[str, Any] = {"ids": texts, "attributes": {}, "titles": texts, "note": ""}
         if key in tables:
-            content["note"] = _note(dataset, key, tables[key], texts, column, complete)
+            content["note"] = _note(dataset, key, tables[key], texts, column, published)
             content["attributes"], content["titles"] = _known(dataset, key, tables[key], texts)
         (target / f"{key}s.json").write_text(json.dumps(content))
     order = np.lexsort((np.arange(len(time)) if form.only("time") is None else time, user))  # stable
@@ -120,14 +124,14 @@ def _cells(form: Format, column: pa.ChunkedArray) -> Cells:
 
 
 def _note(
-    dataset: Dataset, key: Any, table: pa.RecordBatch, texts: list[str], column: np.ndarray, complete: bool
+    dataset: Dataset, key: Any, table: pa.RecordBatch, texts: list[str], column: np.ndarray, published: bool
 ) -> str:
     """What to say about users or items of the rows (N,) that their own file lacks, "" if there are none."""
     lacks = ~pc.is_in(pa.array(texts, pa.string()), table.column(0)).to_numpy(zero_copy_only=False)
     rows, path = lacks[column], dataset.path(str(dataset.description.attributes[key].file))
     note = f"{lacks.sum():,} of {len(texts):,} {key}s, with {rows.sum():,} of {len(rows):,} rows, are not in {path}."
     check(
-        not complete or rows.mean() <= MOST_UNKNOWN,
+        not published or rows.mean() <= MOST_UNKNOWN,
         f"{note} The files do not match, or one is cut off: get them again.",
     )
     return note if lacks.any() else ""

@@ -7,7 +7,7 @@ B: rows of a batch, Q: candidate items of a row, L: length of the history.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from common.data.data_module import SPLITS
 from data.history.dataset import FIRST_ID, OOV, PADDING, dense_features, time_gap_bucket
 from data.history.encoder import HistoryEncoder, encode_ids, past_user_bias
 from data.history.events import KEYS, ratings_of
-from data.reader import Reader, Source
+from data.reader import Reader, Source, keeping, kept_texts
 from data.schema import Description, Format, Key, Plain
 from data.table.encoder import nearly_unseen
 from data.values import canonical
@@ -92,14 +92,22 @@ class HistoryScorer:
         self.expected = torch.from_numpy(self.encoder.expected).float()
         self.from_file: dict[str, FileRows] = {}
 
-    def batches(self, source: Source) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
+    def keep(self, names: Sequence[str]) -> None:
+        """Add columns to `kept`. Raises: UserError for one that the table does not have."""
+        self.form = keeping(self.form, names)
+        self.kept = tuple(dict.fromkeys([*self.kept, *names]))
+
+    def batches(
+        self, source: Source, moved: Callable[[int], object] | None = None
+    ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
         """The model's inputs, the target (B, 1), nan if unknown, and the kept columns, in the order of the file.
 
-        Raises: UserError naming the first line that does not have the format of the training data.
+        moved: called with the number of bytes read, as they are read. Raises: UserError naming the first line that does
+        not have the format of the training data.
         """
-        for batch in self._read(source, Reader(self.form, scoring=True)):
-            kept = [batch.column(column).to_pylist() for column in self.kept]
-            yield *self._encode(batch), kept
+        for batch in self._read(source, Reader(self.form, scoring=True), moved):
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            yield *self._encode(batch), kept_texts(source, columns, self.kept)
 
     def users_of(self, source: Source) -> Iterator[list[tuple[str, str | None]]]:
         """The users of a file, each with the item of its row if there is a column of items.
@@ -164,12 +172,6 @@ class HistoryScorer:
         numbers = (self.encoder.users, self.encoder.items)[key]
         return {self.texts[key][number]: i for i, number in enumerate(numbers, FIRST_ID)}
 
-    def keep(self, names: Sequence[str]) -> None:
-        """Copy these columns to the output too."""
-        columns = {name: self.form.columns.get(name, Plain(role="kept")) for name in names}
-        self.form = self.form.model_copy(update={"columns": self.form.columns | columns})
-        self.kept = tuple(dict.fromkeys([*self.kept, *names]))
-
     def nearly_unseen(self) -> list[str]:
         """The fields of which nearly all values so far are new to the model."""
         return nearly_unseen({name: (count, self._rows) for name, count in self.unseen.items()})
@@ -187,8 +189,10 @@ class HistoryScorer:
         content = {"users": ids[0], "items": ids[1], "history_length": self.history_length, "target": self.columns[0]}
         return self.encoder.state_dict() | content
 
-    def _read(self, source: Source, reader: Reader) -> Iterator[pa.RecordBatch]:
-        for batch in reader.batches(source):
+    def _read(
+        self, source: Source, reader: Reader, moved: Callable[[int], object] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        for batch in reader.batches(source, moved):
             for start in range(0, len(batch), PART_ROWS):
                 yield batch.slice(start, PART_ROWS)
 

@@ -23,10 +23,11 @@ from common.errors import check
 from common.settings import check_settings
 from data.reader import data_files
 from data.schema import COLUMNS_FILE, Categorical, ColumnSplit, Dataset, Description, Plain, read_description
-from data.table.encoder import TableEncoder, nearly_unseen
+from data.table.encoder import PIECEWISE, TableEncoder, nearly_unseen
 from data.table.rows import StoredRows, label_name, write_encoded, write_rows
 
 ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
+FAR, MANY = 10, 100_000  # a larger input, of one in a hundred among this many test rows, is unusual
 CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes")]
 CODE += [f"data.table.{name}" for name in ("splits", "encoder", "rows")]
 
@@ -87,7 +88,10 @@ class TableDataModule(RecommendationDataModule):
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
         check_settings({"min_count": min_count, "weighted": weighted, "negative_rate": negative_rate})
-        check(split in ("time", "random", None), f"split is {split!r}; it must be 'time' or 'random'.")
+        check(
+            split in ("time", "random", "official", None),
+            f"split is {split!r}; it must be 'time', 'random' or 'official'.",
+        )
         self.weighted, self.negative_rate, self.label_inputs = weighted, negative_rate, label_inputs
         self.split = split
         self.settings = {"dense_transform": dense_transform, "min_count": min_count, "num_bins": num_bins}
@@ -110,6 +114,10 @@ class TableDataModule(RecommendationDataModule):
         self.tasks, where = self.choose_tasks(self.table.description), self.table.where
         self.description = self._used(self.table.description)
         split = self.split or ("time" if self.description.only("time") else "random")
+        check(
+            split != "official" or "test" in self.table.files,
+            f"split is 'official', but {where} has no test file; set split to 'time' or 'random'.",
+        )
         settings = self.settings | {"split": split}
         key = settings | {"description": self.description.model_dump(mode="json"), "parts": _parts(self.table)}
         # later starts verify only this entry, and not the rows that it was made from
@@ -178,6 +186,11 @@ class TableDataModule(RecommendationDataModule):
         return self.encoder.pooling
 
     @property
+    def of_numbers(self) -> list[bool]:
+        """Which fields are categories of numbers."""
+        return [field.kind != "text" for field in self.encoder.fields]
+
+    @property
     def bin_edges(self) -> list[list[float]]:
         return self.encoder.bin_edges
 
@@ -194,6 +207,19 @@ class TableDataModule(RecommendationDataModule):
 
     def training_examples(self) -> TableDataset:
         return self.examples(self.weighted)
+
+    def unusual_input(self) -> str:
+        names = [number.name for number in self.encoder.numbers if number.transform != PIECEWISE]
+        if not names:
+            return ""
+        sizes = np.quantile(np.abs(self.read(self.rows["test"][:MANY])[0][:, : len(names)]), 0.99, 0)
+        largest = int(sizes.argmax())
+        if sizes[largest] <= FAR:
+            return ""
+        return (
+            f"the numbers of {names[largest]!r} become inputs of up to {sizes[largest]:.0f}, where 1 is usual; set its "
+            'transform to "log+quantile" or "quantile"'
+        )
 
     def groups(self, split: str) -> np.ndarray | None:
         path = self.folder / "groups.npy"
@@ -266,7 +292,10 @@ def summary(table: Dataset, rows: StoredRows) -> str:
 def _protocol(description: Description, split: str) -> str:
     if description.files:
         given = "val" in description.files
-        return "split by given files" if given else f"published files, test rows split 1:1 (seed {SPLIT_SEED})"
+        if given:
+            return "split by given files"
+        how = "a fifth of the training rows validates" if split == "official" else "test rows split 1:1"
+        return f"published files, {how} (seed {SPLIT_SEED})"
     own = description.split
     if isinstance(own, ColumnSplit):
         return f"split by column {own.column!r}"

@@ -12,8 +12,8 @@ import pyarrow.dataset as ds
 import torch
 from torch import Tensor
 
-from data.reader import Source
-from data.schema import Description, Plain
+from data.reader import Source, keeping, kept_texts
+from data.schema import Description
 from data.table.encoder import EMPTY, FIRST_ID, MISSING, OOV, TableEncoder, from_tensor, nearly_unseen
 from data.table.rows import TableReader, label_name
 
@@ -33,9 +33,8 @@ class TableScorer:
         self._unseen, self._values = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
 
     def keep(self, names: Sequence[str]) -> None:
-        """Copy these columns to the output too."""
-        columns = {name: self.description.columns.get(name, Plain(role="kept")) for name in names}
-        self.description = self.description.model_copy(update={"columns": self.description.columns | columns})
+        """Add columns to `kept`. Raises: UserError for one that the table does not have."""
+        self.description = keeping(self.description, names)
         self.kept = tuple(dict.fromkeys([*self.kept, *names]))
 
     @property
@@ -53,7 +52,8 @@ class TableScorer:
     ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
         """The model's inputs, the labels (N, K), nan if unknown, and the texts of `kept`, in the order of the source.
 
-        moved: called with the number of bytes read, as they are read.        Raises: UserError naming the line and column of the first wrong row.
+        moved: called with the number of bytes read, as they are read. Raises: UserError naming the line and column of
+        the first wrong row.
         """
         reader = TableReader(self.description, self.attributes, self.tasks, scoring=True)
         rows = reader.batches(source, moved)
@@ -70,7 +70,7 @@ class TableScorer:
             dense, ids = self.encoder.encode(found | {name: batch.column(f"\0{name}") for name in looked_up})
             self._count(ids)
             labels = np.stack([batch.column(label_name(task)).to_numpy() for task in self.tasks], 1)
-            kept = [[str(text) for text in found[name].to_pylist()] for name in self.kept]
+            kept = kept_texts(source, found, self.kept)
             yield [torch.from_numpy(dense), torch.from_numpy(ids)], torch.from_numpy(labels), kept
 
     def _count(self, ids: np.ndarray) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from common.data.data_module import SPLIT_SEED, SPLITS
 from common.errors import check
-from data.schema import BySplit, ColumnSplit, Description
+from data.schema import ColumnSplit, Description
 
 FOLDS = 10
 
@@ -25,21 +25,21 @@ def split_rows(
     """Row numbers of each split, without rows that have no label.
 
     parts: rows of each file ("all", or one per split); labels (N, K), nan if unknown; times (N,); codes: index of each
-    row's split (N,), if a column says it; split: "time" or "random", if the description does not say.
+    row's split (N,), if a column says it; split: "time", "random" or "official", if the description does not say.
 
     Raises: UserError naming the table if there are too few rows.
     """
     has_label = ~np.isnan(labels).all(1)
     labelled = np.flatnonzero(has_label).astype(np.int32)
-    own = description.split or BySplit(by=split)  # type: ignore[arg-type]
+    own = description.split
     if "all" not in parts:
-        splits = {part: found[has_label[found]] for part, found in file_split(parts).items()}
+        splits = {part: found[has_label[found]] for part, found in file_split(parts, split == "official").items()}
     elif isinstance(own, ColumnSplit):
         assert codes is not None
         splits = {part: labelled[codes[labelled] == i] for i, part in enumerate(SPLITS)}
     else:
         check(len(labelled) >= 10, f"{name}: found {len(labelled)} rows with a label; a split needs at least 10.")
-        if own.by == "time":
+        if (own.by if own else split) == "time":
             # equal times stay in file order, which is also the order if there is no time column
             splits = time_split(labelled if times is None else labelled[np.argsort(times[labelled], kind="stable")])
         else:
@@ -77,11 +77,20 @@ def random_split(label: np.ndarray) -> Splits:
     return {name: part.astype(np.int32) for name, part in zip(SPLITS, parts, strict=True)}
 
 
-def file_split(counts: Mapping[str, int]) -> Splits:
-    """Rows of files per split, read in the order train, val, test; without a "val" file, test rows are split 1:1."""
+def file_split(counts: Mapping[str, int], official: bool = False) -> Splits:
+    """Rows of files per split, read in the order train, val, test.
+
+    Without a "val" file, test rows are split 1:1, or, if official, a random fifth of the training rows validates: the
+    sizes of Gorishniy et al. 2021 on Adult, 26,048, 6,513 and 16,281 rows.
+    """
     if "val" in counts:
         ends = np.cumsum([counts[name] for name in SPLITS])
         return dict(zip(SPLITS, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]), strict=True))
     train, test = counts["train"], counts["test"]
+    if official:
+        order = np.random.default_rng(SPLIT_SEED).permutation(train)
+        val, rest = np.split(order, [-(-train // 5)])
+        parts = (np.sort(rest), np.sort(val), np.arange(train, train + test))
+        return {name: part.astype(np.int32) for name, part in zip(SPLITS, parts, strict=True)}
     halves = np.array_split(np.random.default_rng(SPLIT_SEED).permutation(test), 2)
     return {"train": np.arange(train, dtype=np.int32), "val": train + halves[0], "test": train + halves[1]}
