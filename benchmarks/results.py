@@ -67,12 +67,8 @@ ELSEWHERE = {  # of others, on the same rows
     "dlrm-criteo": "FuxiCTR .7485",
 }
 FIRST_SCREEN = ("deepfm-clicks", "dlrm-criteo", "mmoe-census", "single-task-adult", "bst-ratings", "bst-items")
-METRICS = {
-    "auc": "AUC",
-    "auc_income": "AUC",
-    "rmse": "RMSE",
-    "ndcg": "NDCG@10",
-}  # of the README; the first that is there
+# the README's is the first of these that a run has
+METRICS = {"auc": "AUC", "auc_income": "AUC", "rmse": "RMSE", "ndcg": "NDCG@10"}
 HEADER = ["averaged", "strongest baseline", "difference, 95 %", "elsewhere", "seconds"]
 
 
