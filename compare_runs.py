@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 
 from common.model.metrics import metrics_of
+from common.files import read_json
 from common.paths import output_root
-from common.training.fit import finished_results
 from common.training.predictions import read_predictions
 from common.training.results import with_interval
 from common.training.run_folder import NOT_COMPARED
@@ -64,8 +64,8 @@ def find_runs(folders: list[Path]) -> dict[str, dict[str, Any]]:
     """
     runs, home = {}, output_root() / "runs"
     for folder in folders:
-        found = {path.parent: finished_results(path.parent) for path in folder.rglob("results.json")}
-        tested = {path: results for path, results in found.items() if results}
+        found = {path.parent: read_json(path) for path in folder.rglob("results.json")}
+        tested = {path: results | {"run_folder": str(path)} for path, results in found.items() if "test" in results}
         check(bool(tested), f"{folder} has no tested run; expected a folder of runs, such as runs/deepfm.")
         for path in sorted(tested, key=lambda path: [part.zfill(9) for part in re.split(r"(\d+)", str(path))]):
             runs[str(path.relative_to(home) if path.is_relative_to(home) else path)] = tested[path]

@@ -47,7 +47,7 @@ def fit_and_test(
     *,
     monitor: str,
     baselines: Callable[[Any], dict[str, Tensor]],
-    plot: Callable[[Any, Any, Tensor, Tensor, Path], None],
+    plot: Callable[[Any, Any, Tensor, Tensor, Path, dict[str, Tensor]], None],
     callbacks: Sequence[pl.Callback] = (),
     test: bool = True,
 ) -> dict[str, Any]:
