@@ -294,31 +294,9 @@ class HistoryDataModule(RecommendationDataModule):
         click_from = getattr(form.columns[name], "click_from", 1.0)
         return fit_scale(ratings, click_from, f"{self.table.where}, column {name!r}")
 
-    @property
-    def num_items(self) -> int:
-        return self.encoder.num_items
-
-    @property
-    def num_attributes(self) -> int:
-        return self.encoder.num_attributes
-
-    @property
-    def user_cardinalities(self) -> list[int]:
-        return self.encoder.user_cardinalities
-
     def attribute_shares(self) -> torch.Tensor:
         """(M, A): 1 / number of its values of an attribute (genres, say) for each value of an item."""
         return self.encoder.attribute_shares(self.known["item"]["attributes"])
-
-    @property
-    def rating_range(self) -> tuple[float, float]:
-        """Least and greatest rating."""
-        return self.encoder.scale.least, self.encoder.scale.greatest
-
-    @property
-    def rating_units(self) -> tuple[float, float]:
-        """offset and unit: the model sees (rating - offset) / unit."""
-        return self.encoder.scale.offset, self.encoder.scale.unit
 
     def user_item_target(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """User number, item id, and rating in the units of the model (or click) of all rows."""
@@ -360,7 +338,7 @@ class HistoryDataModule(RecommendationDataModule):
         if self.target != "item":
             return self.examples()
         user, item = np.load(self.events / "user.npy"), np.load(self.folder / "item.npy")
-        count = np.bincount(item[self.rows["train"]], minlength=self.num_items)
+        count = np.bincount(item[self.rows["train"]], minlength=self.encoder.num_items)
         negatives = Negatives(user, item, count, self.negatives_power, self.known["user"]["ids"])
         return self.examples(SampledItems(negatives, self.negatives, self.seed))
 
