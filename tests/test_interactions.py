@@ -314,6 +314,11 @@ def test_a_label_is_a_click(tmp_path, rng):
     assert data.target == "click" and data.encoder.scale.range == (0, 1)
     found = data.examples().targets(torch.arange(len(rows)))
     assert found.tolist() == [float(row[3] >= 60) for row in in_order(rows)]
+    content["columns"][STARS]["negative"] = [str(stars) for stars in range(0, 50, 10)]
+    (folder / "columns.json").write_text(json.dumps(content))
+    line = next(n for n, row in enumerate(rows, 2) if row[3] == 50)
+    with pytest.raises(UserError, match=rf"line {line}, .*: found '50', expected a value of the label in every row"):
+        open_data(tmp_path)
 
 
 def test_targets_that_the_data_cannot_have(tmp_path, rng):
