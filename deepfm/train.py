@@ -59,7 +59,7 @@ TRAINING = dict(
     max_epochs="auto",
     validations_per_epoch=2,
     monitor="auto",  # what chooses the checkpoint and stops the run: a metric of metrics.csv such as "val_log_loss"
-    patience=2,  # validations without a better one before the run stops; None: it does not
+    patience=4,  # validations without a better one before the run stops; None: it does not
     seed=1,  # of initial weights, dropout and the order of rows
     precision="auto",  # bf16 if that is faster, otherwise float32; or "32-true", "bf16-mixed"
     devices=1,  # processes on this machine, one per GPU or CPU
@@ -70,7 +70,7 @@ TRAINING = dict(
     resume=False,  # True: continue the newest unfinished run
 )
 # "auto" with many training rows; with few, batches are smaller and epochs more (by_rows in common/settings.py)
-AUTO = dict(batch_size=1024, max_epochs=2)
+AUTO = dict(batch_size=1024, max_epochs=3)
 
 
 @on_ray("deepfm", TRAINING)
