@@ -360,7 +360,7 @@ def test_all_items_are_ranked_but_those_the_user_had(tmp_path, lines):
 def test_a_part_of_the_held_out_rows_if_there_are_many(tmp_path, lines, monkeypatch):
     folder = write_1m(tmp_path / "ml", lines)
     whole = open_data(folder, target="item").rows
-    monkeypatch.setattr("data.movie_rating_seq.RANKED_PAIRS", {"val": 4 * 30, "test": 10**6})
+    monkeypatch.setattr("data.history.module.RANKED_PAIRS", {"val": 4 * 30, "test": 10**6})
     some = open_data(folder, target="item").rows
     assert len(some["val"]) == 4 and set(some["val"]) < set(whole["val"])
     assert some["val"].tolist() == open_data(folder, target="item", seed=5).rows["val"].tolist()

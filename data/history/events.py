@@ -85,7 +85,9 @@ def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:
         return np.full(len(batch), np.nan if name else 1.0, np.float32)
     column, cells = form.columns[str(name)], batch.column(name)
     if isinstance(column, Label):
-        positive, negative = (pc.is_in(cells, pa.array(part or (), pa.string())) for part in (column.positive, column.negative))
+        positive, negative = (
+            pc.is_in(cells, pa.array(part or (), pa.string())) for part in (column.positive, column.negative)
+        )
         known = (
             pc.or_(positive, negative) if column.negative else pc.invert(pc.is_in(cells, pa.array(form.missing_texts)))
         )
