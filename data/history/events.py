@@ -85,12 +85,11 @@ def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:
         return np.full(len(batch), np.nan if name else 1.0, np.float32)
     column, cells = form.columns[str(name)], batch.column(name)
     if isinstance(column, Label):
-        positive, negative = (
-            pc.is_in(cells, pa.array(part or (), pa.string())) for part in (column.positive, column.negative)
+        positive, negative, missing = (
+            pc.is_in(cells, pa.array(texts or (), pa.string()))
+            for texts in (column.positive, column.negative, form.missing_texts)
         )
-        known = (
-            pc.or_(positive, negative) if column.negative else pc.invert(pc.is_in(cells, pa.array(form.missing_texts)))
-        )
+        known = pc.or_(positive, negative) if column.negative else pc.invert(missing)
         cells = pc.if_else(known, positive, None)
     return cells.cast(pa.float32()).to_numpy(zero_copy_only=False)
 

@@ -37,7 +37,7 @@ from data.schema import COLUMNS_FILE, Dataset, read_description
 
 # the modules that compute the arrays
 CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes", "history.events")]
-ENCODED_CODE = [*CODE, "data.history.encoder", "data.history.dataset", __name__]
+ENCODED_CODE = [*CODE, "data.table.encoder", "data.history.encoder", "data.history.dataset", __name__]
 RANKED_COLUMNS = ["rank", *(f"item {place}" for place in range(1, 11))]  # of a prediction: see common/model/ranking.py
 BATCH_PAIRS = 1 << 14  # of held-out rows and items, scored at a time: more would not fit into the processor's cache
 RANKED_PAIRS = {"val": 8 << 20, "test": 64 << 20}  # scored in all, at most: a core scores about 300,000 a second
@@ -46,9 +46,10 @@ RANKED_PAIRS = {"val": 8 << 20, "test": 64 << 20}  # scored in all, at most: a c
 class InteractionDataModule(RecommendationDataModule):
     """Batches of HistoryDataset for the three splits: items, history, residual, time_gap, user_ids, dense, target.
 
-    A subclass sets `published` and implements described(). The arguments are the DATA settings of bst/train.py. The history of an example is what its user did before it in the
-    order of time (ties: in file order), including rows of an earlier split: a test row's history includes the
-    validation row. Only split "time" keeps rows of other users that are later than a test row out of training.
+    A subclass sets `published` and implements described(). The arguments are the DATA settings of bst/train.py. The
+    history of an example is what its user did before it in the order of time (ties: in file order), including rows of
+    an earlier split: a test row's history includes the validation row. Only split "time" keeps rows of other users that
+    are later than a test row out of training.
     """
 
     published: Mapping[str, Published]
