@@ -7,7 +7,7 @@ holds what users did. With HISTORY_FROM_FILE in predict.py, USERS has rows as pr
 history of users unknown to the checkpoint, and their items are not recommended.
 
 If it is known what users did next, the metrics of their lists are printed (see common/model/ranking.py): with UNTIL, it
-is what the checkpoint holds from then on; otherwise the items in USERS, if it has a column of them.
+is what the checkpoint holds from then on; otherwise the items in USERS that the checkpoint does not know of.
 """
 
 import sys
@@ -66,7 +66,9 @@ def recommend(
     with open_table(output, [*checkpoints, raw]) as write:
         following: dict[str, list[str]] = {}  # what users did next
         for user, item in (row for part in histories.users_of(input_of(raw)) for row in part):
-            following.setdefault(user, []).extend([item] if item is not None else [])
+            known = following.setdefault(user, [])
+            if item is not None and not histories.has(user, item):
+                known.append(item)
         if until is not None:
             following = {user: histories.next_items(user, until) for user in following}
         best = ordered_map(lambda user: ranked_items(models, histories, user, until, following[user]), following)

@@ -25,12 +25,12 @@ class PlainRows(Dataset):
 
     def __init__(self, data: HistoryDataModule):
         columns = data.examples().arrays
-        self.movie, self.residual, self.expected, self.user_bias, self.user_ids = (a.numpy() for a in columns[:5])
-        self.rating, self.time, self.user_row, self.start = (a.numpy() for a in columns[5:])
+        self.item, self.residual, self.expected, self.user_bias, self.user_ids = (a.numpy() for a in columns[:5])
+        self.rating, self.time, self.user, self.start = (a.numpy() for a in columns[5:])
         self.history_length = data.history_length
 
     def __len__(self) -> int:
-        return len(self.movie)
+        return len(self.item)
 
     def __getitem__(self, row: int) -> tuple:
         past = slice(max(self.start[row], row - self.history_length), row)
@@ -38,13 +38,13 @@ class PlainRows(Dataset):
         time_gap = np.log2(self.time[row] - self.time[past] + 1.0) * 2
         user_bias = self.user_bias[row]
         return (
-            self.movie[row],
-            np.pad(self.movie[past], (empty, 0), constant_values=PADDING),
+            self.item[row],
+            np.pad(self.item[past], (empty, 0), constant_values=PADDING),
             np.pad(self.residual[past], (empty, 0)),
             np.pad(np.minimum(time_gap, TIME_GAP_BUCKETS - 1).astype(np.int32), (empty, 0)),
-            self.user_ids[self.user_row[row]],
+            self.user_ids[self.user[row]],
             np.array(
-                [self.expected[self.movie[row]] + user_bias, user_bias, np.log(1 + row - self.start[row])], np.float32
+                [self.expected[self.item[row]] + user_bias, user_bias, np.log(1 + row - self.start[row])], np.float32
             ),
             self.rating[row],
         )
@@ -53,10 +53,10 @@ class PlainRows(Dataset):
 class PlainBST(nn.Module):
     """BST built from torch's layers."""
 
-    def __init__(self, num_movies: int, user_cardinalities: list[int]):
+    def __init__(self, num_items: int, user_cardinalities: list[int]):
         super().__init__()
         dim, num_factors, dropout = MODEL["embedding_dim"], MODEL["num_factors"], MODEL["dropout"]
-        self.movies, self.rated = nn.Embedding(num_movies, dim), nn.Embedding(num_movies, dim)
+        self.items, self.rated = nn.Embedding(num_items, dim), nn.Embedding(num_items, dim)
         self.time_gaps = nn.Embedding(TIME_GAP_BUCKETS, dim)
         self.positions = nn.Embedding(DATA["history_length"] + 1, dim)
         layer = nn.TransformerEncoderLayer(
@@ -64,21 +64,21 @@ class PlainBST(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, MODEL["num_blocks"], enable_nested_tensor=False)
         self.user_factors = nn.Embedding(user_cardinalities[0], num_factors)
-        self.movie_factors = nn.Embedding(num_movies, num_factors)
+        self.item_factors = nn.Embedding(num_items, num_factors)
         self.user_features = nn.ModuleList(nn.Embedding(size, USER_FEATURE_DIM) for size in user_cardinalities[1:])
         features = USER_FEATURE_DIM * len(self.user_features) + NUM_DENSE
         widths = [2 * dim + features, *MODEL["hidden_units"]]
         self.mlp = nn.Sequential(mlp(widths, dropout, activation=nn.LeakyReLU), nn.Linear(widths[-1], 1))
 
-    def forward(self, movie_id, history, residual, time_gap, user_ids, dense) -> Tensor:
-        target = self.movies(movie_id)
-        behaviors = self.movies(history) + residual.unsqueeze(2) * self.rated(history) + self.time_gaps(time_gap)
+    def forward(self, item, history, residual, time_gap, user_ids, dense) -> Tensor:
+        target = self.items(item)
+        behaviors = self.items(history) + residual.unsqueeze(2) * self.rated(history) + self.time_gaps(time_gap)
         sequence = torch.cat([behaviors, target.unsqueeze(1)], 1) + self.positions.weight
         padding = functional.pad(history == PADDING, (0, 1), value=False)
         out = self.encoder(sequence, src_key_padding_mask=padding)[:, -1]
         features = [table(ids) for table, ids in zip(self.user_features, user_ids.T[1:], strict=True)]
         deep = self.mlp(torch.cat([target, out, dense, *features], 1)).squeeze(1)
-        factorization = (self.user_factors(user_ids[:, 0]) * self.movie_factors(movie_id)).sum(1)
+        factorization = (self.user_factors(user_ids[:, 0]) * self.item_factors(item)).sum(1)
         return dense[:, 0] + factorization + deep
 
 
@@ -93,7 +93,7 @@ def rows(count: int = ROWS) -> HistoryDataModule:
 
 def plain(data: HistoryDataModule) -> float:
     """Training samples per second of the plain port."""
-    model = PlainBST(data.num_movies, data.user_cardinalities)
+    model = PlainBST(data.num_items, data.user_cardinalities)
     optimizer = torch.optim.Adam(model.parameters(), OPTIMIZER["learning_rate"])
     loader = DataLoader(Subset(PlainRows(data), data.rows["train"].tolist()), data.batch_size, shuffle=True)
 
@@ -109,8 +109,8 @@ def plain(data: HistoryDataModule) -> float:
 
 def our_model(data: HistoryDataModule) -> BST:
     return BST(
-        data.num_movies,
-        data.num_genres,
+        data.num_items,
+        data.num_attributes,
         data.user_cardinalities,
         history_length=data.history_length,
         target=data.target,

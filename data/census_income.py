@@ -4,7 +4,6 @@
 """
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +13,11 @@ import numpy as np
 
 from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Published, find_file, missing_file, raw_file
-from common.errors import check, run_script
+from common.errors import run_script
 from common.paths import data_root
-from common.settings import check_settings
 from data import movie_rating_seq
 from data.samples.census import census_sample
 from data.schema import Categorical, Column, Dataset, Dense, Description, Label, Plain
-from data.table.encoder import PIECEWISE
 from data.table.module import TableDataModule, stored_rows, summary, without_weights
 from data.table.rows import label_name
 
@@ -142,52 +139,12 @@ class MultiTaskDataModule(TableDataModule):
     amounts (of capital gains, say) carry a meaning of their own. tasks: names of the labels.
     """
 
-    one_label = False
     published = PUBLISHED | movie_rating_seq.PUBLISHED
-
-    def __init__(
-        self,
-        *,
-        dataset: str,
-        data_root: str | None,
-        split: str | None,
-        tasks: Sequence[str],
-        label_inputs: bool,
-        min_count: int,
-        num_bins: int,
-        weighted: bool,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-    ):
-        check_settings({"tasks": tasks, "label_inputs": label_inputs, "num_bins": num_bins})
-        super().__init__(
-            dataset=dataset,
-            data_root=data_root,
-            split=split,
-            dense_transform=PIECEWISE,
-            min_count=min_count,
-            num_bins=num_bins,
-            weighted=weighted,
-            label_inputs=label_inputs,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
-        self.tasks = list(tasks)
 
     def described(self, folder: Path) -> Dataset:
         if found := described(folder) or movie_rating_seq.described(folder, clicks=True):
             return found
         raise missing_file(folder, "neither census-income.data nor adult.data (plain or .gz) nor columns.json")
-
-    def choose_tasks(self, description: Description) -> list[str]:
-        known = description.tasks.keys()
-        check(
-            len(self.tasks) > 0 and set(self.tasks) <= known and len(set(self.tasks)) == len(self.tasks),
-            f"tasks is {self.tasks}; it must list one or more of {', '.join(known)}, each once.",
-        )
-        return self.tasks
 
 
 def described(folder: Path) -> Dataset | None:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Published, find_file, missing_file, raw_file
-from common.errors import check, run_script
+from common.errors import run_script
 from common.paths import data_root
 from data import census_income, movie_rating_seq
 from data.samples.criteo import criteo_sample
@@ -51,7 +51,6 @@ class ClickDataModule(TableDataModule):
     Criteo, MovieLens with ratings as clicks, the income in Census-Income (KDD) or Adult, or your own table.
     """
 
-    one_label = True
     published = PUBLISHED | census_income.PUBLISHED | movie_rating_seq.PUBLISHED
 
     def described(self, folder: Path) -> Dataset:
@@ -62,19 +61,6 @@ class ClickDataModule(TableDataModule):
         if census := census_income.described(folder):
             return census_income.with_income(census)
         raise missing_file(folder, f"no {CRITEO_FILE}, ratings.dat, census-income.data, adult.data or columns.json")
-
-    def choose_tasks(self, description: Description) -> list[str]:
-        tasks = list(description.tasks)
-        check(
-            len(tasks) == 1,
-            f"{self.table.where}: found {len(tasks)} labels ({', '.join(tasks)}), but DeepFM and DLRM take one. "
-            + (
-                'Give the others the role "excluded" in columns.json, or use multitask/train.py.'
-                if tasks
-                else 'Give a column the role "label", or the rating a "click_from".'
-            ),
-        )
-        return tasks
 
 
 def _criteo(path: Path) -> Dataset:

@@ -11,7 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from common.errors import check, run_script
+from common.errors import UserError, check, run_script
 from common.files import atomic_write
 from common.paths import data_root
 from data.guess import CODE, Guesses, guess_attributes, guess_roles
@@ -145,9 +145,14 @@ def same_column(table: Table, other: Table) -> str | None:
     return next((n for n, look in other.looks.items() if n in table.looks and len(look.values) == look.rows), None)
 
 
+class Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. usage: python data/describe.py FILE [NAME] [--items FILE] [--users FILE]")
+
+
 def main(*given: str) -> None:
     """Print a guess of the columns' roles; with a name, write columns.json."""
-    parser = argparse.ArgumentParser(prog="python data/describe.py")
+    parser = Arguments()
     parser.add_argument("file", type=Path)
     parser.add_argument("name", nargs="?")
     parser.add_argument("--items", type=Path)

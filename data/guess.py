@@ -84,8 +84,10 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
     if late:
         notes.append(f"Left out: {', '.join(late)}. If one is known before the label, give it the role of an input.")
     if not any(entry["role"] == "time" for entry, _ in guesses.values()):
-        rows = np.arange(len(targets[0])) if targets else np.array([])
-        if targets and abs(auc(rows, targets[0]) - 0.5) > 0.25:
+        rows = np.arange(next(iter(looks.values())).rows)
+        if len(pair) == 2:
+            notes.append("No column is the time: histories and a split by time take the order of the file.")
+        elif any(abs(auc(rows, target) - 0.5) > 0.25 for target in targets):
             content["split"] = {"by": "random"}
             notes.append('No column is the time, and the label sorts the rows: "split" is random.')
         else:

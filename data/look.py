@@ -13,11 +13,10 @@ import pyarrow.compute as pc
 
 from data.schema import UNITS, Format
 from data.sniff import DATE_TEXT, NUMBER
-from data.values import DATES, LARGEST, cast_or_none
+from data.values import LARGEST, RECENT, BadValue, cast_or_none, times
 
 FEW = 31  # distinct numbers that may be categories
 MANY_DIGITS = 16  # of an id, which nobody computes with
-FIRST_SECOND, END_SECOND = 631_152_000, 2_524_608_000  # 1990 to 2050: what is in this range may be a time
 COMPACT_DATES = {8: ("%Y%m%d", "%y%m%d%H"), 10: ("%Y%m%d%H",), 12: ("%Y%m%d%H%M",), 14: ("%Y%m%d%H%M%S",)}
 GROUPS = r"\d{1,3}([,.' \xa0\u202f]\d{3})+"
 GROUPED = rf"[-+]?[$€£¥]? ?({GROUPS}|\d+)([.,]\d+)?( ?[%€$£¥])?"  # 31,273 or 1.234,50 € or 45%
@@ -40,7 +39,7 @@ class Look:
         self.is_list = pa.types.is_list(array.type)
         encoded = (array.flatten() if self.is_list else array).dictionary_encode()
         texts, indices = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-        known = np.array([text not in form.missing_texts for text in texts], bool)
+        known = np.array([text.strip() not in form.missing_texts for text in texts], bool)
         self.codes = np.append(np.where(known, known.cumsum() - 1, -1), -1)[indices]
         self.values = [text for text, is_known in zip(texts, known, strict=True) if is_known]
         self.counts = np.bincount(self.codes[self.codes >= 0], minlength=len(self.values))
@@ -49,8 +48,7 @@ class Look:
         self.missing = float(np.mean(empty))
         self.numbers = None if self.is_list else numbers_of(self.values, form.decimal)
         self.is_whole = self.numbers is not None and bool((self.numbers == np.floor(self.numbers)).all())
-        dates = pa.array(self.values, pa.string())
-        self.is_date = bool(self.values) and any(cast_or_none(dates, kind) is not None for kind in DATES)
+        self.is_date = bool(self.values) and self.numbers is None and are_dates(self.values)
         self.is_code = any(re.fullmatch(rf"0\d+|\d{{{MANY_DIGITS},}}", value) for value in self.values)
         if self.is_list:
             self.kind = "list"
@@ -80,7 +78,7 @@ class Look:
         if self.numbers is None or not self.values:
             return []
         least, most = self.numbers.min(), self.numbers.max()
-        return [unit for unit, n in UNITS.items() if FIRST_SECOND < least / n <= most / n < END_SECOND]
+        return [unit for unit, n in UNITS.items() if RECENT[0] < least / n <= most / n < RECENT[1]]
 
     @property
     def is_narrow(self) -> bool:
@@ -152,6 +150,15 @@ class Look:
         else:
             values = [value in entry["positive"] for value in self.values]
         return np.array([*map(float, values), np.nan])[self.codes]
+
+
+def are_dates(values: list[str]) -> bool:
+    """Whether the reader takes these texts for dates."""
+    try:
+        times(pa.array(values, pa.string()), "date", required=False)
+    except BadValue:
+        return False
+    return True
 
 
 def numbers_of(values: list[str], decimal: str) -> np.ndarray | None:

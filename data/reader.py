@@ -242,7 +242,7 @@ class Reader:
         )
 
     def _type_in_text(self, name: str) -> pa.DataType:
-        column = self.columns.get(name)
+        column = self.columns.get(name, Plain(role="kept"))
         if name in self.origins.values() or (not isinstance(column, Dense | Rating) and column.role != "weight"):
             return pa.string()
         return pa.int32() if getattr(column, "type", "") == "integer" else pa.float64()
@@ -282,10 +282,10 @@ class Reader:
                     found[name] = self._column(column, arrays[origin])
                 except BadValue as bad:
                     raise self.error(source, before + bad.row, origin, arrays[origin][bad.row], bad.expected) from bad
-                kind = self.types.setdefault(name, found[name].type)
+                kind, other = self.types.setdefault(name, found[name].type), found[name].type
                 check(
-                    kind == found[name].type,
-                    f"{source.name}, column {name}: found {found[name].type} in a cell, but {kind} in the files before.",
+                    kind == other,
+                    f"{source.name}, column {name}: found {other} in a cell, expected {kind} as before or in training.",
                 )
         return pa.RecordBatch.from_pydict(found)
 

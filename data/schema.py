@@ -240,8 +240,8 @@ class Description(Format):
     @property
     def attributes(self) -> dict[Literal["item", "user"], Format]:
         """The second files, by the role of their key."""
-        users, items = self.user_attributes, self.item_attributes
-        return ({"user": users} if users else {}) | ({"item": items} if items else {})
+        tables: Any = {"user": self.user_attributes, "item": self.item_attributes}
+        return {role: table for role, table in tables.items() if table is not None}
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -252,6 +252,10 @@ class Description(Format):
             if isinstance(column, Label)
             or (isinstance(column, Rating) and (column.positive or column.click_from is not None))
         }
+
+    @property
+    def is_interactions(self) -> bool:
+        return self.only("user") is not None
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,7 @@ class Text:
         if self.form.separator == self.separator:
             return records
         parts = re.split(rb'("[^"]*")', records) if self.quoted else [records]  # every second one is in quotes
-        pattern, by = (rb"::", b"\t") if self.form.separator == "::" else (rb" *(\A|,|\r?\n|\Z) *", rb"\1")
-        parts[::2] = [re.sub(pattern, by, part) for part in parts[::2]]
+        parts[::2] = map(_tabbed if self.form.separator == "::" else _trimmed, parts[::2])
         return b"".join(parts)
 
     def _skip(self, end: int) -> None:
@@ -159,6 +158,18 @@ class Text:
             f'{self.name}, line {self.line + line}: found {found}. Correct the line, or set "quoted" in columns.json: '
             "false if quotes are characters like any other in this file, true if a value may have several lines."
         )
+
+
+def _tabbed(records: bytes) -> bytes:
+    return records.replace(b"::", b"\t")
+
+
+def _trimmed(records: bytes) -> bytes:
+    """Without spaces beside commas and line ends, without a slow regular expression."""
+    for spaced in (b", ", b" ,", b"\n ", b" \n", b" \r\n"):
+        while spaced in records:
+            records = records.replace(spaced, spaced.strip(b" "))
+    return records.strip(b" ")
 
 
 def first_rows(text: Text, count: int) -> list[list[str]]:

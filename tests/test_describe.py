@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ import pandas as pd
 import pytest
 
 from common.errors import UserError
-from common.paths import REPO
 from data.describe import describe, main
 from data.schema import described
 
@@ -266,7 +266,7 @@ def test_cells_with_several_values(tmp_path, rng, y):
 
 
 def test_remarks_on_odd_columns(tmp_path, rng, y):
-    charges = np.where(rng.random(ROWS) < 0.02, " ", rng.random(ROWS).round(3).astype(str))
+    charges = np.where(rng.random(ROWS) < 0.02, "-", rng.random(ROWS).round(3).astype(str))
     frame = pd.DataFrame({"Churn": y, "charges": charges, "fold": rng.integers(0, 5, ROWS), "weight": rng.random(ROWS)})
     frame["text"] = [f"a rather long text about number {number}, and more of it" for number in range(ROWS)]
     path = tmp_path / "table.csv"
@@ -274,7 +274,7 @@ def test_remarks_on_odd_columns(tmp_path, rng, y):
     assert roles(columns) == {
         "Churn": "label", "charges": "dense", "fold": "excluded", "weight": "weight", "text": "excluded"
     }  # fmt: skip
-    assert describe(path)[0]["missing"][-1] == " " and "a split?" in report
+    assert describe(path)[0]["missing"][-1] == "-" and "a split?" in report
 
 
 def test_folders(tmp_path, rng, y):
@@ -352,21 +352,20 @@ def test_what_must_be_converted_is_told_with_a_command_that_does(tmp_path, monke
         except UserError as told:
             message = str(told)
             assert error
-        command = message.split("`")[1].replace("python ", f"{sys.executable} ", 1)
-        subprocess.run(command, shell=True, check=True, stderr=subprocess.PIPE)
+        command = message.split("`")[1]
+        if command.startswith("python -c "):  # in this process, which is faster
+            monkeypatch.setattr(sys, "argv", shlex.split(command)[2:])
+            exec(sys.argv[0], {})
+        else:
+            subprocess.run(command, shell=True, check=True)
         return describe(tmp_path / "NEW_FILE")[0]["columns"]
 
-    numbers = {"31,273": "point", "1.031,27 €": "comma", "$1,031.27": "point", "12,5%": "comma"}
-    for written in numbers:
+    for written in ("31,273", "1.031,27 €", "$1,031.27", "12,5%"):
         rows = "".join(f"{n % 2};{written.replace('1', str(n % 9 + 1))};{n % 7}\n" for n in range(99))
-        assert converted(
-            f"click;value;k\n{rows}".replace("k\n", "k\n", 1)
-            if "%" in written or "€" in written
-            else f"click;value;k\n{rows}".replace(";", "\t")
-        )["value"]["role"] in ("dense", "categorical")
-    for form, unit in (("%d/%m/%Y %H:%M", "date"), ("%m/%d/%Y", "date"), ("%b %d, %Y", "date"), ("%y%m%d%H", "date")):
+        assert converted(f"click;value;k\n{rows}".replace(";", "\t"))["value"]["role"] == "categorical"
+    for form in ("%d/%m/%Y %H:%M", "%m/%d/%Y", "%b %d, %Y", "%y%m%d%H"):
         rows = "".join(f"{n % 2};{pd.Timestamp(NOW + 90_000 * n, unit='s'):{form}};{n % 7}\n" for n in range(99))
-        assert converted(f"click;when;k\n{rows}")["when"] == {"role": "time", "unit": unit}, form
+        assert converted(f"click;when;k\n{rows}")["when"] == {"role": "time", "unit": "date"}, form
     rows = "".join(f'"{n % 2}";"a \\"b\\" {n % 5}";"{n}.5"\n' for n in range(99))
     assert roles(converted(f'"click";"name";"x"\n{rows}', error=True))["name"] == "categorical"
     blocks = "".join(
@@ -388,7 +387,7 @@ def test_what_must_be_converted_is_told_with_a_command_that_does(tmp_path, monke
         ("a\n1\n2\n", r"found only one column \('a'\)"),
         ("", "is empty"),
         ("a,b\n", "has no rows"),
-        (PLAIN.encode("utf-16"), "is UTF-16 text: convert it with `iconv"),
+        (PLAIN.encode("utf-16"), "is UTF-16.*: convert it with `iconv"),
         ('{"a": 1}\n', "is JSON: convert it with"),
         (b"PK\x03\x04....", "is a ZIP archive"),
         (b"PAR1....", "truncated or damaged"),
@@ -411,5 +410,5 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         main(str(tmp_path / "table.csv"), "mine")
     with pytest.raises(UserError, match="cannot be the name of a folder"):
         main(str(tmp_path / "table.csv"), "../mine")
-    done = subprocess.run([sys.executable, str(REPO / "data/describe.py")], capture_output=True, text=True)
-    assert done.returncode == 2 and "usage: python data/describe.py" in done.stderr
+    with pytest.raises(UserError, match=r"usage: python data/describe.py FILE \[NAME\]"):
+        main()

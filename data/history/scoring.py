@@ -158,6 +158,11 @@ class HistoryScorer:
         numbers = self.number[start:end][self.part[start:end] == UNTIL[until]]
         return [self.texts[1][number] for number in numbers]
 
+    def has(self, user: str, item: str) -> bool:
+        """Whether a user had an item already."""
+        number = self.items.get(item, (-1, OOV))[0]
+        return user in self.users and bool((self.number[slice(*self._span(user))] == number).any())
+
     def item_id(self, text: str) -> int:
         """The id of an item, 0 if it is new to the model."""
         return self.items.get(text, (-1, OOV))[1]

@@ -5,16 +5,19 @@ columns of ids: one per field, or W for each field whose cells may hold several 
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import torch
 from torch import Tensor
 
+from common.data.parallel import ordered_map
 from common.settings import POOLINGS
 from data.schema import Categorical, Column, Dense
 from data.values import canonical
@@ -25,6 +28,7 @@ QUANTILE_BINS = 32
 PIECEWISE = "piecewise"  # for MMoE: raw numbers with bin edges, and each number as a category too
 KINDS = ("number", "bucket", "quantile")  # how a number becomes a category
 CHUNK_ROWS = 1 << 18
+READ_AHEAD = 2  # batches
 NEARLY_ALL = 0.9  # a share of values outside the vocabulary above this is worth a warning
 
 Columns = Mapping[str, Any]  # Arrow arrays (N,) by name
@@ -86,11 +90,12 @@ class Number:
         """raw: of the training rows (N,), nan if missing."""
         if transform == PIECEWISE:
             return cls(name, transform, edges=quantile_edges(raw, num_bins))
-        clamped = transform.startswith("clamped")
-        values = in_chunks(clamped_log, raw) if clamped else in_chunks(log, raw[~np.isnan(raw)])
-        mean = 0.0 if clamped or not len(values) else float(values.mean())
-        std = float(values.std(dtype=np.float64)) if len(values) else 0.0
-        return cls(name, transform, mean, std if std > 1e-9 * abs(mean) else 1.0)  # a constant is not scaled
+        if transform == "clamped_log":
+            return cls(name, transform, std=float(in_chunks(clamped_log, raw).std(dtype=np.float64)) or 1.0)
+        known = in_chunks(log, raw[~np.isnan(raw)])
+        if not len(known) or known.min() == known.max():  # its deviation would be 0 or a rounding error
+            return cls(name, transform, float(known[0]) if len(known) else 0.0)
+        return cls(name, transform, float(known.mean()), float(known.std()))
 
     @property
     def has_flag(self) -> bool:
@@ -101,7 +106,7 @@ class Number:
         """The input (N,) float32: 0 if missing, with PIECEWISE nan."""
         if self.transform == PIECEWISE:
             return raw.astype(np.float32)
-        if self.transform.startswith("clamped"):
+        if self.transform == "clamped_log":
             return (clamped_log(raw) / np.float64(self.std)).astype(np.float32)
         return np.nan_to_num((log(raw) - self.mean) / self.std).astype(np.float32)
 
@@ -133,12 +138,12 @@ class Field:
             return cls(name, kind, pa.array(texts, pa.string()), missing, edges)
         options = column if isinstance(column, Categorical) else Categorical()
         is_list = pa.types.is_list(values.type)
-        pooling = (options.pooling or POOLINGS[0]) if is_list else None
         vocabulary = pa.array([], pa.string())
         if not options.hash_size:
             texts, counts = (pc.list_flatten(values) if is_list else values).value_counts().flatten()
             known = pc.invert(pc.is_in(texts, pa.array(missing)))
             vocabulary = texts.filter(pc.and_(pc.greater_equal(counts, options.min_count or min_count), known)).sort()
+        pooling = (options.pooling or POOLINGS[0]) if is_list else None
         return cls(name, kind, vocabulary, missing, None, options.hash_size, pooling)
 
     @property
@@ -148,7 +153,7 @@ class Field:
 
     @property
     def looks_up(self) -> bool:
-        """Whether its texts can be looked up in whole columns, or in a stream of batches, by `positions`."""
+        """Whether its ids come from the `positions` of whole cells."""
         return self.kind == "text" and not self.hash_size and self.pooling is None
 
     def positions(self, texts: Any) -> Any:
@@ -159,7 +164,9 @@ class Field:
     def ids(self, values: Any) -> np.ndarray:
         """(N,) or, of lists, (all values,) int32. values: positions or texts or numbers (N,)."""
         if self.kind != "text":
-            return self._ids_of_numbers(as_category(self.kind, self.edges, values))
+            numbers = as_category(self.kind, self.edges, values)
+            places = pc.index_in(pa.array(numbers), value_set=self.vocabulary.cast(pa.float64())).fill_null(-FIRST_ID)
+            return np.where(np.isnan(numbers), np.int32(MISSING), places.to_numpy() + np.int32(FIRST_ID))
         if self.hash_size:
             encoded = values.dictionary_encode()
             hashed = [
@@ -171,24 +178,14 @@ class Field:
         index = positions.to_numpy(zero_copy_only=False)
         return np.maximum(index + np.int32(FIRST_ID - len(self.missing)), (index >= 0).astype(np.int32))
 
-    def _ids_of_numbers(self, numbers: np.ndarray) -> np.ndarray:
-        known = np.array([float(text) for text in self.vocabulary.to_pylist()])
-        if not len(known):
-            return np.where(np.isnan(numbers), MISSING, OOV).astype(np.int32)
-        order = np.argsort(known)
-        place = order[np.searchsorted(known, numbers, sorter=order).clip(max=len(known) - 1)]
-        found = np.where(known[place] == numbers, place + FIRST_ID, OOV)
-        return np.where(np.isnan(numbers), MISSING, found).astype(np.int32)
-
     def encode(self, values: Any, width: int) -> np.ndarray:
         """The ids of each row (N, 1), or (N, width) of lists."""
         if self.pooling is None:
             return self.ids(values)[:, None]
         counts = pc.list_value_length(values).to_numpy(zero_copy_only=False)
-        ids, row = self.ids(values.flatten()), np.repeat(np.arange(len(counts)), counts)
         cells = np.full((len(counts), width), EMPTY, np.int32)
         cells[counts == 0, 0] = MISSING
-        cells[row, np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)] = ids
+        cells[np.arange(width) < counts[:, None]] = self.ids(values.flatten())
         return cells
 
 
@@ -209,12 +206,6 @@ class TableEncoder:
         self.numbers, self.fields = list(numbers), list(fields)
         self.flags = [number for number in self.numbers if number.has_flag]
 
-    @classmethod
-    def of(cls, fitted: Iterable[tuple[Number | None, Field | None]]) -> "TableEncoder":
-        """From what fit_column returns for each column."""
-        numbers, fields = zip(*fitted, strict=True)
-        return cls([n for n in numbers if n is not None], [f for f in fields if f is not None])
-
     @property
     def num_dense(self) -> int:
         return len(self.numbers) + len(self.flags)
@@ -229,44 +220,61 @@ class TableEncoder:
         return [field.pooling for field in self.fields]
 
     @property
-    def bin_edges(self) -> list[list[float]]:
-        return [number.edges for number in self.numbers if number.edges is not None]
+    def number_names(self) -> list[str]:
+        """The columns of numbers."""
+        names = [number.name for number in self.numbers] + [f.name for f in self.fields if f.kind != "text"]
+        return list(dict.fromkeys(names))
 
     def width(self, columns: Columns) -> int:
         """The most values in a cell, at least 1."""
         lists = [pc.max(pc.list_value_length(columns[field.name])).as_py() for field in self.fields if field.pooling]
         return max([1, *(longest or 0 for longest in lists)])
 
+    def starts(self, width: int) -> list[int]:
+        """The first column of ids of each field, and S; width: W."""
+        return np.cumsum([0, *(width if field.pooling else 1 for field in self.fields)]).tolist()
+
     def encode(self, columns: Columns, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """dense (N, I) float32 and ids (N, S) int32; width: W, otherwise the longest cell of these rows."""
         width = width or self.width(columns)
         raw = {name: as_numbers(columns[name]) for name in self.number_names}
-        first = next(iter(raw.values()), None)
-        count = len(first) if first is not None else len(columns[self.fields[0].name])
-        dense = np.empty((count, self.num_dense), np.float32)
+        count = len(next(iter(raw.values()), columns[self.fields[0].name] if self.fields else ()))
+        dense, ids = np.empty((count, self.num_dense), np.float32), np.empty((count, self.starts(width)[-1]), np.int32)
         for i, number in enumerate(self.numbers):
             dense[:, i] = number.encode(raw[number.name])
         for i, number in enumerate(self.flags, len(self.numbers)):
             dense[:, i] = np.isnan(raw[number.name])
-        parts = [
-            field.encode(columns[field.name] if field.kind == "text" else raw[field.name], width)
-            for field in self.fields
-        ]
-        return dense, np.concatenate(parts, 1) if parts else np.empty((count, 0), np.int32)
+        for field, start in zip(self.fields, self.starts(width), strict=False):
+            cells = field.encode(columns[field.name] if field.kind == "text" else raw[field.name], width)
+            ids[:, start : start + cells.shape[1]] = cells
+        return dense, ids
 
-    @property
-    def number_names(self) -> list[str]:
-        """The columns of numbers."""
-        names = [number.name for number in self.numbers] + [f.name for f in self.fields if f.kind != "text"]
-        return list(dict.fromkeys(names))
+    def stream(
+        self, batches: Iterator[pa.RecordBatch], width: int | None = None
+    ) -> Iterator[tuple[pa.RecordBatch, np.ndarray, np.ndarray]]:
+        """Batches of checked rows, at least one, each with dense and ids as by encode()."""
+        first = next(batches)
+        names, looked_up = first.schema.names, [field for field in self.fields if field.looks_up]
+        # expressions, because each call of a function would build the hash table of a vocabulary again
+        columns = {name: ds.field(name) for name in names}
+        columns |= {f"\0{field.name}": field.positions(ds.field(field.name)) for field in looked_up}
+        scanner = ds.Scanner.from_batches(
+            chain([first], batches), schema=first.schema, columns=columns, batch_readahead=READ_AHEAD
+        )
 
-    def num_ids(self, width: int) -> int:
-        """S, of arrays with lists of this width."""
-        return sum(width if field.pooling else 1 for field in self.fields)
+        def encode(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, np.ndarray, np.ndarray]:
+            found = {name: batch.column(name) for name in names}
+            found |= {field.name: batch.column(f"\0{field.name}") for field in looked_up}
+            return batch, *self.encode(found, width)
 
-    def first_columns(self, width: int) -> np.ndarray:
-        """The first column of ids of each field, of arrays with lists of this width."""
-        return np.cumsum([0, *(width if field.pooling else 1 for field in self.fields)])[:-1]
+        return ordered_map(encode, scanner.to_batches())
+
+    def count_unseen(self, ids: np.ndarray) -> np.ndarray:
+        """Cells out of vocabulary, and cells that are not missing, of each field (2, F), by their first value."""
+        pooled = sum(field.pooling is not None for field in self.fields)
+        width = (ids.shape[1] - len(self.fields) + pooled) // max(1, pooled)
+        first = ids[:, self.starts(width)[:-1]]
+        return np.stack([(first == OOV).sum(0), (first != MISSING).sum(0)])
 
     def known_rows(self, other: "TableEncoder") -> tuple[np.ndarray, np.ndarray]:
         """Rows of the packed table whose values another encoder knows too, and their rows in that encoder's table.
@@ -278,11 +286,10 @@ class TableEncoder:
             raise ValueError("other fields")
         rows, others, start, other_start = [], [], 0, 0
         for field, known in zip(self.fields, other.fields, strict=True):
-            place = pc.index_in(field.vocabulary, value_set=known.vocabulary).to_numpy(zero_copy_only=False)
-            found = np.flatnonzero(~np.isnan(place))
+            place = pc.index_in(field.vocabulary, value_set=known.vocabulary).fill_null(-1).to_numpy()
             always = np.arange(field.cardinality if field.hash_size else FIRST_ID)
-            rows.append(start + np.concatenate([always, FIRST_ID + found]))
-            others.append(other_start + np.concatenate([always, FIRST_ID + place[found].astype(np.int64)]))
+            rows.append(start + np.concatenate([always, FIRST_ID + np.flatnonzero(place >= 0)]))
+            others.append(other_start + np.concatenate([always, FIRST_ID + place[place >= 0]]))
             start, other_start = start + field.cardinality, other_start + known.cardinality
         return np.concatenate(rows), np.concatenate(others)
 
@@ -326,25 +333,15 @@ def nearly_unseen(fields: Mapping[str, Sequence[int]]) -> list[str]:
 
 
 def fit_column(
-    name: str,
-    column: Column,
-    values: pa.ChunkedArray,
-    train: np.ndarray,
-    settings: Mapping[str, Any],
-    missing: list[str],
-) -> tuple[Number | None, Field | None]:
-    """A column as a number, a field or both. train: its training rows; settings: dense_transform, min_count, num_bins.
-
-    Fits in the order of the rows, a slice of which is no copy.
-    """
-    in_order = bool((np.diff(train) == 1).all())
-    rows = values.slice(int(train[0]), len(train)) if in_order else values.take(pa.array(np.sort(train)))
+    name: str, column: Column, values: pa.ChunkedArray, settings: Mapping[str, Any], missing: list[str]
+) -> tuple[list[Number], list[Field]]:
+    """A column as a number, a field or both. values: of its training rows; settings: dense_transform, min_count,
+    num_bins."""
     if not isinstance(column, Dense):
-        return None, Field.fit(name, column, "text", rows, missing, settings["min_count"])
-    raw, default = as_numbers(rows), settings["dense_transform"]
+        return [], [Field.fit(name, column, "text", values, missing, settings["min_count"])]
+    raw, default = as_numbers(values), settings["dense_transform"]
     # MMoE bins each number itself, whatever transform the column asks for
     transform = default if default == PIECEWISE else column.transform or default
     kind = "number" if transform == PIECEWISE else transform.rpartition("+")[2]
-    field = Field.fit(name, column, kind, raw, missing, settings["min_count"]) if kind in KINDS else None
-    number = Number.fit(name, transform, raw, settings["num_bins"]) if transform not in KINDS else None
-    return number, field
+    fields = [Field.fit(name, column, kind, raw, missing, settings["min_count"])] if kind in KINDS else []
+    return [Number.fit(name, transform, raw, settings["num_bins"])] if transform not in KINDS else [], fields

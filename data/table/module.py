@@ -6,7 +6,7 @@ data/table/encoder.py encodes it, and common/data/loader.py puts it into a batch
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from common.settings import check_settings
 from data.reader import data_files
 from data.schema import COLUMNS_FILE, Categorical, ColumnSplit, Dataset, Description, Plain, read_description
 from data.table.encoder import PIECEWISE, TableEncoder, nearly_unseen
-from data.table.rows import StoredRows, label_name, write_encoded, write_rows
+from data.table.rows import StoredRows, write_encoded, write_rows
 
 ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
 FAR, MANY = 10, 100_000  # a larger input, of one in a hundred among this many test rows, is unusual
@@ -33,38 +33,35 @@ CODE += [f"data.table.{name}" for name in ("splits", "encoder", "rows")]
 
 
 class TableDataset(MemmapDataset):
-    """Batches with the labels of some tasks: (B, K), or (B,) if `one_label`; if `weighted`, with row weights (B,)."""
+    """Batches with some columns of the labels: (B, K), or (B,) if it is one; if `weighted`, with row weights (B,)."""
 
-    def __init__(self, folder: Path, tasks: list[int], one_label: bool, weighted: bool):
+    def __init__(self, folder: Path, columns: int | list[int], weighted: bool = False):
         super().__init__(folder, [*ARRAYS, "weight"] if weighted else ARRAYS)
-        self.tasks, self.one_label = tasks, one_label
+        self.columns = columns
 
     def __getitem__(self, rows: Tensor) -> tuple[Any, ...]:
         dense, ids, label, *weight = super().__getitem__(rows)
-        target = self.chosen(label)
+        target = label[:, self.columns]
         return dense, ids, (target, *weight) if weight else target
 
     def targets(self, rows: Tensor) -> Tensor:
-        return self.chosen(self.arrays[ARRAYS.index("label")].index_select(0, rows))
-
-    def chosen(self, label: Tensor) -> Tensor:
-        return label[:, self.tasks[0]] if self.one_label else label[:, self.tasks]
+        return self.arrays[ARRAYS.index("label")].index_select(0, rows)[:, self.columns]
 
 
 class TableDataModule(RecommendationDataModule):
     """Batches (dense (B, I) float32, ids (B, S) int32, label float32) of a described table.
 
-    A subclass sets `published` and `one_label`, and implements described() and choose_tasks().
-
-    split, of tables without a split of their own: "time" (the first 6/7 of the rows for training, the rest halved into
-    validation and test) or "random" (stratified tenths, as in BARS x4). dense_transform, of dense columns that specify
-    none: see data/table/encoder.py. min_count: training rows that a value needs to get an id. num_bins: bins per dense
-    column, with "piecewise". weighted: training batches have row weights, of mean 1, beside the label. negative_rate:
-    share of training rows without a click that is kept. label_inputs: labels that are not among the tasks are inputs.
+    A subclass sets `published` and implements described(). tasks: names of the labels, of shape (B, K) and nan if
+    unknown; None: the only label, of shape (B,). split, of tables without a split of their own: "time" (the first 6/7
+    of the rows for training, the rest halved into validation and test), "random" (stratified tenths, as in BARS x4) or
+    "official" (all rows of the test file); None: "time" if there is a time, else "random". dense_transform, of dense
+    columns that specify none: see data/table/encoder.py. min_count: training rows that a value needs to get an id.
+    num_bins: bins per dense column, with "piecewise". weighted: training batches have row weights, of mean 1, beside
+    the label. negative_rate: share of training rows without a click that is kept. label_inputs: labels that are not
+    among the tasks are inputs.
     """
 
     published: Mapping[str, Published]
-    one_label: bool  # whether the labels of a batch have the shape (B,), not (B, K)
     rows: dict[str, np.ndarray]
     encoder: TableEncoder  # set by setup()
 
@@ -74,7 +71,8 @@ class TableDataModule(RecommendationDataModule):
         dataset: str,
         data_root: str | None,
         split: str | None,
-        dense_transform: str,
+        tasks: Sequence[str] | None = None,
+        dense_transform: str = PIECEWISE,
         min_count: int,
         num_bins: int = 0,
         weighted: bool,
@@ -88,20 +86,17 @@ class TableDataModule(RecommendationDataModule):
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
         check_settings({"min_count": min_count, "weighted": weighted, "negative_rate": negative_rate})
+        check_settings({"label_inputs": label_inputs} | ({} if tasks is None else {"tasks": tasks}))
         check(
             split in ("time", "random", "official", None),
             f"split is {split!r}; it must be 'time', 'random' or 'official'.",
         )
-        self.weighted, self.negative_rate, self.label_inputs = weighted, negative_rate, label_inputs
-        self.split = split
+        self.split, self.chosen_tasks, self.label_inputs = split, tasks, label_inputs
+        self.weighted, self.negative_rate = weighted, negative_rate
         self.settings = {"dense_transform": dense_transform, "min_count": min_count, "num_bins": num_bins}
 
     def described(self, folder: Path) -> Dataset:
         """The published dataset whose raw files are in `folder`. Raises: UserError if there are none."""
-        raise NotImplementedError
-
-    def choose_tasks(self, description: Description) -> list[str]:
-        """The tasks to train. Raises: UserError for one that the table does not have."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
@@ -111,20 +106,19 @@ class TableDataModule(RecommendationDataModule):
         self.raw_folder, self.is_sample = find_dataset(self.dataset, self.data_root, self.published)
         own = self.raw_folder / COLUMNS_FILE
         self.table = read_description(own) if own.exists() else self.described(self.raw_folder)
-        self.tasks, where = self.choose_tasks(self.table.description), self.table.where
-        self.description = self._used(self.table.description)
+        self.tasks, where = self._tasks(), self.table.where
+        self.description = self._used()
         split = self.split or ("time" if self.description.only("time") else "random")
         check(
             split != "official" or "test" in self.table.files,
             f"split is 'official', but {where} has no test file; set split to 'time' or 'random'.",
         )
         settings = self.settings | {"split": split}
-        key = settings | {"description": self.description.model_dump(mode="json"), "parts": _parts(self.table)}
         # later starts verify only this entry, and not the rows that it was made from
         self.folder = build_once(
             self.table.name,
             sources_of(self.table),
-            key,
+            settings | {"description": self.description.model_dump(mode="json"), "parts": _parts(self.table)},
             lambda target: write_encoded(self.stored(), self.description, settings, where, target),
             code=CODE,
         )
@@ -133,27 +127,6 @@ class TableDataModule(RecommendationDataModule):
         self.encoder, self.attribute_state = TableEncoder.from_state(state["encoder"]), state["attributes"]
         self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
         self.protocol = _protocol(self.description, split)
-        self._tell(where)
-        self._keep_negatives()
-
-    def stored(self) -> StoredRows:
-        return stored_rows(self.table, self.description)
-
-    def _used(self, description: Description) -> Description:
-        """The description without what this run does not read."""
-        columns, tasks = dict(description.columns), {description.tasks[task] for task in self.tasks}
-        if self.label_inputs:
-            columns |= {name: Categorical() for name in set(description.tasks.values()) - tasks}
-        used = description.model_copy(update={"columns": columns})
-        weights = len(description.of_role("weight"))
-        check(
-            weights == 1 or not self.weighted,
-            f'{self.table.where}: weighted=True needs one column with the role "weight"; found {weights}.',
-        )
-        return used if self.weighted else without_weights(used)
-
-    def _tell(self, where: str) -> None:
-        """What a user should know of the rows."""
         if names := nearly_unseen(self.summary["held_out"]):
             print(
                 f"{where}: more than nine in ten validation and test values of {', '.join(map(repr, names))} are "
@@ -162,6 +135,40 @@ class TableDataModule(RecommendationDataModule):
             )
         if unlabelled := self.summary["unlabelled"]:
             print(f"{where}: {unlabelled:,} rows have no label; they are left out.", flush=True)
+        self._keep_negatives()
+
+    def stored(self) -> StoredRows:
+        return stored_rows(self.table, self.description)
+
+    def _tasks(self) -> list[str]:
+        """The tasks to train. Raises: UserError for one that the table does not have."""
+        known, where = list(self.table.description.tasks), self.table.where
+        if self.chosen_tasks is None:
+            found = f"{where}: found {len(known)} labels ({', '.join(known)}), but DeepFM and DLRM take one."
+            check(len(known) > 0, f'{found} Give a column the role "label", or the rating a "click_from".')
+            exclude = 'Give the others the role "excluded" in columns.json, or use multitask/train.py.'
+            check(len(known) == 1, f"{found} {exclude}")
+            return known
+        tasks = list(self.chosen_tasks)
+        check(
+            len(tasks) > 0 and set(tasks) <= set(known) and len(set(tasks)) == len(tasks),
+            f"tasks is {tasks}; it must list one or more of {', '.join(known)}, each once.",
+        )
+        return tasks
+
+    def _used(self) -> Description:
+        """The description without what this run does not read."""
+        description, columns = self.table.description, dict(self.table.description.columns)
+        if self.label_inputs:
+            others = description.tasks.keys() - set(self.tasks)
+            columns |= {description.tasks[task]: Categorical() for task in others}
+        weights = description.of_role("weight")
+        check(
+            len(weights) == 1 or not self.weighted,
+            f'{self.table.where}: weighted=True needs one column with the role "weight"; found {len(weights)}.',
+        )
+        used = description.model_copy(update={"columns": columns})
+        return used if self.weighted else without_weights(used)
 
     def _keep_negatives(self) -> None:
         """Keep only a share of the training rows without a click, chosen by the seed."""
@@ -192,7 +199,7 @@ class TableDataModule(RecommendationDataModule):
 
     @property
     def bin_edges(self) -> list[list[float]]:
-        return self.encoder.bin_edges
+        return [number.edges for number in self.encoder.numbers if number.edges is not None]
 
     @property
     def base_logits(self) -> list[float]:
@@ -201,12 +208,16 @@ class TableDataModule(RecommendationDataModule):
         rates = np.array([self.summary["positive"][task] for task in self.tasks]).clip(least, 1 - least)
         return (np.log(rates) - np.log1p(-rates)).tolist()
 
-    def examples(self, weighted: bool = False) -> TableDataset:
-        names = list(self.summary["positive"])
-        return TableDataset(self.folder, [names.index(task) for task in self.tasks], self.one_label, weighted)
+    @property
+    def _label_columns(self) -> int | list[int]:
+        columns = [list(self.summary["positive"]).index(task) for task in self.tasks]
+        return columns[0] if self.chosen_tasks is None else columns
+
+    def examples(self) -> TableDataset:
+        return TableDataset(self.folder, self._label_columns)
 
     def training_examples(self) -> TableDataset:
-        return self.examples(self.weighted)
+        return TableDataset(self.folder, self._label_columns, self.weighted)
 
     def unusual_input(self) -> str:
         names = [number.name for number in self.encoder.numbers if number.transform != PIECEWISE]
@@ -234,11 +245,11 @@ class TableDataModule(RecommendationDataModule):
 
     def best_prediction(self) -> Tensor:
         probability = np.load(self.raw_folder / "true_probability.npy")  # (N, K), of the sample
-        return self.examples().chosen(torch.from_numpy(probability[self.rows["test"]]))
+        return torch.from_numpy(probability[self.rows["test"]])[:, self._label_columns]
 
     def state_dict(self) -> dict[str, Any]:
         """Saved in every checkpoint, so that it suffices to score new rows."""
-        outputs = ["probability"] if self.one_label else self.tasks
+        outputs = ["probability"] if self.chosen_tasks is None else self.tasks
         state = {"description": self.description.model_dump(mode="json"), "attributes": self.attribute_state}
         return state | {"encoder": self.encoder.state_dict(), "tasks": self.tasks, "outputs": outputs}
 
@@ -280,13 +291,12 @@ def stored_rows(table: Dataset, description: Description) -> StoredRows:
 
 def summary(table: Dataset, rows: StoredRows) -> str:
     """Row counts and positive rates of each file."""
-    labels = np.stack([rows.numbers(label_name(task)) for task in table.description.tasks], 1)
-    lines, ends = [], np.cumsum(list(rows.parts.values()))
-    for path, part in zip(table.files.values(), np.split(labels, ends[:-1]), strict=True):
-        rates = zip(table.description.tasks, np.nanmean(part, 0), strict=True)
-        shares = ", ".join(f"{task} {rate:.4f}" for task, rate in rates)
-        lines.append(f"{path}: {len(part):,} rows; share of positive labels: {shares}")
-    return "\n".join(lines)
+    tasks, ends = list(table.description.tasks), np.cumsum(list(rows.parts.values()))
+    return "\n".join(
+        f"{path}: {len(part):,} rows; share of positive labels: "
+        + ", ".join(f"{task} {rate:.4f}" for task, rate in zip(tasks, np.nanmean(part, 0), strict=True))
+        for path, part in zip(table.files.values(), np.split(rows.labels(tasks), ends[:-1]), strict=True)
+    )
 
 
 def _protocol(description: Description, split: str) -> str:

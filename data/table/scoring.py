@@ -4,11 +4,10 @@ N: rows of a batch, K: outputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset as ds
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -16,8 +15,6 @@ from data.reader import Source, keeping, kept_texts
 from data.schema import Description
 from data.table.encoder import EMPTY, FIRST_ID, MISSING, OOV, TableEncoder, from_tensor, nearly_unseen
 from data.table.rows import TableReader, label_name
-
-READ_AHEAD = 2  # batches
 
 
 class TableScorer:
@@ -29,8 +26,8 @@ class TableScorer:
         self.attributes = {role: from_tensor(content) for role, content in state["attributes"].items()}
         self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
         self.kept = tuple(self.description.of_role("kept"))
-        names = [field.name for field in self.encoder.fields]
-        self._unseen, self._values = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        self.names = [field.name for field in self.encoder.fields]
+        self._counts = np.zeros((2, len(self.encoder.fields)), np.int64)  # see TableEncoder.count_unseen
 
     def keep(self, names: Sequence[str]) -> None:
         """Add columns to `kept`. Raises: UserError for one that the table does not have."""
@@ -41,11 +38,18 @@ class TableScorer:
     def unseen(self) -> dict[str, int]:
         """Rows with an unseen or rare category, by field; without numbers that are categories too, for which it says
         little."""
-        return {field.name: self._unseen[field.name] for field in self.encoder.fields if field.kind == "text"}
+        fields = enumerate(self.encoder.fields)
+        return {field.name: int(self._counts[0, i]) for i, field in fields if field.kind == "text"}
+
+    def values_of(self, name: str) -> dict[str, int]:
+        """The values of a field that have embeddings, and their ids."""
+        field = self.encoder.fields[self.names.index(name)]
+        hashed = [f"bucket {i}" for i in range(field.hash_size or 0)]
+        return {text: i for i, text in enumerate(hashed or field.vocabulary.to_pylist(), FIRST_ID)}
 
     def nearly_unseen(self) -> list[str]:
         """The fields of which nearly all values so far are out of vocabulary."""
-        return nearly_unseen({name: (self._unseen[name], count) for name, count in self._values.items()})
+        return nearly_unseen(dict(zip(self.names, self._counts.T.tolist(), strict=True)))
 
     def batches(
         self, source: Source, moved: Callable[[int], object] | None = None
@@ -56,29 +60,13 @@ class TableScorer:
         the first wrong row.
         """
         reader = TableReader(self.description, self.attributes, self.tasks, scoring=True)
-        rows = reader.batches(source, moved)
-        first = next(rows)
-        looked_up = {field.name: field for field in self.encoder.fields if field.looks_up}
-        # expressions, because each call of a function would build the hash table of a vocabulary again
-        columns: dict[str, Any] = {name: ds.field(name) for name in first.schema.names}
-        columns |= {f"\0{name}": field.positions(ds.field(name)) for name, field in looked_up.items()}
-        scanner = ds.Scanner.from_batches(
-            chain([first], rows), schema=first.schema, columns=columns, batch_readahead=READ_AHEAD
-        )
-        for batch in scanner.to_batches():
-            found = {name: batch.column(name) for name in first.schema.names}
-            dense, ids = self.encoder.encode(found | {name: batch.column(f"\0{name}") for name in looked_up})
-            self._count(ids)
+        pooled = {field.name: field.pooling is not None for field in self.encoder.fields if field.kind == "text"}
+        reader.types = {name: pa.list_(pa.string()) if lists else pa.string() for name, lists in pooled.items()}
+        for batch, dense, ids in self.encoder.stream(reader.batches(source, moved)):
+            self._counts += self.encoder.count_unseen(ids)
             labels = np.stack([batch.column(label_name(task)).to_numpy() for task in self.tasks], 1)
-            kept = kept_texts(source, found, self.kept)
+            kept = kept_texts(source, dict(zip(batch.schema.names, batch.columns, strict=True)), self.kept)
             yield [torch.from_numpy(dense), torch.from_numpy(ids)], torch.from_numpy(labels), kept
-
-    def _count(self, ids: np.ndarray) -> None:
-        pooled = sum(field.pooling is not None for field in self.encoder.fields)
-        width = (ids.shape[1] - len(self.encoder.fields) + pooled) // pooled if pooled else 1
-        for field, column in zip(self.encoder.fields, ids[:, self.encoder.first_columns(width)].T, strict=True):
-            self._unseen[field.name] += int((column == OOV).sum())
-            self._values[field.name] += int((column != MISSING).sum())
 
     def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
         """Inputs of random rows."""
