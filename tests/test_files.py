@@ -117,7 +117,13 @@ def test_what_a_killed_builder_left_is_removed_and_what_a_live_one_builds_is_not
 
 
 @pytest.mark.parametrize(
-    "error", [Timeout("run.lock"), BrokenPipeError(32, "Broken pipe"), ConnectionRefusedError(111, "refused"), OSError(28, "full")]
+    "error",
+    [
+        Timeout("run.lock"),
+        BrokenPipeError(32, "Broken pipe"),
+        ConnectionRefusedError(111, "refused"),
+        OSError(28, "full"),
+    ],
 )
 def test_other_errors_of_the_system_are_not_blamed_on_the_disk(tmp_path, error):
     message = str(as_user_error(error, tmp_path))

@@ -122,12 +122,13 @@ def end_trial(study: optuna.Study, folder: Path, number: int, state: str, cause:
                 shutil.rmtree(trial_folder(folder, other.number) / "checkpoints", ignore_errors=True)
 
 
-def write_table(study: optuna.Study, folder: Path) -> str:
-    """Write all trials to trials.csv, the best first; return the best ones as text."""
+def write_table(study: optuna.Study, folder: Path, tested: dict[int, float]) -> str:
+    """Write all trials to trials.csv, the best first; return the best ones as text. tested: test metric by trial."""
     metric, ended = study.user_attrs["metric"], in_state(study, *ENDED)
     rows = [
         {"trial": trial.number, "state": trial.user_attrs["state"], "validations": len(trial.intermediate_values)}
-        | {metric: best_value(study, trial), **trial.params, "cause": trial.user_attrs["cause"]}
+        | {metric: best_value(study, trial), metric.replace("val_", "test_"): tested.get(trial.number)}
+        | {**trial.params, "cause": trial.user_attrs["cause"]}
         for trial in by_value(study, ended) + [trial for trial in ended if not trial.intermediate_values]
     ]
     table = pd.DataFrame(rows)
