@@ -164,7 +164,9 @@ def plot_search(study: optuna.Study, folder: Path, title: str) -> None:
         for name, plot in ("search", optuna_plots.plot_intermediate_values), ("settings", optuna_plots.plot_slice):
             axes = np.atleast_1d(np.asarray(plot(study)))
             axes[0].set_ylim(*sorted([end, values[0] + 0.05 * (values[0] - end)]))
-            axes[0].set_ylabel(study.user_attrs["metric"])
+            axes[0].set(ylabel=study.user_attrs["metric"], title="")
+            for each in axes:  # otherwise widths overlap
+                each.tick_params(axis="x", which="both", labelrotation=90)
             axes[0].figure.suptitle(f"{title}; {beyond} of {len(values)} trials lie outside", fontsize="small")
             axes[0].figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
             pyplot.close(axes[0].figure)
