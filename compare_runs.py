@@ -19,28 +19,28 @@ import pandas as pd
 import torch
 
 from common.model.metrics import metrics_of
+from common.files import read_json
 from common.paths import output_root
-from common.training.fit import finished_results
 from common.training.predictions import read_predictions
 from common.training.results import with_interval
 from common.training.run_folder import NOT_COMPARED
-
-Results = dict[str, Any]  # the contents of a results.json
 
 
 def compare_runs(*folders: str | Path) -> pd.DataFrame:
     """The table, with the ends of the intervals in columns of their own."""
     runs = find_runs([Path(folder) for folder in folders] or [output_root() / "runs"])
-    differing = differing_settings(runs)
+    settings = pd.DataFrame.from_dict({name: run["settings"] for name, run in runs.items()}, "index").map(str)
+    models = settings.drop(columns=[*NOT_COMPARED], errors="ignore").groupby({name: run["model"] for name, run in runs.items()})
+    differing = {model: part.columns[part.nunique() > 1] for model, part in models}
     first: dict[Any, tuple[str, torch.Tensor]] = {}  # name and predictions of the first run, by what was predicted
     rows: list[dict[str, Any]] = []
     shown: dict[tuple[str, ...], list[dict[str, Any]]] = {}  # by data and metrics
     for name, run in runs.items():
-        sample = ", built-in sample" if run["is_sample"] else ""
         about = {"run": name, "model": run["model"]}
-        about |= {setting: str(run["settings"].get(setting)) for setting in differing[run["model"]]} | run["test"]
+        about |= settings.loc[name, differing[run["model"]]].to_dict() | run["test"]
         found, _ = read_predictions(run["run_folder"], ["target", "prediction"])
         target, prediction = torch.tensor(found["target"]), torch.tensor(found["prediction"])
+        sample = ", built-in sample" if run["is_sample"] else ""
         group = f"{run['dataset']}{sample}, {run['protocol']}", *run["test"]
         other, others = first.setdefault((*group, found["target"].tobytes()), (name, prediction))
         compared = {} if other == name else metrics_of(run["test"]).compare(prediction, others, target)
@@ -57,35 +57,19 @@ def compare_runs(*folders: str | Path) -> pd.DataFrame:
     return table
 
 
-def find_runs(folders: list[Path]) -> dict[str, Results]:
-    """Tested runs by the path of their folder, in natural order (version_10 after version_9).
+def find_runs(folders: list[Path]) -> dict[str, dict[str, Any]]:
+    """Results of tested runs by the path of their folder, in natural order (version_10 after version_9).
 
     Raises: UserError if a folder has none.
     """
-    runs: dict[str, Results] = {}
-    home = output_root() / "runs"
+    runs, home = {}, output_root() / "runs"
     for folder in folders:
-        found = {path.parent: finished_results(path.parent) for path in folder.rglob("results.json")}
-        tested = {path: results for path, results in found.items() if results}
+        found = {path.parent: read_json(path) for path in folder.rglob("results.json")}
+        tested = {path: results | {"run_folder": str(path)} for path, results in found.items() if "test" in results}
         check(bool(tested), f"{folder} has no tested run; expected a folder of runs, such as runs/deepfm.")
         for path in sorted(tested, key=lambda path: [part.zfill(9) for part in re.split(r"(\d+)", str(path))]):
             runs[str(path.relative_to(home) if path.is_relative_to(home) else path)] = tested[path]
     return runs
-
-
-def differing_settings(runs: dict[str, Results]) -> dict[str, list[str]]:
-    """The settings that are not equal in all runs of a model, by model."""
-    of_model: dict[str, list[dict]] = {}
-    for run in runs.values():
-        of_model.setdefault(run["model"], []).append(run["settings"])
-    return {
-        model: [
-            name
-            for name in dict.fromkeys(name for each in settings for name in each)
-            if name not in NOT_COMPARED and any(each.get(name) != settings[0].get(name) for each in settings)
-        ]
-        for model, settings in of_model.items()
-    }
 
 
 if __name__ == "__main__":

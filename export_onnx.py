@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from common.model.recommender import Recommender
 from data.reader import input_of
-from models import Scorer, load, predict_batch
+from models import load, predict_batch
 
 TOLERANCE = 1e-4
 CHECKED_ROWS = 2000
@@ -54,8 +54,9 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; `pip install -r requirements-dev.txt` installs it.") from error
     model, scorer = load(checkpoint)
-    drawn = scorer.random_inputs(CHECKED_ROWS, np.random.default_rng(0))
-    inputs = drawn if raw is None else _first_rows(scorer, raw)
+    inputs = drawn = scorer.random_inputs(CHECKED_ROWS, np.random.default_rng(0))
+    if raw is not None:
+        inputs = [column[:CHECKED_ROWS] for column in next(scorer.batches(input_of(raw)))[0]]
     path = Path(checkpoint).with_suffix(".onnx")
     try:
         # in a temporary folder, not under another name: a model above 2 GiB contains the name of its weights file
@@ -63,9 +64,9 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
             beside = Path(folder) / path.name
             try:
                 _write(model, drawn, beside)
+            except OSError:
+                raise
             except Exception as error:  # torch.onnx and onnxscript raise many kinds
-                if isinstance(error, OSError):
-                    raise
                 first = one_line(str(error).strip().partition("\n")[0])
                 raise UserError(f"{checkpoint} cannot be converted: {type(error).__name__}: {first}") from error
             beside.with_suffix(".json").write_text(json.dumps(scorer.metadata()))
@@ -86,6 +87,8 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
                 new.replace(path.with_name(new.name))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+    rows = f"{len(inputs[0]):,} {'random ' if raw is None else ''}rows"
+    print(f"{path} and {path.with_suffix('.json').name}: within {difference:.1e} of PyTorch on {rows}")
     return {"path": path, "rows": len(inputs[0]), "difference": difference}
 
 
@@ -116,28 +119,13 @@ def _difference(model: Recommender, inputs: list[Tensor], path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
-    used = {given.name for given in session.get_inputs()}
-    difference = 0.0
+    used, differences = {given.name for given in session.get_inputs()}, []
     for part in (inputs, [column[:1] for column in inputs]):  # also a batch of one
         given = {name: column.numpy() for name, column in zip(_input_names(model), part, strict=True) if name in used}
         found = session.run(None, given)[0].reshape(len(part[0]), -1)
-        # np.maximum propagates nan, which max(0.0, nan) would drop
-        difference = float(np.maximum(difference, np.abs(found - predict_batch(model, part).numpy()).max()))
-    return difference
-
-
-def _first_rows(scorer: Scorer, raw: str | Path) -> list[Tensor]:
-    inputs, *_ = next(scorer.batches(input_of(raw)))
-    return [column[:CHECKED_ROWS] for column in inputs]
-
-
-def main(checkpoint: str, raw: str | None = None) -> None:
-    """Export, and print how close the outputs are."""
-    result = export(checkpoint, raw)
-    path, kind = result["path"], "rows" if raw else "random rows"
-    print(f"{path} and {path.with_suffix('.json').name}: within {result['difference']:.1e} of PyTorch on", end=" ")
-    print(f"{result['rows']:,} {kind}")
+        differences.append(np.abs(found - predict_batch(model, part).numpy()).max())
+    return float(np.max(differences))
 
 
 if __name__ == "__main__":
-    run_script(main, USAGE)
+    run_script(export, USAGE)

@@ -22,6 +22,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
+from sklearn.decomposition import PCA
+from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from bst.bst import BST
@@ -34,11 +36,10 @@ from common.training.plots import save
 from common.training.run_folder import new_version_folder
 from data.history.scoring import HistoryScorer
 from data.reader import input_of
-from data.table.encoder import FIRST_ID  # the same for histories
 from data.table.scoring import TableScorer
 from models import Scorer, load, predict_batch
 
-FIELD = None  # a categorical column, or the users or items; None: the one with the most values, if possible of texts
+FIELD = None  # a categorical column, or that of users or items; None: the one with most values, if possible texts
 VALUE = None  # as written in the raw file; None: the most frequent in RAW_FILE, or the first of the vocabulary
 FORMAT = "csv"  # of the embeddings; or "csv.gz", "parquet"
 MAX_ROWS = 100_000  # of RAW_FILE that are used, from its start
@@ -58,9 +59,9 @@ def inspect(
     check_suffix(file := f"embeddings.{format}")
     model, scorer = load(checkpoint)
     rows = read_rows(scorer, raw) if raw is not None else None
-    names = fields(scorer)
+    names = scorer.names
     if field is None:
-        texts = {name: pd.Series(list(values_of(scorer, name))) for name in names}
+        texts = {name: pd.Series(list(scorer.values_of(name))) for name in names}
         is_text = {name: pd.to_numeric(part, errors="coerce").isna().any() for name, part in texts.items()}
         field = max(names, key=lambda name: (is_text[name], len(texts[name])))
     check(field in names, f"there is no field {field!r}; the fields are {', '.join(names)}.")
@@ -104,30 +105,13 @@ def read_rows(scorer: Scorer, raw: str | Path) -> tuple[list[Tensor], Tensor]:
     return inputs, target
 
 
-def fields(scorer: Any) -> list[str]:
-    """Names of the fields that have embeddings."""
-    if isinstance(scorer, HistoryScorer):
-        return list(scorer.names)
-    return [field.name for field in scorer.encoder.fields]
-
-
-def values_of(scorer: Any, name: str) -> dict[str, int]:
-    """The raw values of a field, and their ids."""
-    if isinstance(scorer, HistoryScorer):
-        return scorer.values_of(name)
-    field = scorer.encoder.fields[fields(scorer).index(name)]
-    if field.hash_size:
-        return {f"bucket {i}": FIRST_ID + i for i in range(field.hash_size)}
-    return {text: i for i, text in enumerate(field.vocabulary.to_pylist(), FIRST_ID)}
-
-
 def embeddings(model: Recommender, scorer: Scorer, name: str, inputs: list[Tensor] | None) -> pd.DataFrame:
     """Values of a field in order of id, their counts, if rows were read, and vectors (v0, ...). BST: its latent
     factors, the bias last; DeepFM: the first-order weight is last."""
     packed: Any = model.factors if isinstance(model, BST) else model.embedding
-    values = values_of(scorer, name)
+    values = scorer.values_of(name)
     ids = np.array(list(values.values()), int)
-    rows = int(packed.offsets[fields(scorer).index(name)]) + ids
+    rows = int(packed.offsets[scorer.names.index(name)]) + ids
     vectors = packed.weight.detach()[rows].numpy()
     if (regression := getattr(model, "regression", None)) is not None:  # first-order weights are sums of the two
         vectors[:, -1] += regression.table.weight[rows, 0].numpy()
@@ -148,9 +132,8 @@ def vectors_of(table: pd.DataFrame) -> np.ndarray:
 def neighbours(table: pd.DataFrame, field: str, value: str) -> pd.DataFrame:
     """The values whose vectors have the largest cosine similarity to that of `value`."""
     check((table["value"] == value).any(), f"{field} has no value {value!r} with an embedding.")
-    vectors = vectors_of(table)
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    found = pd.DataFrame({"value": table["value"], "cosine": unit @ unit[(table["value"] == value).argmax()]})
+    vectors, own = vectors_of(table), int((table["value"] == value).argmax())
+    found = pd.DataFrame({"value": table["value"], "cosine": cosine_similarity(vectors, vectors[[own]])[:, 0]})
     return found[found["value"] != value].nlargest(NEIGHBOURS, "cosine")
 
 
@@ -224,38 +207,27 @@ def plot_vectors(table: pd.DataFrame, title: str, path: Path) -> None:
     """The first two principal components of the vectors of the most frequent values."""
     table = table.sort_values("count", ascending=False, kind="stable") if "count" in table else table
     table = table.head(SHOWN_VALUES)
-    vectors = vectors_of(table)
-    centred = vectors - vectors.mean(0)
-    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
-    x, y = (centred @ directions[:2].T).T if len(directions) > 1 else (centred[:, 0], np.zeros(len(table)))
-    share = np.append(sizes**2 / max((sizes**2).sum(), 1e-30), 0.0)
+    components = PCA(2)
+    x, y = components.fit_transform(np.pad(vectors_of(table), ((0, 0), (0, 1)))).T  # a vector may have one number
+    share = components.explained_variance_ratio_
     figure = Figure((7, 6), layout="constrained")
     axes = figure.subplots()
     axes.scatter(x, y, 8 + 60 * table["count"] / max(1, table["count"].max()) if "count" in table else 8, alpha=0.5)
     axes.set(xlabel=f"first component ({share[0]:.0%} of the variance)", ylabel=f"second ({share[1]:.0%})")
     axes.set_title(f"{len(table):,} values", fontsize="small")
     axes.margins(x=0.1)
-    figure.suptitle(title, fontsize="small")
     figure.draw_without_rendering()  # places the axes
     renderer, placed = FigureCanvasAgg(figure).get_renderer(), list[Bbox]()
     for value, right, up in zip(table["value"], x, y, strict=True):
         label = axes.annotate(value[:30], (right, up), ha="right" if right > x.max() / 2 else "left", fontsize=7)
         box = label.get_window_extent(renderer)
-        if (
-            len(placed) < NAMED_VALUES
-            and not box.count_overlaps(placed)
-            and axes.bbox.containsx(box.x0)
-            and axes.bbox.containsx(box.x1)
-        ):
+        fits = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(placed)
+        if fits and len(placed) < NAMED_VALUES:
             placed.append(box)
         else:
             label.remove()
     save(figure, title, path)
 
 
-def main(checkpoint: str, raw: str | None = None) -> None:
-    inspect(checkpoint, raw)
-
-
 if __name__ == "__main__":
-    run_script(main, USAGE)
+    run_script(inspect, USAGE)

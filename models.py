@@ -41,11 +41,15 @@ MODELS = {
 
 
 class Scorer(Protocol):
-    """Turns rows of a raw file into a model's inputs."""
+    """Turns rows of a raw file into a model's inputs; made from a data module's state_dict()."""
 
     columns: tuple[str, ...]  # names of the outputs
+    names: Sequence[str]  # of the fields
     kept: tuple[str, ...]  # columns of the file whose texts `batches` yields
     unseen: dict[str, int]  # rows with an unseen or rare value so far, by field
+
+    def values_of(self, name: str) -> dict[str, int]:
+        """The values of a field that have embeddings, and their ids."""
 
     def keep(self, names: Sequence[str]) -> None:
         """Add columns to `kept`. Raises: UserError for one that the file does not have."""
@@ -69,7 +73,8 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Scorer]:
 
     Raises: UserError if it is not a checkpoint of one of MODELS.
     """
-    return _load(checkpoint)[:2]
+    (model,), scorer = load_several([checkpoint])
+    return model, scorer
 
 
 def load_several(checkpoints: Sequence[str | Path]) -> tuple[list[Recommender], Scorer]:

@@ -3,20 +3,18 @@
 import numpy as np
 import pyarrow as pa
 import torch
-from data.criteo_schema import CATEGORICAL, CRITEO, DENSE
-from data.table_categories import FIRST_ID, Field
-from data.table_data import ARRAYS
-from data.table_encoder import Dense, TableEncoder
 
 from benchmarks.generate_criteo import CARDINALITIES, CLICK_RATE, FULL_ROWS, SKEW, generate
 from common.paths import output_root
-from data.criteo_data import ClickDataModule
+from data.criteo_data import CRITEO, ClickDataModule
+from data.table.encoder import FIRST_ID, Field, Number, TableEncoder
+from data.table.module import ARRAYS
 from deepfm.train import DATA
 
 OUTPUT = output_root() / "runs" / "speed"
 ROWS = 2_160_000  # generated: 1.36 million embedding rows
 TRAIN_ROWS = 200_000  # of these, trained on in each repeat
-UNPRUNED = DATA | dict(dense_transform="log", min_count=1)  # every value gets an id
+UNPRUNED = DATA | dict(dense_transform="log", min_count=1, batch_size=1024)  # every value gets an id
 
 
 class RawRows(ClickDataModule):
@@ -51,12 +49,12 @@ class FullVocabulary(RawRows):
     def __init__(self, batch_size: int, train_rows: int = rows_written):
         ClickDataModule.__init__(self, **UNPRUNED | dict(batch_size=batch_size), seed=0)
         self.folder, self.is_sample = OUTPUT / "full_vocabulary", False
-        self.schema, self.tasks = CRITEO, ["click"]
+        self.tasks, self.summary = ["click"], {"positive": {"click": CLICK_RATE}}
         fields = [
-            Field(name, "text", np.arange(count, dtype=np.uint64), pa.array([], pa.large_binary()))
-            for name, count in zip(CATEGORICAL, CARDINALITIES, strict=False)  # fewer in a test
+            Field(name, "text", pa.nulls(count, pa.string()), [""])  # the texts are not needed
+            for name, count in zip(CRITEO.of_role("categorical"), CARDINALITIES, strict=False)  # fewer in a test
         ]
-        self.encoder = TableEncoder(CRITEO, fields, [Dense(name, "log") for name in DENSE])
+        self.encoder = TableEncoder([Number(name, "log") for name in CRITEO.of_role("dense")], fields)
         if not (self.folder / "label.npy").exists():
             self._write()
         rows = np.arange(self.rows_written)

@@ -12,20 +12,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from data.criteo_schema import CATEGORICAL as CATEGORIES
-from data.criteo_schema import DENSE as NUMBERS
 
 from benchmarks.criteo_shaped import OUTPUT
 from benchmarks.generate_criteo import generate
 from benchmarks.turns import timed
 from common.files import write_json
-from data.criteo_data import ClickDataModule
+from data.criteo_data import CRITEO, ClickDataModule
 from deepfm.train import DATA
 
 ROWS = 2_000_000  # from the start of the generated stream
 FUXICTR_ROWS = 500_000
 MIN_COUNT = 10
-COLUMNS = ["label", *NUMBERS, *CATEGORIES]
+NUMBERS, CATEGORIES, COLUMNS = CRITEO.of_role("dense"), CRITEO.of_role("categorical"), list(CRITEO.columns)
 
 
 def raw_file() -> Path:

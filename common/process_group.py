@@ -80,7 +80,7 @@ def _watching(started: Sequence[Popen]) -> Iterator[None]:
     def watch() -> None:
         while not met.wait(LOOK_SECONDS):
             if os.getppid() != starter != os.getpid() or any(process.poll() is not None for process in started):
-                _remove_rendezvous()
+                remove_rendezvous()
                 sys.stderr.write("error: another process of this run died.\n")
                 os._exit(1)  # not an exception: the main thread is inside torch
 
@@ -91,7 +91,7 @@ def _watching(started: Sequence[Popen]) -> Iterator[None]:
         met.set()
 
 
-def _remove_rendezvous() -> None:
+def remove_rendezvous() -> None:
     """What the starter does at its end, unless it was killed."""
     if RENDEZVOUS in os.environ:
         shutil.rmtree(Path(os.environ[RENDEZVOUS]).parent, ignore_errors=True)
@@ -103,17 +103,9 @@ def _leave_group() -> None:
         distributed.destroy_process_group()
 
 
-@contextmanager
-def peer_failures_as_user_errors() -> Iterator[None]:
-    """Raise UserError if another process of this run has died."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_distributed() and ("gloo" in str(error) or isinstance(error, distributed.DistError)):
-            _remove_rendezvous()
-            message = "another process of this run died; resume=True continues from the last checkpoint."
-            raise UserError(message) from error
-        raise
+def is_peer_failure(error: RuntimeError) -> bool:
+    """Whether torch raised it because another process of this run has died."""
+    return is_distributed() and ("gloo" in str(error) or isinstance(error, distributed.DistError))
 
 
 def distributed_trainer_kwargs(training: Mapping[str, Any], *plugins: object) -> dict[str, Any]:
@@ -123,7 +115,7 @@ def distributed_trainer_kwargs(training: Mapping[str, Any], *plugins: object) ->
         if RENDEZVOUS not in os.environ and not started_by_launcher():
             # the processes that Lightning starts inherit them
             os.environ |= {RENDEZVOUS: f"{tempfile.mkdtemp()}/store", STARTER: str(os.getpid())}
-            atexit.register(_remove_rendezvous)
+            atexit.register(remove_rendezvous)
         if RENDEZVOUS in os.environ:
             keywords["strategy"] = LocalDDPStrategy()
     if training["strategy"] == "ray":  # this is a worker of Ray Train, which has started the processes

@@ -58,13 +58,11 @@ OPTIONAL |= {"patience", "concurrent_trials", "embedding_learning_rate"}
 TUPLES = {"hidden_units", "bottom_mlp_units", "top_mlp_units", "tower_units", "expert_units", "tasks", "task_weights"}
 NOT_EMPTY = {"expert_units", "tasks", "space"}
 BY_ROWS = {"batch_size", "max_epochs"}  # may be "auto", see Settings.for_rows
-WORDS = {str: "a string", bool: "True or False", dict: "a dict of settings"}
 
 
 def plain(value: Any) -> Any:
     """NumPy's numbers, paths and lists as Python's numbers, strings and tuples, which any checkpoint can hold."""
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     if isinstance(value, list | tuple):
         return tuple(map(plain, value))
     return fspath(value) if isinstance(value, PathLike) else value
@@ -73,33 +71,26 @@ def plain(value: Any) -> Any:
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise UserError for the first setting that is out of range; names without a rule pass."""
     for name, value in settings.items():
-        if name not in RULES or (value is None and name in OPTIONAL) or (value == "auto" and name in BY_ROWS):
-            continue
-        holds, expected = _holds(RULES[name], value), _words(RULES[name])
-        if name in TUPLES:
-            holds = isinstance(value, list | tuple) and all(_holds(RULES[name], item) for item in value)
-            expected = f"a tuple; each element {expected}"
-        other = "None or " if name in OPTIONAL else "'auto' or " if name in BY_ROWS else ""
-        filled = ", not empty" if name in NOT_EMPTY else ""
-        check(
-            holds and bool(value or name not in NOT_EMPTY),
-            f"{name} is {shown(value)}; it must be {other}{expected}{filled}.",
-        )
+        if name in RULES and not (value is None and name in OPTIONAL) and not (value == "auto" and name in BY_ROWS):
+            holds, expected = _holds(RULES[name], value), _words(RULES[name])
+            if name in TUPLES:
+                holds = isinstance(value, list | tuple) and all(_holds(RULES[name], item) for item in value)
+                expected = f"a tuple, each element {expected}"
+            holds, filled = (holds and bool(value), " and not empty") if name in NOT_EMPTY else (holds, "")
+            other = "None or " if name in OPTIONAL else "'auto' or " if name in BY_ROWS else ""
+            check(holds, f"{name} is {shown(value)}; it must be {other}{expected}{filled}.")
 
 
 def _holds(rule: Any, value: Any) -> bool:
     if isinstance(rule, tuple):
         return type(value) in (int, float) and rule[0] <= value <= rule[1]
-    if isinstance(rule, range):
-        return type(value) is int and value in rule  # True is an int
-    return value in rule if isinstance(rule, list) else type(value) is rule
+    return value in rule and type(value) is type(rule[0]) if isinstance(rule, list | range) else type(value) is rule
 
 
 def _words(rule: Any) -> str:
-    if isinstance(rule, tuple | range):
-        kind = "an integer" if isinstance(rule, range) else "a number"
-        return f"{kind} from {rule[0]} to {rule[-1]}"
-    return f"one of {', '.join(map(repr, rule))}" if isinstance(rule, list) else WORDS[rule]
+    if isinstance(rule, list | type):
+        return f"one of {', '.join(map(repr, rule))}" if isinstance(rule, list) else f"of type {rule.__name__}"
+    return f"{'an integer' if isinstance(rule, range) else 'a number'} from {rule[0]} to {rule[-1]}"
 
 
 def check_names(changes: Iterable[str], known: Sequence[str]) -> None:

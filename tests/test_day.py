@@ -9,11 +9,12 @@ import pandas as pd
 
 import deepfm.train
 from common.paths import REPO
+from data.criteo_data import CRITEO
 from data.samples.criteo import criteo_sample
 
 
 def test_its_blocks_run(tmp_path, monkeypatch, outputs, capsys):
-    sample = criteo_sample(3_000)
+    sample = criteo_sample(CRITEO, 3_000)
     (tmp_path / "criteo").symlink_to(sample)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("data.criteo_sample.criteo_sample", lambda: sample)

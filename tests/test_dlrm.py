@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.criteo_schema import CATEGORICAL as CATEGORIES
 from torch import nn
 from torch.nn import functional
 
@@ -16,7 +15,7 @@ from dlrm.dlrmnet import DLRM
 from dlrm.train import train
 from tests.checks import build, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
 
-NUMBERS, SIZES, DIM = 13, [3 + field for field in range(len(CATEGORIES))], 4
+NUMBERS, SIZES, DIM = 13, [3 + field for field in range(26)], 4
 
 
 def make_model(**changes) -> DLRM:
@@ -136,7 +135,7 @@ def test_without_dense_columns():
 
 
 def test_a_trial_sees_no_test_rows(tmp_path, outputs, monkeypatch):
-    (tmp_path / "criteo").symlink_to(criteo_sample(2000))
+    (tmp_path / "criteo").symlink_to(criteo_sample(CRITEO, 2000))
     monkeypatch.setattr(ClickDataModule, "test_dataloader", lambda self: pytest.fail("a trial read the test split"))
     folder = tmp_path / "trial"
     small = {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "embedding_dim": 4, "data_root": str(tmp_path)}
@@ -146,7 +145,7 @@ def test_a_trial_sees_no_test_rows(tmp_path, outputs, monkeypatch):
 
 
 def test_whole_run(tmp_path, outputs):
-    (tmp_path / "criteo").symlink_to(criteo_sample(2000))
+    (tmp_path / "criteo").symlink_to(criteo_sample(CRITEO, 2000))
     results = train(data_root=str(tmp_path), bottom_mlp_units=(8,), top_mlp_units=(8,), embedding_dim=4)
     run = outputs / "runs" / "dlrm" / "version_0"
     assert Path(results.pop("checkpoint")) == run / "checkpoints" / "best.ckpt"

@@ -31,7 +31,13 @@ def run(tmp_path_factory) -> tuple[str, Path]:
     raw = write_lines(root / "criteo" / "train.txt", ["\t".join(row) for row in fields])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OUTPUT_ROOT", str(root))
-        small = {"hidden_units": (8,), "embedding_dim": 3, "batch_size": 32, "learning_rate": 0.02}
+        small = {
+            "hidden_units": (8,),
+            "embedding_dim": 3,
+            "batch_size": 32,
+            "learning_rate": 0.02,
+            "on_regression": False,
+        }
         return train(data_root=str(root), **small)["checkpoint"], raw
 
 

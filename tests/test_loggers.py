@@ -57,9 +57,7 @@ def test_tensorboard_gets_losses_metrics_settings_and_figures(outputs):
     assert list(numbers["train_loss"]) == [30, 60, 90, 120] and len(numbers["val_auc"]) == 4
     assert numbers["test_auc"] == {120: pytest.approx(results["test"]["auc"], abs=1e-6)}
     assert images == {"learning_curves": 1, "reliability": 1, "roc": 1}
-    settings = b"".join(
-        path.read_bytes() for path in Path(results["run_folder"], "tensorboard").rglob("*") if path.is_file()
-    )
+    settings = b"".join(path.read_bytes() for path in Path(results["run_folder"], "tensorboard").glob("events.*"))
     assert b"embedding_l2" in settings and results["settings"]["logger"] == "tensorboard"
 
 

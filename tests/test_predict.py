@@ -103,7 +103,7 @@ def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, sett
     checkpoint = train_on(train, root, outputs, **settings)
     defaults = DEEPFM_DATA if train is train_deepfm else DLRM_DATA
     changed = {name: value for name, value in settings.items() if name in defaults}
-    data = ClickDataModule(**defaults | changed | {"data_root": str(root)}, seed=0)
+    data = ClickDataModule(**defaults | changed | {"data_root": str(root), "batch_size": 64}, seed=0)
     expected = by_test_step(checkpoint, data)
     moved = Path(shutil.move(checkpoint, tmp_path / "alone.ckpt"))
     shutil.rmtree(outputs / "runs")
@@ -176,7 +176,7 @@ def test_several_checkpoints_give_the_mean(tmp_path, outputs, root, deepfm):
 def test_census_equals_the_test_step(tmp_path, outputs):
     (tmp_path / "census-income-kdd").symlink_to(census_sample(CENSUS_INCOME_KDD, 1_500, 600))
     checkpoint = train_on(train_mmoe, tmp_path, outputs, num_experts=2, expert_units=(8, 4), tower_units=(4,))
-    data = MultiTaskDataModule(**CENSUS_DATA | {"data_root": str(tmp_path)}, seed=0)
+    data = MultiTaskDataModule(**CENSUS_DATA | {"data_root": str(tmp_path), "batch_size": 64}, seed=0)
     expected = by_test_step(checkpoint, data)
     raw = tmp_path / "census-income-kdd" / "census-income.test"
     metrics = predict(checkpoint, raw, tmp_path / "out.csv")["metrics"]

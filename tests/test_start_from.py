@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.table_encoder import TableEncoder
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
+from data.criteo_data import CRITEO
 from data.samples.criteo import criteo_sample
+from data.table.encoder import TableEncoder
 from deepfm.train import train
 from dlrm.train import train as train_dlrm
 from tests.criteo_rows import make_lines
@@ -30,9 +31,9 @@ def write_table(root: Path, name: str, **files: list[str]) -> None:
 
 def rows_by_value(content: dict) -> dict[tuple[str, object], torch.Tensor]:
     """Table row of each (field, value) of a checkpoint, read off its own vocabulary."""
-    encoder, rows, start = TableEncoder.from_state(content["ClickDataModule"]), {}, 0
+    encoder, rows, start = TableEncoder.from_state(content["ClickDataModule"]["encoder"]), {}, 0
     for field in encoder.fields:
-        for i, value in enumerate([0, 1, *field.texts()]):
+        for i, value in enumerate([0, 1, *field.vocabulary.to_pylist()]):
             rows[field.name, value] = content["state_dict"]["embedding.weight"][start + i]
         start += field.cardinality
     return rows
@@ -70,7 +71,7 @@ def test_known_values_keep_their_rows(tmp_path, rng, monkeypatch):
 
 
 def test_new_days_of_the_sample(tmp_path):
-    lines = (criteo_sample(24_000) / "train.txt").read_text().splitlines()
+    lines = (criteo_sample(CRITEO, 24_000) / "train.txt").read_text().splitlines()
     held_out = {"val": lines[20_000:22_000], "test": lines[22_000:]}
     write_table(tmp_path, "first", train=lines[:10_000], **held_out)
     write_table(tmp_path, "second", train=lines[10_000:20_000], **held_out)

@@ -23,6 +23,7 @@ from common.errors import UserError
 from common.files import write_json
 from common.paths import REPO
 from common.training.run_folder import continued_folder
+from data.criteo_data import CRITEO
 from data.samples.criteo import criteo_sample
 from dlrm.train import train
 from tests.criteo_rows import make_lines, write_lines
@@ -37,7 +38,7 @@ RATE = "'learning_rate': tune.loguniform(1e-3, 1e-2)"
 @pytest.fixture
 def start(tmp_path, outputs):
     """Starts a search in another process, from another folder."""
-    (tmp_path / "criteo").symlink_to(criteo_sample(2000))
+    (tmp_path / "criteo").symlink_to(criteo_sample(CRITEO, 2000))
 
     def start(space: str, trials: int) -> subprocess.Popen:
         call = f"search(trials={trials}, space={{{space}}}, {SETTINGS})"

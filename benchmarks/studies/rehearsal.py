@@ -21,8 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, a
 
 import pandas as pd
 import torch
-from data.criteo_schema import CRITEO
-from data.table_data import parse
 from matplotlib.figure import Figure
 
 from benchmarks.generate_criteo import FULL_ROWS, generate
@@ -32,7 +30,9 @@ from common.checkpoint import MappedCheckpointIO
 from common.paths import output_root
 from common.training.results import peak_memory_mib
 from common.training.seeds import markdown_table
-from data.criteo_data import ClickDataModule
+from data.criteo_data import CRITEO, ClickDataModule
+from data.schema import Dataset
+from data.table.module import stored_rows
 from deepfm.train import DATA
 
 PARTS = (16, 4, 1)  # of the full size: one sixteenth, ...
@@ -52,7 +52,7 @@ def measure(stage: str, part: int, min_count: int, steps: int | None) -> dict:
             sys.exit(0)  # nothing to measure
         generate(raw.parents[1], FULL_ROWS // part)
     elif stage == "read":
-        parse("criteo", CRITEO, {"all": [raw]})
+        stored_rows(Dataset("criteo", CRITEO, raw.parent, str(raw)), CRITEO)
     else:
         changes = dict(data_root=str(raw.parents[1]), dense_transform="log", min_count=min_count)
         data = ClickDataModule(**DATA | changes | dict(batch_size=BATCH_SIZE), seed=0)

@@ -21,8 +21,8 @@ class PackedEmbedding(nn.Module):
     the exchange between ranks. So the cost of a step does not grow with the size of the table.
 
     pooling: how the vectors of several values in a cell are combined, "sum" or "mean"; None for a field with one value
-    per cell (of all fields, if `pooling` is None). Such a field has one column of ids; the others have W each, filled up
-    with -1. W is that of the longest cell of a batch.
+    per cell (of all fields, if `pooling` is None). Such a field has one column of ids, all others have W, filled up
+    with -1; W is the number of values in the longest cell of a batch.
     """
 
     offsets: Tensor

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -24,14 +24,8 @@ from common.model.metrics import fit_temperature
 from common.model.recommender import Recommender
 from common.process_group import distributed_trainer_kwargs, is_rank_zero
 from common.settings import Settings, check_names
+from common.training import callbacks as ours
 from common.training.allocator import keep_freed_memory
-from common.training.callbacks import (
-    MetricsLog,
-    PlateauSchedule,
-    RandomState,
-    RelocatableCheckpoint,
-    ResumableEarlyStopping,
-)
 from common.training.loggers import Trackers
 from common.training.plots import BEST_POSSIBLE, caption, plot_learning_curves
 from common.training.precision import resolve_precision
@@ -44,9 +38,6 @@ CHECKPOINT_MINUTES = 10  # lost at most when a run dies; there is also a checkpo
 QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 LOSSES = ("rmse", "mae", "log_loss", "normalized_entropy")  # the metrics that are better when smaller
 
-Metrics = dict[str, float]
-Plot = Callable[[Any, Any, Tensor, Tensor, Path, dict[str, Tensor]], None]
-
 
 def fit_and_test(
     model: Recommender,
@@ -56,33 +47,33 @@ def fit_and_test(
     *,
     monitor: str,
     baselines: Callable[[Any], dict[str, Tensor]],
-    plot: Plot,
+    plot: Callable[[Any, Any, Tensor, Tensor, Path, dict[str, Tensor]], None],
     callbacks: Sequence[pl.Callback] = (),
     test: bool = True,
 ) -> dict[str, Any]:
-    """Fit (continuing from checkpoints/last.ckpt, if the folder has one), test the best checkpoint, write all results.
+    """Fit (continuing from the folder's last checkpoint, if it has one), test the best checkpoint, write all results.
 
     If the run in this folder was already tested, its results are returned unchanged.
 
-    monitor: the validation metric that chooses the checkpoint, if the setting is "auto". baselines(data): predictions
-    of simple models for the test rows; called on all ranks. plot(model, data, prediction, target, folder, baselines):
-    draws figures of the test rows. test: False for a trial of a search, which must not see the test split.
+    monitor: what the setting "auto" stands for. baselines(data): predictions of simple models for the test rows; called
+    on all ranks. plot(model, data, prediction, target, folder, baselines): draws figures of the test rows. test: False
+    for a trial of a search, which must not see the test split.
 
     Returns the contents of results.json, plus the paths of the run's folder and its best checkpoint.
     """
-    start, training = time.perf_counter(), settings.training
+    start, training, best = time.perf_counter(), settings.training, folder / BEST_CHECKPOINT
+    paths, written = {"run_folder": str(folder), "checkpoint": str(best)}, folder / "results.json"
     about_data = {"is_sample": data.is_sample, "rows": {name: len(rows) for name, rows in data.rows.items()}}
     if is_rank_zero():
         keep_unchanged(folder / "data.json", about_data | {"fingerprint": data.fingerprint}, "data")
-    if test and (finished := finished_results(folder)):
-        return finished
+    if test and written.exists() and "test" in (finished := read_json(written)):
+        return finished | paths
     monitor = chosen_monitor(training["monitor"], monitor, model, data)
-    log = MetricsLog(folder, Trackers(training["logger"], folder))
+    log = ours.MetricsLog(folder, Trackers(training["logger"], folder))
     trainer = build_trainer(model, data, folder, settings, monitor, [log, *callbacks])
-    about_run = settings.flat() | {"model": model.display_name, "run_folder": str(folder)}
-    log.trackers.log_settings(about_run)
+    log.trackers.log_settings(settings.flat() | {"model": model.display_name, "run_folder": str(folder)})
     fit(trainer, model, data, folder, training)
-    metrics = evaluate(model, data, training, folder / BEST_CHECKPOINT, test)
+    metrics = evaluate(model, data, training, best, test)
     prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
     others = baselines(data) if test else {}
     groups = data.groups("test") if test else None
@@ -118,12 +109,12 @@ def fit_and_test(
             tested = {model.display_name: results["test"], **results["baselines"]}
             tested |= {BEST_POSSIBLE: results["best_possible"]} if results["best_possible"] else {}
             plot_learning_curves(log.rows, monitor, mode_of(monitor), weight, tested, title, path)
-        write_json(folder / "results.json", results)
+        write_json(written, results)
         if test and not (folder.parent / "settings.json").exists():  # there, it is a baseline of another run
             sign = 1 if mode_of(monitor) == "max" else -1
             print_table(results, folder, data, [sign * row[monitor] for row in log.rows])
-        log.trackers.log_results(about_run, results, folder, trainer.global_step)
-    return results | _paths(folder)
+        log.trackers.log_results(results, folder, trainer.global_step)
+    return results | paths
 
 
 def build_trainer(
@@ -138,39 +129,39 @@ def build_trainer(
 
     Raises: UserError for what is no callback, and for rows that cannot be trained on.
     """
-    training = settings.training
-    for callback in callbacks:
+    training, mode, last = settings.training, mode_of(monitor), folder / LAST_CHECKPOINT
+    check_rows(model, data, settings)
+    used: list[pl.Callback] = [*callbacks, ours.RandomState()]
+    for callback in used:
         check(isinstance(callback, pl.Callback), f"callbacks: {shown(callback)} is not a callback of Lightning.")
-    check_batch_norm(model, data, settings)
-    check(
-        not hasattr(data, "base_logits") or not one_class(data.targets("train")),  # ratings have no classes
-        f"all {len(data.rows['train']):,} training rows are of one class: use other rows, or a larger negative_rate.",
-    )
-    mode, last = mode_of(monitor), folder / LAST_CHECKPOINT
-    callbacks = [*callbacks, RandomState()]
     if settings.optimizer["schedule"] == "plateau":
-        callbacks.append(PlateauSchedule(monitor, mode))
+        used.append(ours.PlateauSchedule(monitor, mode))
     if patience := training["patience"]:
-        callbacks.append(
-            ResumableEarlyStopping(
-                monitor, mode=mode, patience=patience, check_finite=False, check_on_train_epoch_end=False
-            )
-        )
+        # an AUC may be undefined at first
+        stop = {"patience": patience, "check_finite": False, "check_on_train_epoch_end": False}
+        used.append(ours.ResumableEarlyStopping(monitor, mode=mode, **stop))
     if on_terminal := sys.stderr is not None and sys.stderr.isatty():  # no bar in log files
-        callbacks.append(TQDMProgressBar(refresh_rate=20, leave=False))  # at every step it would cost more than a step
+        used.append(TQDMProgressBar(refresh_rate=20, leave=False))  # at every step it would cost more than a small step
+    used += [
+        _checkpoint(folder / BEST_CHECKPOINT, monitor=monitor, mode=mode, save_weights_only=True),
+        _checkpoint(last),
+        _checkpoint(last, train_time_interval=timedelta(minutes=CHECKPOINT_MINUTES)),
+    ]
     return pl.Trainer(
         max_epochs=training["max_epochs"],
         val_check_interval=1 / training["validations_per_epoch"],
         precision=resolve_precision(training["precision"], model, data.batch_size),
-        callbacks=[
-            *callbacks,
-            _checkpoint(folder / BEST_CHECKPOINT, monitor=monitor, mode=mode, save_weights_only=True),
-            _checkpoint(last),
-            _checkpoint(last, train_time_interval=timedelta(minutes=CHECKPOINT_MINUTES)),
-        ],
+        callbacks=used,
         enable_progress_bar=on_terminal,
         **distributed_trainer_kwargs(training, MappedCheckpointIO()),
         **QUIET_TRAINER,
+    )
+
+
+def _checkpoint(path: Path, **when: Any) -> ours.RelocatableCheckpoint:
+    # a str, because the callback's state goes into checkpoints, which must hold plain values only
+    return ours.RelocatableCheckpoint(
+        str(path.parent), path.stem, enable_version_counter=False, save_on_train_epoch_end=False, **when
     )
 
 
@@ -180,7 +171,9 @@ def fit(
     """Train from the last checkpoint in the folder; without one, from the setting start_from, or from the start."""
     last = folder / LAST_CHECKPOINT
     gc.collect()  # Trainer and module refer to each other, so those of an earlier run may still be in memory
-    silence_lightning()
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     keep_freed_memory()
     if trainer.is_global_zero:
         print_steps(training["max_epochs"], len(data.train_dataloader()), trainer.precision, data)
@@ -190,15 +183,26 @@ def fit(
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
 
 
-def finished_results(folder: Path) -> dict[str, Any] | None:
-    """What fit_and_test returned for this run; None if it has not been tested yet."""
-    path = folder / "results.json"
-    results = read_json(path) if path.exists() else {}
-    return results | _paths(folder) if "test" in results else None
+def evaluate(
+    model: Recommender, data: RecommendationDataModule, training: dict[str, Any], checkpoint: Path, test: bool
+) -> dict[str, Any]:
+    """Metrics of a checkpoint on the validation rows and, if `test`, the test rows; in float32, as in predict.py.
 
-
-def _paths(folder: Path) -> dict[str, str]:
-    return {"run_folder": str(folder), "checkpoint": str(folder / BEST_CHECKPOINT)}
+    For probabilities, also the temperature that fits the validation rows best.
+    """
+    model.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
+    # another Trainer, because fit's may compute in bf16
+    quiet = QUIET_TRAINER | {"enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(**distributed_trainer_kwargs(training), **quiet)
+    (validation,) = trainer.validate(model, data, verbose=False)
+    metrics: dict[str, Any] = {"validation": {name.removeprefix("val_"): v for name, v in validation.items()}}
+    if "log_loss" in metrics["validation"]:
+        metrics["temperature"] = fit_temperature(model.metrics.prediction, model.metrics.target)
+    if test:
+        (tested,) = trainer.test(model, data, verbose=False)
+        metrics["test"] = {name.removeprefix("test_"): v for name, v in tested.items()}
+    model.eval()  # for the figures
+    return metrics
 
 
 def mode_of(monitor: str) -> Literal["min", "max"]:
@@ -226,60 +230,18 @@ def chosen_monitor(setting: str, automatic: str, model: Recommender, data: Recom
     return monitor
 
 
-def one_class(label: Tensor) -> bool:
-    """Whether all known labels are equal, (N,) or, of each task, (N, K)."""
-    lowest, highest = label.nan_to_num(torch.inf).amin(0), label.nan_to_num(-torch.inf).amax(0)
-    return bool((lowest >= highest).all())
-
-
-def check_batch_norm(model: nn.Module, data: RecommendationDataModule, settings: Settings) -> None:
-    """Raise UserError if batch norm would get a single row, which has no variance."""
+def check_rows(model: nn.Module, data: RecommendationDataModule, settings: Settings) -> None:
+    """Raise UserError if all training labels are equal, or if batch norm would get a row without another one."""
+    rows, batch_size = len(data.rows["train"]), data.batch_size
+    if hasattr(data, "base_logits"):  # ratings have no classes
+        label = data.targets("train")
+        lowest, highest = label.nan_to_num(torch.inf).amin(0), label.nan_to_num(-torch.inf).amax(0)
+        advice = "use other rows, or a larger negative_rate"
+        check(bool((lowest < highest).any()), f"all {rows:,} training rows are of one class: {advice}.")
     if any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()):
         least = 2 * settings.training["devices"] * settings.training["num_nodes"]
-        batch_size, train_rows = settings.data["batch_size"], len(data.rows["train"])
         check(
-            min(batch_size, train_rows) >= least,
-            f"batch_size is {batch_size}, and there are {train_rows:,} training rows; with batch_norm both must be at "
-            f"least {least}, 2 per process. Set a larger batch_size, fewer devices, or batch_norm=False.",
+            min(batch_size, rows) >= least,
+            f"batch_size is {batch_size}, and there are {rows:,} training rows; with batch_norm both must be at least "
+            f"{least}, 2 per process. Set a larger batch_size, fewer devices, or batch_norm=False.",
         )
-
-
-def _checkpoint(path: Path, **when: Any) -> RelocatableCheckpoint:
-    # a str, because the callback's state goes into checkpoints, which must hold plain values only
-    return RelocatableCheckpoint(
-        str(path.parent), path.stem, enable_version_counter=False, save_on_train_epoch_end=False, **when
-    )
-
-
-def evaluate(
-    model: Recommender, data: RecommendationDataModule, training: dict[str, Any], checkpoint: Path, test: bool
-) -> dict[str, Any]:
-    """Metrics of a checkpoint on the validation rows and, if `test`, the test rows; in float32, as in predict.py.
-
-    For probabilities, also the temperature that fits the validation rows best.
-    """
-    model.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
-    # another Trainer, because fit's may compute in bf16
-    trainer = pl.Trainer(
-        enable_progress_bar=False, enable_checkpointing=False, **distributed_trainer_kwargs(training), **QUIET_TRAINER
-    )
-    (validation,) = trainer.validate(model, data, verbose=False)
-    metrics: dict[str, Any] = {"validation": _without_prefix(validation)}
-    if "log_loss" in metrics["validation"]:
-        metrics["temperature"] = fit_temperature(model.metrics.prediction, model.metrics.target)
-    if test:
-        (tested,) = trainer.test(model, data, verbose=False)
-        metrics["test"] = _without_prefix(tested)
-    model.eval()  # for the figures
-    return metrics
-
-
-def _without_prefix(metrics: Mapping[str, float]) -> Metrics:
-    return {name.split("_", 1)[1]: value for name, value in metrics.items()}
-
-
-def silence_lightning() -> None:
-    """Keep Lightning's own messages off the terminal."""
-    for package in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(package).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")

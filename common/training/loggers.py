@@ -17,13 +17,11 @@ from common.training.run_folder import LAST_CHECKPOINT
 
 TENSORBOARD = "tensorboard"  # the setting, and the folder of its files within the run's folder
 
-Setting = str | Logger | list[Logger] | Callable[[Path], Logger]
-
 
 class Trackers:
     """The loggers of a run, on rank zero. One that fails costs a warning, and is told nothing more."""
 
-    def __init__(self, setting: Setting, folder: Path):
+    def __init__(self, setting: str | Logger | list[Logger] | Callable[[Path], Logger], folder: Path):
         made: Any = setting(folder) if callable(setting) and is_rank_zero() else setting
         made = _tensorboard(folder) if made == TENSORBOARD else made
         self.loggers: list[Logger] = list(made) if isinstance(made, list | tuple) else [made]
@@ -45,46 +43,42 @@ class Trackers:
                 self.loggers.remove(logger)
 
     def log_settings(self, settings: dict[str, Any]) -> None:
-        # TensorBoard gets them at the end, because its page of settings shows them beside the results
-        self._tell(lambda logger: isinstance(logger, TensorBoardLogger) or logger.log_hyperparams(settings))
+        self.settings = settings
+        self._tell(lambda logger: logger.log_hyperparams(settings))
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self._tell(lambda logger: (logger.log_metrics(metrics, step), logger.save()))
 
-    def log_results(self, settings: dict[str, Any], results: dict[str, Any], folder: Path, step: int) -> None:
-        """Log the metrics of the tested checkpoint and the figures."""
+    def log_results(self, results: dict[str, Any], folder: Path, step: int) -> None:
+        """Log the metrics of the tested checkpoint and the figures, and end the runs of the trackers."""
         metrics = {f"test_{name}": value for name, value in results.get("test", {}).items()}
         metrics |= {f"best_val_{name}": value for name, value in results["validation"].items()}
-        figures = sorted(folder.glob("*.png"))
 
         def log(logger: Any) -> None:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(settings, metrics, step)
-                for path in figures:
-                    pixels = image.imread(path)[..., :3]
-                    logger.experiment.add_image(path.stem, pixels, step, dataformats="HWC")
+            if isinstance(logger, TensorBoardLogger):  # it shows settings beside results, if it gets both at once
+                logger.log_hyperparams(self.settings, metrics, step)
             else:
                 logger.log_metrics(metrics, step)
-            for path in figures:
-                if hasattr(logger, "log_image"):  # Weights & Biases
-                    logger.log_image(path.stem, [str(path)], step)
-                elif hasattr(logger.experiment, "log_artifact"):  # MLflow
-                    logger.experiment.log_artifact(logger.run_id, str(path))
 
         self._tell(log)
+        for path in sorted(folder.glob("*.png")):
+            self._tell(lambda logger, path=path: _log_image(logger, path, step))  # type: ignore[misc]
         self.end("success")
 
     def end(self, status: str) -> None:
-        """End the run of each tracker; status: "success" or "failed"."""
+        """status: "success" or "failed"."""
+        self._tell(lambda logger: logger.finalize(status))
+        # otherwise Weights & Biases would go on in this run with the next one of this process
+        self._tell(lambda logger: getattr(logger.experiment, "finish", lambda: None)())
 
-        def end(logger: Any) -> None:
-            logger.finalize(status)
-            if hasattr(
-                logger.experiment, "finish"
-            ):  # otherwise W&B would go on in it with the next run of this process
-                logger.experiment.finish()
 
-        self._tell(end)
+def _log_image(logger: Any, path: Path, step: int) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(path.stem, image.imread(path)[..., :3], step, dataformats="HWC")
+    elif hasattr(logger, "log_image"):  # Weights & Biases
+        logger.log_image(path.stem, [str(path)], step)
+    elif hasattr(logger.experiment, "log_artifact"):  # MLflow
+        logger.experiment.log_artifact(logger.run_id, str(path))
 
 
 def _tensorboard(folder: Path) -> TensorBoardLogger:

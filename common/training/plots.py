@@ -72,18 +72,13 @@ def plot_learning_curves(
 def _draw_levels(axes: Axes, tested: dict[str, float], curve: pd.Series, mode: str) -> None:
     """Lines of the model, the strongest baseline and the best possible on test rows; one far off is only named."""
     model, *others = tested
-    baselines = [name for name in others if name != BEST_POSSIBLE]
-    strongest = sorted(baselines, key=lambda name: tested[name], reverse=mode == "max")[:1]
+    baselines = sorted(set(others) - {BEST_POSSIBLE}, key=lambda name: tested[name], reverse=mode == "max")
+    levels = {name: tested[name] for name in (model, *baselines[:1], BEST_POSSIBLE) if name in tested}
+    for i, (name, value) in enumerate(levels.items()):
+        axes.axhline(value, linestyle="--", color=f"C{i}", linewidth=1, label=f"{name}, test rows, {value:.4f}")
     reach = 1.5 * (curve.max() - curve.min()) + 1e-6
-    near = [curve.min(), curve.max()]
-    for i, name in enumerate([model, *strongest, *(set(others) - set(baselines))]):
-        value = tested[name]
-        is_near = curve.min() - reach < value < curve.max() + reach
-        near += [value] if is_near else []
-        where = "" if is_near else " (below)" if value < curve.min() else " (above)"
-        axes.axhline(value, linestyle="--", color=f"C{i}", linewidth=1, label=f"{name}, test rows, {value:.4f}{where}")
-    margin = 0.05 * (max(near) - min(near)) + 1e-6
-    axes.set_ylim(min(near) - margin, max(near) + margin)
+    near = [*curve.dropna(), *(value for value in levels.values() if curve.min() - reach < value < curve.max() + reach)]
+    axes.set_ylim(min(near) - reach / 20, max(near) + reach / 20)
 
 
 def plot_clicks(

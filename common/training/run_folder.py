@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from common.errors import Terminated, UserError, check
 from common.files import as_user_error, read_json, write_json
 from common.paths import output_root
-from common.process_group import broadcast, is_rank_zero, peer_failures_as_user_errors
+from common.process_group import broadcast, is_peer_failure, is_rank_zero, remove_rendezvous
 
 BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the folder
 # settings that may change on resume; they affect at most the dropout masks
@@ -37,12 +37,10 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
     check(folder is None or isinstance(folder, str | Path), f"run_folder is {folder!r}; it must be a path.")
     chosen, before = folder or os.environ.get("RUN_FOLDER"), os.environ.get("RUN_FOLDER")
     home = output_root() / "runs" / script
-    # a Ray cluster restarts all workers, and needs the original error to do so
-    deaths = nullcontext() if settings.get("strategy") == "ray" else peer_failures_as_user_errors()
     quiet = nullcontext() if is_rank_zero() else redirect_stdout(io.StringIO())
     held, lock = Path(chosen) if chosen else home, None
     try:
-        with deaths, quiet, isolate_rng():
+        with quiet, isolate_rng():
             if is_rank_zero():
                 held, lock = (held, lock_of(held)) if chosen else find_or_create_run(home, settings["resume"])
                 check(lock is not None, f"another process is using {held}.")
@@ -54,6 +52,13 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
             yield held
     except OSError as error:
         raise as_user_error(error, held) from error
+    except RuntimeError as error:
+        # a Ray cluster restarts all workers, and needs the original error to do so
+        if settings.get("strategy") == "ray" or not is_peer_failure(error):
+            raise
+        remove_rendezvous()
+        message = "another process of this run died; resume=True continues from the last checkpoint."
+        raise UserError(message) from error
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the former into the latter
         kind = Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt
         raise kind(_how_to_go_on(held, bool(chosen))) from error
@@ -71,12 +76,9 @@ def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock]:
 
     Folders of runs that were killed before they had anything to continue from are removed.
     """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise as_user_error(error, home) from error
+    _make(home)
     with FileLock(home.with_suffix(".lock")):
-        for _, folder in sorted(version_folders(home).items(), reverse=True):
+        for folder in newest_first(home):
             if (folder / "results.json").exists() or not (lock := lock_of(folder)):
                 continue
             if resume and (folder / LAST_CHECKPOINT).exists():
@@ -104,21 +106,29 @@ def _how_to_go_on(folder: Path, chosen: bool) -> str:
     return "there was no checkpoint yet to continue from"
 
 
-def version_folders(home: Path) -> dict[int, Path]:
-    """The folders home/version_N, by N."""
-    folders = {path.name.removeprefix("version_"): path for path in home.glob("version_*")}
-    return {int(number): path for number, path in folders.items() if number.isdecimal()}
+def newest_first(home: Path) -> list[Path]:
+    """The folders home/version_N."""
+    folders = [path for path in home.glob("version_*") if path.name[8:].isdecimal()]
+    return sorted(folders, key=lambda path: int(path.name[8:]), reverse=True)
 
 
 def new_version_folder(home: Path) -> Path:
     """Create home/version_N for the next N. Raises: UserError if that fails."""
+    number = max((int(folder.name[8:]) for folder in newest_first(_make(home))), default=-1) + 1
     try:
-        folder = home / f"version_{max(version_folders(home), default=-1) + 1}"
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return new_version_folder(home)  # another process took the number
+        (home / f"version_{number}").mkdir()
+    except FileExistsError:  # another process took the number
+        return new_version_folder(home)
     except OSError as error:
         raise as_user_error(error, home) from error
+    return home / f"version_{number}"
+
+
+def _make(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise as_user_error(error, folder) from error
     return folder
 
 
@@ -128,7 +138,7 @@ def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable
     Prints which ones are damaged.
     """
     identity = json.loads(json.dumps(identity))  # as in the file, where tuples are lists
-    for _, folder in sorted(version_folders(home).items(), reverse=True):
+    for folder in newest_first(home):
         kept = folder / "settings.json"
         try:
             if not kept.exists() or (read_json(kept) == identity and not is_complete(folder)):
@@ -140,9 +150,8 @@ def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable
 
 def lock_of(folder: Path) -> FileLock | None:
     """The lock of a folder, which is created if need be; None if another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        return FileLock(folder / LOCK).acquire(timeout=0).lock
+        return FileLock(_make(folder) / LOCK).acquire(timeout=0).lock
     except Timeout:
         return None
 

@@ -43,9 +43,8 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, floa
     """Mean difference of numbers paired by seed, and the ends of its CONFIDENCE interval (Student's t)."""
     from scipy import stats  # imported here because it is slow
 
-    mean, sd = mean_and_sd(ours - theirs)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, max(1, len(ours) - 1)) * sd / math.sqrt(len(ours))
-    return mean, mean - half, mean + half
+    low, high = stats.ttest_rel(ours, theirs).confidence_interval(CONFIDENCE)
+    return float(np.mean(ours - theirs)), float(low), float(high)
 
 
 def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:

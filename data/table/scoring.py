@@ -26,6 +26,7 @@ class TableScorer:
         self.attributes = {role: from_tensor(content) for role, content in state["attributes"].items()}
         self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
         self.kept = tuple(self.description.of_role("kept"))
+        self.names = [field.name for field in self.encoder.fields]
         self._counts = np.zeros((2, len(self.encoder.fields)), np.int64)  # see TableEncoder.count_unseen
 
     def keep(self, names: Sequence[str]) -> None:
@@ -40,10 +41,15 @@ class TableScorer:
         fields = enumerate(self.encoder.fields)
         return {field.name: int(self._counts[0, i]) for i, field in fields if field.kind == "text"}
 
+    def values_of(self, name: str) -> dict[str, int]:
+        """The values of a field that have embeddings, and their ids."""
+        field = self.encoder.fields[self.names.index(name)]
+        hashed = [f"bucket {i}" for i in range(field.hash_size or 0)]
+        return {text: i for i, text in enumerate(hashed or field.vocabulary.to_pylist(), FIRST_ID)}
+
     def nearly_unseen(self) -> list[str]:
         """The fields of which nearly all values so far are out of vocabulary."""
-        names = [field.name for field in self.encoder.fields]
-        return nearly_unseen(dict(zip(names, self._counts.T.tolist(), strict=True)))
+        return nearly_unseen(dict(zip(self.names, self._counts.T.tolist(), strict=True)))
 
     def batches(
         self, source: Source, moved: Callable[[int], object] | None = None
