@@ -17,7 +17,7 @@ def test_its_blocks_run(tmp_path, monkeypatch, outputs, capsys):
     sample = criteo_sample(CRITEO, 3_000)
     (tmp_path / "criteo").symlink_to(sample)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    monkeypatch.setattr("data.criteo_sample.criteo_sample", lambda: sample)
+    monkeypatch.setattr("data.samples.criteo.criteo_sample", lambda form: sample)
     for name, value in {"batch_size": 128, "embedding_dim": 4, "hidden_units": (8,)}.items():
         monkeypatch.setitem(deepfm.train.DATA if name == "batch_size" else deepfm.train.MODEL, name, value)
     monkeypatch.chdir(tmp_path)

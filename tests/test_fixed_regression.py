@@ -15,10 +15,10 @@ from inspect_model import embeddings
 from models import load
 from tests.checks import OPTIMIZER, check_learns_one_batch, check_reload, check_rows_do_not_mix
 from tests.criteo_rows import make_lines, write_lines
-from tests.test_pooling import POOLING, SIZES, SLOTS, make_ids
 
 SMALL = {"embedding_dim": 2, "hidden_units": (4,), "max_epochs": 1, "precision": "32-true", "on_regression": True}
 UNTRAINED = {"learning_rate": 1e-12, "embedding_learning_rate": 1e-12}
+SIZES, WIDTHS, POOLING = [4, 7, 9], [1, 3, 3], [None, "mean", "sum"]
 
 
 def columns_in_loops(dense: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
@@ -26,7 +26,7 @@ def columns_in_loops(dense: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
     rows = []
     for row, numbers in zip(ids, dense, strict=True):
         parts = []
-        for size, cell, how in zip(SIZES, row.split(SLOTS), POOLING, strict=True):
+        for size, cell, how in zip(SIZES, row.split(WIDTHS), POOLING, strict=True):
             values = [value for value in cell.tolist() if value >= 0]
             counts = np.array([values.count(value) for value in range(size)], float)
             parts.append(counts / len(values) if how == "mean" else counts)
@@ -35,10 +35,12 @@ def columns_in_loops(dense: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
 
 
 def test_logits_are_those_of_scikit_learn():
-    dense, ids, label = torch.randn(60, 2), make_ids(60), np.arange(60) % 2
+    columns = [torch.randint(size, (60, width)) for size, width in zip(SIZES, WIDTHS, strict=True)]
+    padding = torch.rand(60, 7) < torch.tensor([0, 0, 0.5, 0.8, 0, 0.5, 0.8])
+    dense, ids, label = torch.randn(60, 2), torch.cat(columns, 1).masked_fill(padding, -1).int(), np.arange(60) % 2
     x = columns_in_loops(dense, ids)
     truth = LogisticRegression(C=3.0).fit(x, label)
-    regression = FixedRegression(2, SIZES, SLOTS, POOLING)
+    regression = FixedRegression(2, SIZES, POOLING)
     assert not regression(dense, ids).any()
     regression.set(truth.coef_[0], truth.intercept_.item())
     expected = torch.from_numpy(truth.decision_function(x)).float()

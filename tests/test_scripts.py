@@ -76,8 +76,7 @@ def test_how_a_script_ends(monkeypatch, capsys, error, code, line):
 
 SCRIPTS = ["deepfm/train.py", "dlrm/train.py", "multitask/train.py", "multitask/compare.py", "bst/train.py"]
 SCRIPTS += ["tune_dlrm.py", "seeds.py", "predict.py", "export_onnx.py", "data/criteo_data.py", "data/census_income.py"]
-SCRIPTS += ["data/movie_rating_seq.py", "data/table_data.py", "data/interactions_data.py", "recommend.py"]
-SCRIPTS += ["inspect_model.py"]
+SCRIPTS += ["data/movie_rating_seq.py", "data/describe.py", "recommend.py", "inspect_model.py"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
