@@ -93,7 +93,7 @@ def rows(count: int = ROWS) -> HistoryDataModule:
 
 def plain(data: HistoryDataModule) -> float:
     """Training samples per second of the plain port."""
-    model = PlainBST(data.num_items, data.user_cardinalities)
+    model = PlainBST(data.encoder.num_items, data.encoder.user_cardinalities)
     optimizer = torch.optim.Adam(model.parameters(), OPTIMIZER["learning_rate"])
     loader = DataLoader(Subset(PlainRows(data), data.rows["train"].tolist()), data.batch_size, shuffle=True)
 
@@ -109,13 +109,13 @@ def plain(data: HistoryDataModule) -> float:
 
 def our_model(data: HistoryDataModule) -> BST:
     return BST(
-        data.num_items,
-        data.num_attributes,
-        data.user_cardinalities,
+        data.encoder.num_items,
+        data.encoder.num_attributes,
+        data.encoder.user_cardinalities,
         history_length=data.history_length,
         target=data.target,
-        rating_range=data.rating_range,
-        rating_units=data.rating_units,
+        rating_range=data.encoder.scale.range,
+        rating_units=data.encoder.scale.units,
         **MODEL,
         optimizer=OPTIMIZER,
     )
