@@ -246,7 +246,7 @@ def test_missing_files_and_settings_out_of_range(tmp_path):
         with pytest.raises(UserError, match=message):
             ClickDataModule(**{"seed": 0} | DATA | settings)
     line = make_lines(np.random.default_rng(0), 1)[0][1:]
-    with pytest.raises(UserError, match=r"train.txt: found 9 rows; a split needs at least 10"):
+    with pytest.raises(UserError, match=r"train.txt: found 9 rows with a label; a split needs at least 10"):
         open_data(tmp_path, ["1" + line] * 9)
     with pytest.raises(UserError, match=r"train.txt: found at most 9 rows of one class"):
         open_data(tmp_path, ["0" + line, "1" + line] * 9, split="random")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from common.model.embedding import PackedEmbedding
 from common.training.baselines import one_hot
 from data.census_income import MultiTaskDataModule
@@ -177,7 +178,9 @@ def test_a_table_trains_and_scores(tmp_path, train, name):
     auc = "auc_click" if is_mmoe else "auc"
     assert results["test"][auc] > 0.7 and results["baselines"]["logistic regression"][auc] > 0.8
     data_class, defaults = (MultiTaskDataModule, MULTITASK_DATA) if is_mmoe else (ClickDataModule, CLICK_DATA)
-    changes = {"dataset": "mine", "data_root": str(tmp_path)} | ({"tasks": sizes["tasks"]} if is_mmoe else {})
+    changes = {"dataset": "mine", "data_root": str(tmp_path), "batch_size": 64} | (
+        {"tasks": sizes["tasks"]} if is_mmoe else {}
+    )
     data = data_class(**defaults | changes, seed=1)
     expected = by_test_step(results["checkpoint"], data)
     measured = predict(results["checkpoint"], path, tmp_path / "out.csv")["metrics"]
