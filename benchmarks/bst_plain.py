@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from benchmarks.ours import speed
 from benchmarks.turns import timed
 from bst.bst import BST, NUM_DENSE, USER_FEATURE_DIM
-from bst.train import DATA, MODEL, OPTIMIZER
+from bst.train import AUTO, DATA, MODEL, OPTIMIZER
 from common.model.layers import mlp
 from data.history.dataset import PADDING, TIME_GAP_BUCKETS
 from data.movie_rating_seq import HistoryDataModule
@@ -84,7 +84,7 @@ class PlainBST(nn.Module):
 
 def rows(count: int = ROWS) -> HistoryDataModule:
     """The data of bst/train.py, with `count` random training rows."""
-    data = HistoryDataModule(**DATA, seed=0)
+    data = HistoryDataModule(**DATA | {"batch_size": AUTO["batch_size"]}, seed=0)
     data.setup()
     data.rows["train"] = np.random.default_rng(0).permutation(data.rows["train"])[:count]
     data.rows["val"] = data.rows["val"][: data.batch_size]

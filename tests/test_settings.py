@@ -32,7 +32,7 @@ SCRIPTS = {
 }
 # arguments that a train.py passes besides its settings
 OF_THE_RUN = {ClickDataModule: {"seed"}, MultiTaskDataModule: {"seed"}, HistoryDataModule: {"seed"}}
-OF_THE_RUN |= {model: {"optimizer", "slots", "pooling"} for _, model in SCRIPTS.values()}
+OF_THE_RUN |= {model: {"optimizer", "pooling"} for _, model in SCRIPTS.values()}
 OF_THE_RUN |= {BST: {"optimizer", "history_length", "target", "rating_range", "rating_units"}}
 
 
