@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import common.training.fit
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError, run_script
+from common.training.callbacks import RandomState
 from common.training.run_folder import find_or_create_run
 from deepfm.deepfm import DeepFM
 from deepfm.train import train
@@ -358,6 +359,7 @@ def test_the_callers_random_numbers_stay_the_same(start):
     ("wrong", "message"),
     [
         ({"callbacks": [3]}, "callbacks: 3 is not a callback of Lightning"),
+        ({"callbacks": RandomState()}, "callbacks is .*RandomState.*; it must be a list"),
         ({"run_folder": 3}, "run_folder is 3; it must be a path"),
         ({"monitor": "val_ac"}, "there is no setting 'val_ac'; did you mean 'val_auc'"),
         ({"monitor": "val_rmse"}, "there is no setting 'val_rmse'"),
