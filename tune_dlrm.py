@@ -19,7 +19,6 @@ if __name__ == "__main__":
     answer_help(__doc__, "")  # before the imports below, which take seconds
 
 import optuna
-import pandas as pd
 import torch
 from ray import tune
 
@@ -108,7 +107,6 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
         options["grace_validations"] <= validations,
         f"grace_validations is {options['grace_validations']}; a trial has {validations} validations.",
     )
-    first = {name: settings.flat()[name] for name in space}
     identity = {name: value for name, value in settings.flat().items() if name not in {*space, *NOT_COMPARED}}
     identity |= {"space": {name: str(values) for name, values in distributions(space).items()}}
     identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
@@ -127,18 +125,8 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
         study = open_study(folder, metric)
         print(f"{'Continuing' if study.trials else 'Writing to'} {folder}", flush=True)
         begun = start - study.user_attrs.get("seconds", 0.0)
-        run_search(
-            tune.with_parameters(run_trial, folder=folder, fixed=fixed, workers=options["workers_per_trial"]),
-            space,
-            first,
-            study,
-            folder,
-            begun,
-            epochs=epochs,
-            validations=validations,
-            seed=settings.training["seed"],
-            **options,
-        )
+        trial = tune.with_parameters(run_trial, folder=folder, fixed=fixed, workers=options["workers_per_trial"])
+        run_search(trial, space, settings, options, study, folder, begun)
         contents = conclude(study, folder, data, fixed, begun)
         shutil.rmtree(folder / "ray", ignore_errors=True)
         return contents
@@ -180,24 +168,20 @@ def conclude(
             f"all {len(failed)} trials failed; the first one: {failed[0].user_attrs['cause']}\n"
             f"Fix the cause, then remove {folder} to search again."
         )
-    tested = []
+    metric, tested = study.user_attrs["metric"].removeprefix("val_"), []
     for trial in best:
         log(folder, f"\nTesting trial {trial.number}")
         # a finished trial is not trained again: it continues from its last checkpoint, so it is only tested
         changes = fixed | settings_of(trial.params)
         results = dlrm.train(run_folder=trial_folder(folder, trial.number), **changes)
         tested.append({"trial": trial.number, "validation": results["validation"], "test": results["test"]})
-    log(folder, "\n" + write_table(study, folder))
+    log(folder, "\n" + write_table(study, folder, {each["trial"]: each["test"][metric] for each in tested}))
     importance = setting_importance(study)
     importance.to_csv(folder / "importance.csv", header=["importance"], index_label="setting")
     if len(importance):
         shown = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
         log(folder, f"\nShare of the metric's variance explained by each setting (unreliable with few trials): {shown}")
     errors = {split: error_of(data, split, tested[0]) for split in ("validation", "test")}
-    metric = study.user_attrs["metric"].removeprefix("val_")
-    found = [[each["trial"], each["validation"][metric], each["test"][metric]] for each in tested]  # the best first
-    table = pd.DataFrame(found, columns=["trial", f"validation {metric}", f"test {metric}"])
-    log(folder, "\n" + table.to_string(index=False, float_format="{:.4f}".format))
     log(
         folder,
         f"Standard error of an AUC: {errors['validation']:.4f} on {len(data.rows['val']):,} validation rows, "

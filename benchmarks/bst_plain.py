@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from benchmarks.ours import speed
 from benchmarks.turns import timed
 from bst.bst import BST, NUM_DENSE, USER_FEATURE_DIM
-from bst.train import DATA, MODEL, OPTIMIZER
+from bst.train import AUTO, DATA, MODEL, OPTIMIZER
 from common.model.layers import mlp
 from data.history.dataset import PADDING, TIME_GAP_BUCKETS
 from data.movie_rating_seq import HistoryDataModule
@@ -84,7 +84,7 @@ class PlainBST(nn.Module):
 
 def rows(count: int = ROWS) -> HistoryDataModule:
     """The data of bst/train.py, with `count` random training rows."""
-    data = HistoryDataModule(**DATA, seed=0)
+    data = HistoryDataModule(**DATA | {"batch_size": AUTO["batch_size"]}, seed=0)
     data.setup()
     data.rows["train"] = np.random.default_rng(0).permutation(data.rows["train"])[:count]
     data.rows["val"] = data.rows["val"][: data.batch_size]
@@ -93,7 +93,7 @@ def rows(count: int = ROWS) -> HistoryDataModule:
 
 def plain(data: HistoryDataModule) -> float:
     """Training samples per second of the plain port."""
-    model = PlainBST(data.num_items, data.user_cardinalities)
+    model = PlainBST(data.encoder.num_items, data.encoder.user_cardinalities)
     optimizer = torch.optim.Adam(model.parameters(), OPTIMIZER["learning_rate"])
     loader = DataLoader(Subset(PlainRows(data), data.rows["train"].tolist()), data.batch_size, shuffle=True)
 
@@ -109,13 +109,13 @@ def plain(data: HistoryDataModule) -> float:
 
 def our_model(data: HistoryDataModule) -> BST:
     return BST(
-        data.num_items,
-        data.num_attributes,
-        data.user_cardinalities,
+        data.encoder.num_items,
+        data.encoder.num_attributes,
+        data.encoder.user_cardinalities,
         history_length=data.history_length,
         target=data.target,
-        rating_range=data.rating_range,
-        rating_units=data.rating_units,
+        rating_range=data.encoder.scale.range,
+        rating_units=data.encoder.scale.units,
         **MODEL,
         optimizer=OPTIMIZER,
     )

@@ -91,7 +91,7 @@ def main() -> None:
     train = data.rows["train"]
     last = train[np.diff(start[train], append=-1) != 0]  # the last training row of each user
     ends = last[last > start[last]] + 1
-    model = SASRec(data.num_items)
+    model = SASRec(data.encoder.num_items)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01)
     steps = EPOCHS * -(-len(ends) // BATCH_USERS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)

@@ -78,7 +78,7 @@ def ease(together: np.ndarray, penalty: float) -> np.ndarray:
 def rating_baselines(data: HistoryDataModule) -> dict[str, Tensor]:
     """Predicted test ratings or clicks (N,), fitted on train and, as BST's histories include it, on train + val."""
     user, item, rating = data.user_item_target()
-    test, bounds, (offset, unit) = data.rows["test"], data.rating_range, data.rating_units
+    test, bounds, (offset, unit) = data.rows["test"], data.encoder.scale.range, data.encoder.scale.units
     if data.target == "click":  # a linear probability model
         bounds, (offset, unit) = (0.01, 0.99), (0.0, 1.0)
 

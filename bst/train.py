@@ -102,13 +102,13 @@ def fit(
     """Fit and test one model; if it has the sequence, also the model without it, as a baseline."""
     pl.seed_everything(settings.training["seed"], verbose=False)
     model = BST(
-        data.num_items,
-        data.num_attributes,
-        data.user_cardinalities,
+        data.encoder.num_items,
+        data.encoder.num_attributes,
+        data.encoder.user_cardinalities,
         history_length=data.history_length,
         target=data.target,
-        rating_range=data.rating_range,
-        rating_units=data.rating_units,
+        rating_range=data.encoder.scale.range,
+        rating_units=data.encoder.scale.units,
         **settings.model,
         optimizer=settings.optimizer,
     )

@@ -16,8 +16,6 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 
-from common.errors import UserError
-
 T = TypeVar("T")
 P = ParamSpec("P")
 

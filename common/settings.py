@@ -84,7 +84,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def _holds(rule: Any, value: Any) -> bool:
     if isinstance(rule, tuple):
         return type(value) in (int, float) and rule[0] <= value <= rule[1]
-    return value in rule and type(value) is type(rule[0]) if isinstance(rule, list | range) else type(value) is rule
+    if isinstance(rule, list | range):  # the type first: a range searches for anything but an int one by one
+        return type(value) is type(rule[0]) and value in rule
+    return type(value) is rule
 
 
 def _words(rule: Any) -> str:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from common.errors import UserError, check, run_script
 from common.files import atomic_write
 from common.paths import data_root
-from data.guess import CODE, Guesses, guess_attributes, guess_roles
+from data.guess import CODE, Guesses, excluded, guess_attributes, guess_roles
 from data.look import Look
 from data.reader import Reader, data_files, source_of
 from data.schema import COLUMNS_FILE, Format, described
@@ -33,14 +33,14 @@ SAMPLE_ROWS, SAMPLE_FILES = 100_000, 10  # looked at
 
 @dataclass(frozen=True)
 class Table:
-    """The first rows of a file or folder. entries: of columns.json, without the columns."""
+    """The first rows of a file or folder. entries: of columns.json, but not the columns. unread: columns that cannot be
+    read, by their type."""
 
     path: Path
-    first: Path  # of the files
+    files: list[Path]
     entries: dict[str, Any]
     looks: dict[str, Look]
-    rows: int
-    unread: Guesses  # columns of types that cannot be read
+    unread: Guesses
     notes: list[str]
 
     def content(self, guesses: Guesses) -> dict[str, Any]:
@@ -50,15 +50,17 @@ class Table:
 
     def report(self, guesses: Guesses, notes: list[str]) -> str:
         """The guess as a table for the terminal."""
-        lines = []
+        lines, entries = [], {name: value for name, value in self.entries.items() if name != "missing"}
         for name, (entry, why) in (guesses | self.unread).items():
-            look = self.looks.get(name)
-            seen = [look.kind, len(look.values), f"{look.missing:.1%}", look.examples] if look else ["", "", "", ""]
+            seen = ["", "", "", ""]
+            if look := self.looks.get(name):
+                texts = [text if len(text) <= 16 else f"{text[:13]}..." for text in look.values[:3]]
+                seen = [look.kind, f"{len(look.values):,}", f"{look.missing:.1%}", ", ".join(texts)]
             lines.append([name, entry["role"], *seen, why])
         table = pd.DataFrame(lines, columns=["column", "role", "type", "distinct", "missing", "examples", "why"])
-        entries = {name: value for name, value in self.entries.items() if name != "missing"}
+        rows = max(look.rows for look in self.looks.values())
         form = "".join(f", {name} {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items())
-        head = f"{self.path}: the first {self.rows:,} rows, {len(lines)} columns{form}"
+        head = f"{self.path}: the first {rows:,} rows, {len(lines)} columns{form}"
         return "\n".join([head, "", table.to_string(index=False), "", *self.notes, *notes, ""])
 
 
@@ -73,11 +75,11 @@ def look_at(path: Path) -> Table:
         names = [str(file.relative_to(path)) for file in files]
         order = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
         notes.append(f"{len(files)} files, in natural order of their names: {order}.")
-    roles = {name: {"role": role} for name, role in columns.items() if role in ("kept", "categorical")}
-    cells = sample(files, Format.model_validate(entries | {"columns": roles}))
+    read = {name: {"role": role} for name, role in columns.items() if role in ("kept", "categorical")}
+    cells = sample(files, Format.model_validate(entries | {"columns": read}))
 
     def look_again() -> dict[str, Look]:
-        form = Format.model_validate(entries | {"columns": roles})
+        form = Format.model_validate(entries | {"columns": read})
         return {name: Look(name, cells[name], form) for name in cells.column_names}
 
     looks = look_again()
@@ -86,19 +88,17 @@ def look_at(path: Path) -> Table:
         f"{path} has the names of the columns in several lines. Remove the others with "
         f"`awk 'NR == 1 {{n = $0; print}} $0 != n' {shlex.quote(str(path))} > NEW_FILE`.",
     )
-    fractions = [look for look in looks.values() if look.numbers is not None and not look.is_whole]
-    if any(look.has_decimal_commas for look in looks.values()) and not fractions:
+    fractions = any(look.numbers is not None and not look.is_whole for look in looks.values())
+    if not fractions and any(look.has_decimal_commas for look in looks.values()):
         entries["decimal"] = ","
         looks = look_again()
     for look in looks.values():
         if look.odd and not look.named(CODE, within=True):
             entries["missing"] += look.odd
-            notes.append(
-                f"Column {look.name!r}: {' and '.join(map(repr, look.odd))} among numbers is taken for missing."
-            )
-    looks = look_again() if len(entries["missing"]) > len(MISSING) else looks
-    unread: Guesses = {n: ({"role": "excluded"}, f"holds {k}") for n, k in columns.items() if n not in roles}
-    return Table(path, files[0], entries, looks, len(cells), unread, notes)
+            texts = " and ".join(map(repr, look.odd))
+            notes.append(f"Column {look.name!r}: {texts} among numbers is taken for missing.")
+    unread = {name: excluded(f"holds {kind}") for name, kind in columns.items() if name not in read}
+    return Table(path, files, entries, look_again(), unread, notes)
 
 
 def sample(files: list[Path], form: Format) -> pa.Table:
@@ -121,22 +121,22 @@ def describe(path: Path, items: Path | None = None, users: Path | None = None) -
     others = {role: look_at(file) for role, file in (("item", items), ("user", users)) if file}
     guesses, notes, content = guess_roles(table.looks, {role: same_column(table, o) for role, o in others.items()})
     has_time = any(entry["role"] == "time" for entry, _ in guesses.values())
-    needs = {name: look.conversion for name, look in table.looks.items() if look.conversion}
-    if any(not has_time or not what.startswith("dates") for what, _ in needs.values()):
-        what = "; ".join(f"{name!r} has {what}" for name, (what, _) in needs.items())
-        how = command(table.first, table.entries, {name: needs.get(name, ("", ""))[1] for name in table.looks})
-        notes.append(f"To use them, convert the file and describe the new one: {what}. `{how}`")
+    needs = {name: look.conversion or ("", "") for name, look in table.looks.items()}
+    if any(what and not (has_time and what.startswith("dates")) for what, _ in needs.values()):
+        odd = "; ".join(f"{name!r} has {what}" for name, (what, _) in needs.items() if what)
+        how = command(table.files[0], table.entries, {name: expression for name, (_, expression) in needs.items()})
+        notes.append(f"To use them, convert the file and describe the new one: {odd}. `{how}`")
     parts, taken = [], set(table.looks)
     for role, other in others.items():
         ids = [table.looks[name] for name, (entry, _) in guesses.items() if entry["role"] == role]
         check(bool(ids), f"{path}: no columns look like users and items. Name them user_id and item_id.")
         more = guess_attributes(other.looks, role, ids[0], taken)
-        taken |= set(more)
         keys = [entry for entry, _ in more.values() if entry["role"] == role]
         check(bool(keys), f"{other.path} has no column with the ids of column {ids[0].name!r} in {path}.")
-        guesses[ids[0].name] = keys[0], guesses[ids[0].name][1]
+        guesses[ids[0].name] = keys[0], guesses[ids[0].name][1]  # ids are of the same type in both files
         content[f"{role}_attributes"] = other.content(more)
         parts.append(other.report(more, []))
+        taken |= set(more)
     return table.content(guesses) | content, "\n".join([table.report(guesses, notes), *parts])
 
 

@@ -23,23 +23,20 @@ NEGATIVE = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
 USERS = r"user|customer|member|client|visitor|reviewer|reader|viewer|buyer|subscriber|session|player|account|u"
 ITEMS = r"item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|anime|news|ad|adgroup"
 ITEMS += r"|upc|ean|gtin|creative|business|place|venue|poi|listing|recipe|course|question|goods|i"
-IDS = r"_?(id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title)"
-KEYS = {"user": rf"(\w+_)?({USERS})({IDS})?", "item": rf"(\w+_)?({ITEMS})({IDS})?"}
+IDS = r"id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title"
+KEYS = {role: rf"(\w+_)?({words})(_?({IDS}))?" for role, words in (("user", USERS), ("item", ITEMS))}
 OUTCOME = r"clicks?|clk|attributed|convert|conversions?|purchases?|buy|ordered"
 LABEL = rf"((is|was|has|did|will)_)?({OUTCOME}|churn|label|target|y)(_(flag|label|yn))?|(\w+_)?(label|target)"
 LABEL += r"|(\w+_)?(clicked|converted|purchased|bought|churned|subscribed)(_\w+)?"
 WEAK_LABEL = r"(is_)?(default|income|cancel|fraud|surviv|exited|attrition|left|respon|outcome|class|approved|install"
-WEAK_LABEL += (
-    r"|subscri|success|open|accept|return|deposit|bad|good|result|won|win|status|loan_status|revenue|sold|paid|spam)\w*"
-)
-FEEDBACK = r"(is_)?(like|liked|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)"
-FEEDBACK += r"|long_view|add_?to_?cart"
-FEEDBACK += r"|\w*(play|stay|watch|dwell)(ing)?_?(time|duration|ms|s|sec|seconds)\w*"
+WEAK_LABEL += r"|subscri|success|open|accept|return|deposit|bad|good|result|won|win|status|loan_status|revenue|sold)\w*"
+FEEDBACK = r"(is_)?(liked?|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)|long_view"
+FEEDBACK += r"|add_?to_?cart|\w*(play|stay|watch|dwell)(ing)?_?(time|duration|ms|s|sec|seconds)\w*"
 RATING = r"rating|rate|stars?|score|grade|vote|points|overall"
 TIME = r"time|times|timestamp|date|datetime|dat|ts|at|when|day|dt|hour"
 OTHER_TIME = r"birth\w*|dob|sign\w*|regist\w+|releas\w+|expir\w+|due|deliver\w*|ship\w*|return\w*|updated?|modified"
 OTHER_TIME += r"|last|first|end|until|dropoff|attributed|status|joined"
-TITLE = r"(\w+_)?(title|name|headline)"
+TITLE, SEX = r"(\w+_)?(title|name|headline)", "sex|gender"
 WEIGHT, SPLIT = r"((sample|row|instance|case)_)?weights?|fnlwgt", r"(\w+_)?(split|fold|set|partition|subset)"
 CODE = r"ids?|\w*id|key|code|cd|nr|zip|zipcode|postcode|postal|ip|[ck]\d+|cat\d*"
 AMOUNT = r"age|years?|price|amount|amt|counts?|cnt|num|n|total|sum|avg|mean|min|max|days|hours|minutes|sec|seconds|ms"
@@ -53,6 +50,10 @@ Guess = tuple[dict[str, Any], str]  # the entry in columns.json, and why
 Guesses = dict[str, Guess]  # by column
 
 
+def excluded(why: str) -> Guess:
+    return {"role": "excluded"}, why
+
+
 def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Guesses, list[str], dict[str, Any]]:
     """A guess per column, notes, and other entries of columns.json. keys: the columns of users and items, if known."""
     notes: list[str] = []
@@ -60,27 +61,20 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
     found = {role: looks.get(keys.get(role) or "") or guess_key(looks, role) for role in KEYS}
     pair = {role: look for role, look in found.items() if look}
     guesses = {look.name: key(role, look) for role, look in pair.items() if len(pair) == 2}
-    if empty := [
-        look.name for look in looks.values() if look.missing and any(look.named(words) for words in KEYS.values())
-    ]:
+    if empty := [n for n, look in looks.items() if look.missing and look.named(f"{KEYS['user']}|{KEYS['item']}")]:
         notes.append(f"Empty in some rows, so neither user nor item: {', '.join(empty)}.")
     guesses |= guess_time([look for name, look in looks.items() if name not in guesses])
     guesses |= guess_labels([look for name, look in looks.items() if name not in guesses], len(pair) == 2, notes)
     targets = [looks[n].target(entry) for n, (entry, _) in guesses.items() if entry["role"] in ("label", "rating")]
     late = []
     for name, look in looks.items():
-        guesses.setdefault(name, input_role(look))
-        role = guesses[name][0]["role"]
-        if role not in ("categorical", "dense") and not (look.is_date and role == "excluded"):
-            continue
-        if (alone := max((auc_alone(look, target) for target in targets), default=0.5)) > GIVES_AWAY:
-            why = f"gives the label away? AUC {alone:.3f} alone"
-        elif targets and look.named(FEEDBACK):
-            why = "known only after the label?"
-        else:
-            continue
-        guesses[name] = {"role": "excluded"}, why
-        late.append(name)
+        role = guesses.setdefault(name, input_role(look))[0]["role"]
+        if role in ("categorical", "dense") or (look.is_date and role == "excluded"):
+            alone = max((auc_alone(look, target) for target in targets), default=0.5)
+            if alone > GIVES_AWAY or (targets and look.named(FEEDBACK)):
+                gives_away = f"gives the label away? AUC {alone:.3f} alone"
+                guesses[name] = excluded(gives_away if alone > GIVES_AWAY else "known only after the label?")
+                late.append(name)
     if late:
         notes.append(f"Left out: {', '.join(late)}. If one is known before the label, give it the role of an input.")
     if not any(entry["role"] == "time" for entry, _ in guesses.values()):
@@ -100,14 +94,10 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
 
 def guess_key(looks: dict[str, Look], role: str) -> Look | None:
     """The column of users or items, rather one that is an id by its name."""
-    found = [
-        look
-        for look in looks.values()
-        if look.named(KEYS[role]) and not look.named(AMOUNT, within=True) and not look.missing and len(look.values) > 2
-        if look.kind in ("text", "number") and (look.numbers is None or look.is_whole)
-        if role == "item" or len(look.values) < look.rows
-    ]
-    return min(found, key=lambda look: not look.named(IDS[2:], within=True), default=None)
+    named = [look for look in looks.values() if look.named(KEYS[role]) and not look.named(AMOUNT, within=True)]
+    whole = [look for look in named if look.kind == "text" or (look.kind == "number" and look.is_whole)]
+    found = [look for look in whole if not look.missing and 2 < len(look.values) < look.rows + (role == "item")]
+    return min(found, key=lambda look: not look.named(IDS, within=True), default=None)
 
 
 def key(role: str, look: Look) -> Guess:
@@ -127,12 +117,11 @@ def guess_time(looks: list[Look]) -> Guesses:
     times = [look for look in looks if look.units and len(look.values) > 1]
     named = [look for look in times if look.is_date or look.named(TIME, within=True)]
     unnamed = [look for look in times if look.is_narrow and not look.named(f"{CODE}|{KIND}", within=True)]
-    time = min((look for look in named + unnamed if not look.missing), key=order, default=None)
-    guesses: Guesses = {
-        look.name: ({"role": "excluded"}, f"a time, empty in {look.missing:.1%}" if look.missing else "another time")
+    guesses = {
+        look.name: excluded(f"a time, empty in {look.missing:.1%}" if look.missing else "another time")
         for look in named
     }
-    if time:
+    if time := min((look for look in named + unnamed if not look.missing), key=order, default=None):
         what = "dates" if time.is_date else f"numbers, taken for {time.units[0]} since 1970"
         sure = "?" if time.named(OTHER_TIME, within=True) else ""
         guesses[time.name] = {"role": "time", "unit": time.units[0]}, f"orders the rows{sure}, no input; {what}"
@@ -143,16 +132,16 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
     """The labels, or the rating."""
     binary = [look for look in looks if len(look.values) == 2 and not look.is_list]
     numbers = [look for look in looks if look.numbers is not None and len(look.values) > 1]
-    ratings = [look for look in numbers if look.named(RATING, within=True)] if is_interactions else []
-    ratings += [look for look in numbers if look.is_whole and look.named(OUTCOME) and look not in binary]
     labels = [look for look in binary if look.named(LABEL)]
+    ratings = [look for look in numbers if look.named(RATING, within=True) and is_interactions]
+    ratings += [look for look in numbers if look.is_whole and look.named(OUTCOME) and look not in binary]
     if not labels and ratings:
         return {ratings[0].name: rating(ratings[0])}
     labels = labels or [look for look in binary if look.named(f"{FEEDBACK}|{WEAK_LABEL}")][-1:]
-    is_only = not labels and len(binary) == 1 and not is_interactions and not binary[0].named("sex|gender")
-    if is_only and (binary[0].words or binary[0].numbers is not None):
-        value, why = label(binary[0])
-        return {binary[0].name: (value, f"the only one with two values; {why}")}
+    if not labels and len(binary) == 1 and not is_interactions and not binary[0].named(SEX):
+        entry, why = label(binary[0])
+        if binary[0].words or binary[0].numbers is not None:
+            return {binary[0].name: (entry, f"the only one with two values; {why}")}
     if len(labels) > 1:
         names = ", ".join(look.name for look in labels)
         notes.append(f"Labels: {names}. multitask/train.py trains all; for the other models, exclude all but one.")
@@ -162,7 +151,7 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
         two = f" Two values: {', '.join(look.name for look in binary)}." if binary else ""
         notes.append(f'No column is the label: give one the role "label" and "positive", a list of its values.{two}')
         others = [look for look in looks if look.named(LABEL)]
-        return {o.name: ({"role": "excluded"}, f"the label? It has {len(o.values)} values, not two") for o in others}
+        return {o.name: excluded(f"the label? It has {len(o.values):,} values, not two") for o in others}
     return {look.name: label(look) for look in labels}
 
 
@@ -182,51 +171,51 @@ def label(look: Look) -> Guess:
 def rating(look: Look) -> Guess:
     """A click is a rating from the median on, or above the least."""
     numbers = np.sort(np.append(np.array(look.numbers), np.nan)[look.codes])[: look.known]
-    click_from = max(numbers[look.known // 2], numbers[numbers > numbers[0]][0])
-    return {"role": "rating", "click_from": float(click_from)}, f"a click from {click_from:g} on"
+    click_from = float(max(numbers[look.known // 2], numbers[numbers > numbers[0]][0]))
+    return {"role": "rating", "click_from": click_from}, f"a click from {click_from:g} on"
 
 
 def input_role(look: Look) -> Guess:
     """The role of a column that is no label, time or key."""
-    distinct, numbers = len(look.values), look.numbers
-    each = look.known / max(1, distinct)
-    excluded, number = {"role": "excluded"}, {"role": "categorical", "type": "number"}
+    distinct, numbers, each = len(look.values), look.numbers, look.known / max(1, len(look.values))
+    dense, text = {"role": "dense"}, {"role": "categorical"}
+    number = text | {"type": "number"}
     if distinct <= 1:
-        return excluded, "constant" if distinct else "empty"
+        return excluded("constant" if distinct else "empty")
     if look.is_list:
-        return {"role": "categorical"}, "several values"
-    if look.is_date:
-        return excluded, "dates"
-    if look.conversion:
-        return excluded, f"{look.conversion[0]}, not converted"
+        return text, "several values"
+    if look.is_date or look.conversion:
+        return excluded(f"{look.conversion[0]}, not converted" if look.conversion else "dates")
     if look.named(SPLIT) and distinct <= 10:
-        return excluded, 'a split? see "split" in docs/your_data.md'
+        return excluded('a split? see "split" in docs/your_data.md')
     if look.named(WEIGHT) and numbers is not None and numbers.min() >= 0:
         return {"role": "weight"}, "of the row in the loss, with weighted=True; no input"
-    if look.is_unique and distinct > FEW:
-        return excluded, "unique per row"
+    if distinct == look.known > FEW and (numbers is None or look.is_whole):
+        return excluded("unique per row")
     if look.separator:
-        return {"role": "categorical", "separator": look.separator}, f"several values, {look.separator!r}"
+        return text | {"separator": look.separator}, f"several values, {look.separator!r}"
     if numbers is None and sum(map(len, look.values)) > SENTENCE * distinct and each < 2:
-        return excluded, "free text"
+        return excluded("free text")
+    if {value.lower() for value in look.values} == {"true", "false"}:
+        return text | {"type": "boolean"}, ""
     if numbers is None or look.is_code:
-        is_boolean = {value.lower() for value in look.values} == {"true", "false"}
-        return {"role": "categorical"} | ({"type": "boolean"} if is_boolean else {}), ""
-    zeros = look.counts[numbers == 0].sum() / look.known
-    is_code = look.is_whole and numbers.min() >= -1
+        return text, ""
     if distinct <= 10:
         return number, "few numbers"
+    is_code = look.is_whole and numbers.min() >= -1
     if is_code and look.named(CODE, within=True):
         return number, "a code, by its name"
     if look.named(AMOUNT, within=True):
-        return {"role": "dense"}, "an amount, by its name"
+        return dense, "an amount, by its name"
     if is_code and look.named(KIND, within=True):
         return number, "a code, by its name"
+    if look.counts[numbers == 0].sum() > ZEROS * look.known:
+        return dense, "mostly 0"
     frequency = np.log(look.counts[np.argsort(numbers)])  # smooth over the values of an amount, but not of codes
-    is_smooth = bool(frequency.std() > 0 and np.corrcoef(frequency[:-1], frequency[1:])[0, 1] > 0.5)
-    if each >= REPEATS and zeros < ZEROS and (distinct <= FEW or (is_code and not is_smooth)):
+    is_smooth = frequency.std() > 0 and np.corrcoef(frequency[:-1], frequency[1:])[0, 1] > 0.5
+    if each >= REPEATS and (distinct <= FEW or (is_code and not is_smooth)):
         return number, f"numbers that repeat, {each:.0f} rows each: codes?"
-    return {"role": "dense"}, "mostly 0" if zeros >= ZEROS else "many numbers" if look.is_whole else "fractions"
+    return dense, "many numbers" if look.is_whole else "fractions"
 
 
 def guess_attributes(looks: dict[str, Look], role: str, ids: Look, taken: Collection[str]) -> Guesses:
@@ -241,17 +230,15 @@ def guess_attributes(looks: dict[str, Look], role: str, ids: Look, taken: Collec
     guesses = {name: input_role(look) for name, look in looks.items()}
     for name, (entry, _) in guesses.items():
         if name in taken:
-            guesses[name] = {"role": "excluded"}, "another file has a column of this name"
+            guesses[name] = excluded("another file has a column of this name")
         elif entry["role"] == "weight":
             guesses[name] = {"role": "dense"}, ""
-    names = [look for look in looks.values() if look.kind == "text" and len(look.values) > look.rows / 2]
     best = max(looks.values(), key=lambda look: max(held(look, str), held(look, canonical)))
     if held(best, canonical)[1]:
-        names = [look for look in names if look is not best]
-        as_text = key(role, ids)[0] if held(best, str)[1] else {"role": role, "type": "number"}
-        guesses[best.name] = as_text, "the key"
-    if names and role == "item":
-        title = min(names, key=lambda look: not look.named(TITLE))
+        guesses[best.name] = key(role, ids)[0] if held(best, str)[1] else {"role": role, "type": "number"}, "the key"
+    texts = [look for look in looks.values() if look.kind == "text" and len(look.values) > look.rows / 2]
+    title = min((t for t in texts if t is not best), key=lambda look: not look.named(TITLE), default=None)
+    if title and role == "item":
         guesses[title.name] = {"role": "kept"}, "the title"
     return guesses
 
@@ -265,8 +252,7 @@ def auc_alone(look: Look, target: np.ndarray) -> float:
     if look.numbers is not None and len(look.values) > BINS:
         edges = np.quantile(look.numbers[look.codes[look.codes >= 0]], np.linspace(0, 1, BINS + 1)[1:-1])
         codes = np.append(np.searchsorted(np.unique(edges), look.numbers, "right") + 1, 0)[look.codes]
-    known = ~np.isnan(target)
-    codes, target = codes[known], target[known]
+    codes, target = codes[~np.isnan(target)], target[~np.isnan(target)]
     half = np.random.default_rng(7).random(len(target)) < 0.5
     rows, positive = (np.bincount(codes[half], of, len(look.values) + 1) for of in (None, target[half]))
     return auc(((positive + target.mean()) / (rows + 1))[codes[~half]], target[~half])

@@ -1,4 +1,4 @@
-"""A column of a table in its first rows: what its values are.
+"""What the values of a column are, in the first rows.
 
 N: rows.
 """
@@ -44,16 +44,13 @@ class Look:
         self.values = [text for text, is_known in zip(texts, known, strict=True) if is_known]
         self.counts = np.bincount(self.codes[self.codes >= 0], minlength=len(self.values))
         self.known = int(self.counts.sum())
-        empty = pc.equal(pc.list_value_length(array), 0) if self.is_list else self.codes < 0
-        self.missing = float(np.mean(empty))
-        self.numbers = None if self.is_list else numbers_of(self.values, form.decimal)
+        self.missing = float(np.mean(pc.equal(pc.list_value_length(array), 0) if self.is_list else self.codes < 0))
+        self.numbers = None if self.is_list or not self.values else numbers_of(self.values, form.decimal)
         self.is_whole = self.numbers is not None and bool((self.numbers == np.floor(self.numbers)).all())
         self.is_date = bool(self.values) and self.numbers is None and are_dates(self.values)
         self.is_code = any(re.fullmatch(rf"0\d+|\d{{{MANY_DIGITS},}}", value) for value in self.values)
-        if self.is_list:
-            self.kind = "list"
-        else:
-            self.kind = "date" if self.is_date else "text" if self.numbers is None or self.is_code else "number"
+        is_number = self.numbers is not None and not self.is_code
+        self.kind = "list" if self.is_list else "date" if self.is_date else "number" if is_number else "text"
 
     def named(self, words: str, within: bool = False) -> bool:
         """Whether the name is one of these words or, `within`, has one of them."""
@@ -63,19 +60,11 @@ class Look:
         return len(self.values) > 1 and all(re.fullmatch(pattern, value) for value in self.values)
 
     @property
-    def examples(self) -> str:
-        return ", ".join(value if len(value) <= 16 else f"{value[:13]}..." for value in self.values[:3])
-
-    @property
-    def is_unique(self) -> bool:
-        return len(self.values) == self.known and (self.numbers is None or self.is_whole)
-
-    @property
     def units(self) -> list[str]:
         """The units in which the values are recent times; "date" for dates."""
         if self.is_date:
             return ["date"] if min(self.values) >= "1990" and max(self.values) < "2050" else []
-        if self.numbers is None or not self.values:
+        if self.numbers is None:
             return []
         least, most = self.numbers.min(), self.numbers.max()
         return [unit for unit, n in UNITS.items() if RECENT[0] < least / n <= most / n < RECENT[1]]
@@ -102,23 +91,23 @@ class Look:
     @property
     def separator(self) -> str | None:
         """What separates several values in a cell: parts that come again in other cells."""
-        for separator in LIST_SEPARATORS if self.numbers is None else ():
-            values = self.values[:10_000]
+        values = self.values[:10_000] if self.numbers is None else []
+        for separator in LIST_SEPARATORS:
             if 4 * sum(separator in value for value in values) <= len(values):
                 continue
             cells = [value.split(separator) for value in values]
             parts, lengths = {part for cell in cells for part in cell}, [len(cell) for cell in cells]
+            again = len(parts) < len(cells) or (len(parts) <= FEW and len(parts) < sum(lengths))
             varies = separator not in ", /" or len(set(lengths)) > 2
             ids = separator != " " or all(re.search(r"\d", part) for part in parts)  # no words of a sentence
-            repeat = len(parts) < len(cells) or (len(parts) <= FEW and len(parts) < sum(lengths))
-            if repeat and varies and ids:
+            if again and varies and ids:
                 return separator
         return None
 
     @property
     def conversion(self) -> tuple[str, str] | None:
-        """What the values are, and the expression of a column `t[c]` in pandas that makes them what the reader knows;
-        None if it knows them."""
+        """What the values are, if the reader does not know such, and an expression of a column `t[c]` in pandas that
+        makes them what it knows."""
         if self.kind in ("date", "list") or not self.values:
             return None
         first = self.values[0]
@@ -128,28 +117,27 @@ class Look:
                 if dates.dt.year.between(1990, 2049).all():
                     return f"dates like {first} ({form})", f'pandas.to_datetime(t[c], format="{form}")'
         if self.all_are(DATE_TEXT):
-            parts = [[*map(int, re.findall(r"\d+", value)), 0][:2] for value in self.values]
-            a, b = np.max(parts, axis=0)
-            order = "year" if a > FEW else "day" if a > 12 else "month" if b > 12 else "day or month"
-            of = f'pandas.to_datetime(t[c], dayfirst={order.startswith("day")}, format="mixed")'
-            return f"dates like {first!r}, {order} first", of
+            a, b = np.max([[*map(int, re.findall(r"\d+", value)), 0][:2] for value in self.values], axis=0)
+            order = "year" if a > 31 else "day" if a > 12 else "month" if b > 12 else "day or month"
+            is_day = order.startswith("day")
+            return (
+                f"dates like {first!r}, {order} first",
+                f'pandas.to_datetime(t[c], dayfirst={is_day}, format="mixed")',
+            )
         if self.numbers is None and self.all_are(GROUPED):
             comma = any(re.search(r"\.\d{3},|,(\d{1,2}|\d{4,})\D*$", value) for value in self.values)
-            mark = "," if comma or self.form.decimal == "," else "."
-            of = f't[c].str.replace("[^-0-9{mark}]", "", regex=True).str.replace(",", ".")'
-            return f"numbers like {first!r}", of
+            digits = "[^-0-9,]" if comma or self.form.decimal == "," else "[^-0-9.]"
+            return f"numbers like {first!r}", f't[c].str.replace("{digits}", "", regex=True).str.replace(",", ".")'
         if self.all_are(r"\[.*\]"):
-            of = 't[c].map(lambda x: "|".join(map(str, ast.literal_eval(x))) if x else x)'
-            return "lists as texts", of
+            return "lists as texts", 't[c].map(lambda x: "|".join(map(str, ast.literal_eval(x))) if x else x)'
         return None
 
     def target(self, entry: dict[str, Any]) -> np.ndarray:
         """1 for a click, 0 for none, nan if unknown (N,), if this column is a label or the rating."""
-        if entry["role"] == "rating":
-            values = (np.array(self.numbers) >= entry["click_from"]).tolist()
-        else:
-            values = [value in entry["positive"] for value in self.values]
-        return np.array([*map(float, values), np.nan])[self.codes]
+        is_click = [value in entry.get("positive", ()) for value in self.values]
+        if "click_from" in entry:
+            is_click = (np.array(self.numbers) >= entry["click_from"]).tolist()
+        return np.array([*map(float, is_click), np.nan])[self.codes]
 
 
 def are_dates(values: list[str]) -> bool:
@@ -166,6 +154,5 @@ def numbers_of(values: list[str], decimal: str) -> np.ndarray | None:
     array = pc.utf8_trim_whitespace(pa.array(values, pa.string()))
     if decimal == ",":
         array = pc.replace_substring(pc.replace_substring(array, ".", "x"), ",", ".")
-    found = cast_or_none(array, pa.float64()) if values else None
-    numbers = None if found is None else found.to_numpy()
-    return numbers if numbers is not None and (np.abs(numbers) <= LARGEST).all() else None
+    found = cast_or_none(array, pa.float64())
+    return found.to_numpy() if found is not None and (np.abs(found.to_numpy()) <= LARGEST).all() else None

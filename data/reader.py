@@ -201,15 +201,16 @@ class Reader:
         wanted, skipped = self._wanted(source, names), list[int]()
         try:
             yield from self._csv(text, names, wanted, skipped, threads=source.again)
-        except pa.ArrowInvalid:
+        except pa.ArrowInvalid as error:
+            message = one_line(error)
             if source.again:  # without threads, because only then pyarrow tells the row
                 with source.open() as stream:
                     again = Text(source.name, b"", stream, self.form)
                     try:
                         list(self._csv(again, names, wanted, skipped := [], threads=False))
                     except pa.ArrowInvalid as with_row:
-                        error = with_row
-            raise self._explained(source, names, skipped, one_line(error)) from error
+                        message = one_line(with_row)
+            raise self._explained(source, names, skipped, message) from error
 
     def _csv(
         self, text: Text, names: list[str], wanted: list[str], skipped: list[int], threads: bool

@@ -52,7 +52,7 @@ class Text:
         self.mac = b"\n" not in first and b"\r" in first  # old Mac line ends
         self.rest = self._prepared(first).removeprefix(BOM)
         comment = re.escape(form.comment.encode()) + rb"[^\n]*" if form.comment else b""
-        while (form.header or form.comment) and (skipped := re.match(rb"((%b)?\r?\n)+" % comment, self.rest)):
+        while (form.header or form.comment) and (skipped := re.match(rb"(([ \t]*|%b)\r?\n)+" % comment, self.rest)):
             self._skip(skipped.end())
         self.names = self._header() if form.header and self.rest else None
 

@@ -88,9 +88,10 @@ class MMoE(Recommender):
         return self.gates(x).softmax(2).expand(num_tasks, -1, -1)
 
     def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        weight = None if weight is None else weight.unsqueeze(1)
-        losses = functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").mean(0)  # (K,)
-        return losses @ self.task_weights
+        known = ~target.isnan()  # (B, K); a task's loss is the mean over the rows whose label is known
+        weight = known if weight is None else known * weight.unsqueeze(1)
+        losses = functional.binary_cross_entropy_with_logits(logits, target.nan_to_num(), weight, reduction="none")
+        return (losses.sum(0) / known.sum(0).clamp(min=1)) @ self.task_weights
 
     @property
     def loss_weight(self) -> float | None:

@@ -1,6 +1,7 @@
 """The benchmarks in tiny sizes; the packages that they compare with are not installed here."""
 
 import os
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from benchmarks.dlrm_reference import ReferenceDLRM, reference
 from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
 from benchmarks.turns import Comparison, Contender, summarise
+from common.data.raw_files import Published
+from data.census_income import CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.samples.census import census_sample
 from tests.movie_rows import make_ratings, write_1m
 
@@ -81,7 +84,8 @@ def test_the_plain_port_gets_the_same_inputs(tmp_path, monkeypatch):
 
 
 def test_mmoe_has_the_sizes_of_the_comparison(monkeypatch):
-    monkeypatch.setattr("data.census_income.census_sample", lambda: census_sample(1500, 600))
+    sample = Published("", partial(census_sample, CENSUS_INCOME_KDD, 1500, 600))
+    monkeypatch.setitem(MultiTaskDataModule.published, "census-income-kdd", sample)
     data = mmoe_rechub.sample()
     model = mmoe_rechub.model(data)
     dense, ids, label = map(torch.from_numpy, data.read(data.rows["train"][:8]))
@@ -92,7 +96,7 @@ def test_mmoe_has_the_sizes_of_the_comparison(monkeypatch):
 def test_boosted_trees_are_compared_on_the_test_rows_of_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(boosted_trees, "TREES", 50)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    sample = census_sample(1500, 600)
+    sample = census_sample(CENSUS_INCOME_KDD, 1500, 600)
     (tmp_path / "census-income-kdd").mkdir()
     for name in ("census-income.data", "census-income.test"):
         rows = [line.split(", ") for line in (sample / name).read_text().splitlines()]

@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 
 from common.errors import UserError
+from data.criteo_data import ClickDataModule
 from data.describe import describe, main
 from data.schema import described
+from deepfm.train import DATA
 
 ROWS = 1200
 NOW = 1_700_000_000  # seconds
@@ -326,6 +328,20 @@ def test_formats_that_are_read(tmp_path, form):
     others = {name: found.get(name) for name in ("separator", "encoding", "comment", "decimal", "quoted")}
     assert others == dict.fromkeys(others) | {"separator": ";"} | entries
     assert "the first 200 rows, 3 columns" in report
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_guess_trains_unedited(tmp_path, monkeypatch, form):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    (tmp_path / "table").write_bytes(FORMATS[form][0])
+    main(str(tmp_path / "table"), "mine")
+    data = ClickDataModule(**{"seed": 0} | DATA | {"dataset": "mine", "min_count": 1})
+    data.setup()
+    dense, ids, label = data.read(range(200))
+    assert label.tolist() == [n * n % 7 % 2 for n in range(200)]
+    names = ids[:, 0]
+    assert (names[::3] == names[0]).all() and (names[1::3] == names[1]).all() and names[0] != names[1]
+    assert np.argsort(dense[:50, 0]).tolist() == list(range(50))
 
 
 def test_a_file_without_names(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from data.criteo_data import ClickDataModule
+from data.criteo_data import CRITEO, ClickDataModule
 from data.samples.criteo import criteo_sample
 from dlrm.dlrmnet import DLRM
 from dlrm.train import train

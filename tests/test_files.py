@@ -180,7 +180,8 @@ def test_code_and_settings_are_part_of_the_key(source, tmp_path, monkeypatch):
     for text in ("A = 1\n", "A = 2\n"):
         module.write_text(text)
         linecache.clearcache()
-        code = [importlib.import_module("builder_of_this_test")]
+        importlib.import_module("builder_of_this_test")
+        code = ["builder_of_this_test"]
         entries += [build_once("keyed", [source], {"split": split}, build, code=code) for split in ("time", "random")]
     assert len(set(entries)) == 4
     assert [entry.exists() for entry in entries] == [False, False, True, True]

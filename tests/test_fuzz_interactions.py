@@ -4,17 +4,19 @@ import csv
 import io
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data.interactions_preprocessor import InteractionsPreprocessor
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bst.train import DATA
 from common.errors import UserError
+from data.history.scoring import HistoryScorer
 from data.movie_rating_seq import HistoryDataModule
+from data.reader import Source
 from tests.plain_parsers import Form
 from tests.test_fuzz import QUIET, small_blocks  # noqa: F401  # the fixture
 from tests.test_fuzz_datasets import damaged
@@ -79,9 +81,9 @@ def test_a_damaged_file_is_prepared_or_refused(monkeypatch):
             except UserError as error:
                 assert str(folder) in str(error) or "target is" in str(error)
                 return
-            ratings, times = (np.load(data.ordered / f"{name}.npy") for name in ("rating", "time"))
-            users = np.array(data.table.ids["user"])[np.load(data.ordered / "user.npy")]
-            items = np.array(data.table.ids["item"])[np.load(data.ordered / "movie.npy")]
+            ratings, times = (np.load(data.events / f"{name}.npy") for name in ("rating", "time"))
+            users = np.array(data.known["user"]["ids"])[np.load(data.events / "user.npy")]
+            items = np.array(data.known["item"]["ids"])[np.load(data.events / "item.npy")]
             found = zip(users.tolist(), items.tolist(), ratings.tolist(), times.tolist(), strict=True)
             expected = plain_rows((folder / "log.csv").read_bytes())
             assert sorted(found) == sorted(
@@ -100,10 +102,10 @@ def test_a_damaged_file_is_scored_or_refused(tmp_path, monkeypatch):
     @given(st.data())
     def run(draws):
         given = damaged(draws.draw, content, form)
-        preprocessor = InteractionsPreprocessor(state)
-        preprocessor.history_from_file = draws.draw(st.booleans())
+        scorer = HistoryScorer(state)
+        scorer.history_from_file = draws.draw(st.booleans())
         try:
-            batches = list(preprocessor.batches(io.BytesIO(given), "raw"))
+            batches = list(scorer.batches(Source("raw", lambda: nullcontext(io.BytesIO(given)), again=False)))
         except UserError as error:
             assert str(error).startswith("raw")
             return

@@ -170,7 +170,7 @@ def test_other_forms_of_the_same_ratings_give_the_same(tmp_path, lines):
     for a, b in zip(plain, everything(open_data(other)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     table = open_data(write_csv(tmp_path / "csv", lines))
-    assert table.encoder.user_cardinalities == [FIRST_ID + 12] and table.rating_range == (1, 5)
+    assert table.encoder.user_cardinalities == [FIRST_ID + 12] and table.encoder.scale.range == (1, 5)
     for a, b in zip(plain[:4], everything(table)[:4], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -232,7 +232,7 @@ def test_movies_that_their_file_lacks(tmp_path, lines, capsys):
         rows = sum(movie == 30 for _, movie, _, _ in lines)
         assert rows and f"1 of 30 items, with {rows} of " in capsys.readouterr().out
     assert len(np.load(data.events / "user.npy")) == 39 * 28 + len(lines)
-    assert data.title(data.num_items - 1) == "30" and data.title(FIRST_ID) == "Été 1 (1990)"
+    assert data.title(data.encoder.num_items - 1) == "30" and data.title(FIRST_ID) == "Été 1 (1990)"
     (folder / "movies.dat").write_text("".join(cut.splitlines(keepends=True)[:5]), "latin-1")
     with pytest.raises(UserError, match=r"25 of 30 items, with .* are not in .*movies.dat. The files do not match"):
         open_data(folder)
@@ -339,7 +339,7 @@ def test_all_items_are_ranked_but_those_the_user_had(tmp_path, lines):
     lines = [line for line in lines if line[1] != 30 or line[3] == 978_400_000]
     lines += [(11, next(m for u, m, *_ in lines if u == 11), 5, 978_400_000)]  # an item that the user has already
     data = open_data(write_1m(tmp_path / "ml", lines), target="item")
-    assert data.protocol.endswith(f"ranked among all {data.num_items - 2} items of the training rows")
+    assert data.protocol.endswith(f"ranked among all {data.encoder.num_items - 2} items of the training rows")
     ordered, (_, items) = in_order(lines), known(data)
     found = [torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True)]
     for row, candidates, target in zip(data.rows["test"], found[0], found[-1], strict=True):
@@ -352,7 +352,7 @@ def test_all_items_are_ranked_but_those_the_user_had(tmp_path, lines):
     assert [ordered[row][0] for row in data.rows["test"][missed]] == [12]
     for part, own in zip(found[1:5], data.examples()[torch.from_numpy(data.rows["test"])][1:5], strict=True):
         assert torch.equal(part, own)
-    popularity = np.bincount(np.load(data.folder / "item.npy")[data.rows["train"]], minlength=data.num_items)
+    popularity = np.bincount(np.load(data.folder / "item.npy")[data.rows["train"]], minlength=data.encoder.num_items)
     expected = np.log(popularity + 1) - np.log(popularity[FIRST_ID:].mean() + 1)
     np.testing.assert_allclose(found[5][0, :, 0], expected[FIRST_ID:], atol=1e-6)
 
@@ -360,7 +360,7 @@ def test_all_items_are_ranked_but_those_the_user_had(tmp_path, lines):
 def test_a_part_of_the_held_out_rows_if_there_are_many(tmp_path, lines, monkeypatch):
     folder = write_1m(tmp_path / "ml", lines)
     whole = open_data(folder, target="item").rows
-    monkeypatch.setattr("data.movie_rating_seq.RANKED_PAIRS", {"val": 4 * 30, "test": 10**6})
+    monkeypatch.setattr("data.history.module.RANKED_PAIRS", {"val": 4 * 30, "test": 10**6})
     some = open_data(folder, target="item").rows
     assert len(some["val"]) == 4 and set(some["val"]) < set(whole["val"])
     assert some["val"].tolist() == open_data(folder, target="item", seed=5).rows["val"].tolist()

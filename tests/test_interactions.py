@@ -98,7 +98,7 @@ def test_an_example_sees_its_users_past_alone(tmp_path, rng, split):
     train = [rows[n] for n in data.rows["train"]]
     assert texts[FIRST_ID:] == sorted({item for _, item, _, _ in train})
     least, greatest = min(row[3] for row in train), max(row[3] for row in train)
-    assert data.rating_range == (least, greatest)
+    assert data.encoder.scale.range == (least, greatest)
     unit = (greatest - least) / 4
     values = [1 + (row[3] - least) / unit for row in rows]
     expected = dict(zip(texts, encoder.expected, strict=True))
@@ -195,7 +195,7 @@ def test_movielens_as_a_table_gives_the_same_arrays(tmp_path, rng):
             for a, b in zip(official.read(numbers), own.read(numbers), strict=True):
                 np.testing.assert_array_equal(a, b)
         assert torch.equal(official.attribute_shares(), own.attribute_shares())
-        assert official.user_cardinalities == own.user_cardinalities
+        assert official.encoder.user_cardinalities == own.encoder.user_cardinalities
 
 
 def test_attributes(tmp_path, rng):
@@ -311,9 +311,14 @@ def test_a_label_is_a_click(tmp_path, rng):
     content["columns"][STARS] = {"role": "label", "positive": ["60", "70", "80", "90", "100"]}
     (folder / "columns.json").write_text(json.dumps(content))
     data = open_data(tmp_path)
-    assert data.target == "click" and data.rating_range == (0, 1)
+    assert data.target == "click" and data.encoder.scale.range == (0, 1)
     found = data.examples().targets(torch.arange(len(rows)))
     assert found.tolist() == [float(row[3] >= 60) for row in in_order(rows)]
+    content["columns"][STARS]["negative"] = [str(stars) for stars in range(0, 50, 10)]
+    (folder / "columns.json").write_text(json.dumps(content))
+    line = next(n for n, row in enumerate(rows, 2) if row[3] == 50)
+    with pytest.raises(UserError, match=rf"line {line}, .*: found '50', expected a value of the label in every row"):
+        open_data(tmp_path)
 
 
 def test_targets_that_the_data_cannot_have(tmp_path, rng):
@@ -422,10 +427,10 @@ def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
     state, rows = make_state(tmp_path, rng)
     data = open_data(tmp_path)
     settings = {name: value for name, value in SMALL.items() if name in MODEL}
-    model = BST(
-        data.num_items, data.num_attributes, data.user_cardinalities, history_length=5, target="rating",
-        rating_range=data.rating_range, rating_units=data.rating_units, optimizer=OPTIMIZER, **MODEL | settings,
-    ).eval()  # fmt: skip
+    encoder, changes = data.encoder, {"history_length": 5, "target": "rating", "optimizer": OPTIMIZER}
+    units = {"rating_range": encoder.scale.range, "rating_units": encoder.scale.units}
+    sizes = encoder.num_items, encoder.num_attributes, encoder.user_cardinalities
+    model = BST(*sizes, **MODEL | settings | changes | units).eval()
     user = rows[20][0]
     own = [row for row in rows if row[0] == user]
     scorer = HistoryScorer(state)

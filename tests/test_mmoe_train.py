@@ -84,7 +84,9 @@ def test_tasks_of_one_class_in_validation(raw, outputs, capsys, tasks, line):
 
 
 def test_unknown_tasks_are_refused(raw):
-    with pytest.raises(UserError, match=r"tasks is .*'wealth'.*income, never_married, education"):
+    with pytest.raises(
+        UserError, match=r"tasks is .*'wealth'.*must list one or more of education, never_married, income"
+    ):
         train(data_root=str(raw), tasks=("income", "wealth"), **SMALL)
 
 

@@ -6,6 +6,7 @@ import torch
 from bst.train import train as train_bst
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
+from data.census_income import CENSUS_INCOME_KDD
 from data.samples.census import census_sample
 from deepfm.deepfm import DeepFM
 from deepfm.train import train as train_deepfm
@@ -41,7 +42,7 @@ def root(tmp_path, rng):
     """DATA_ROOT with a few raw rows of each kind."""
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
     write_1m(tmp_path / "ml-1m", make_ratings(rng, users=30))
-    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(CENSUS_INCOME_KDD, 1_500, 600))
     return str(tmp_path)
 
 

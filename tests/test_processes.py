@@ -146,7 +146,7 @@ def test_a_process_dies(tmp_path, outputs, rng, monkeypatch):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other process in /proc")
 @pytest.mark.parametrize("dying", [0, 1])
 def test_one_process_dies_before_they_meet(tmp_path, outputs, rng, monkeypatch, dying):
-    """The other process, which would wait for it, ends within seconds, with one line, and leaves no temporary folder."""
+    """The other process, which would wait for it, ends within seconds with one line, and leaves no temporary folder."""
     write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 700))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     (tmp_path / "tmp").mkdir()

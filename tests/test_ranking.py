@@ -109,7 +109,7 @@ def test_recommenders_rank_by_what_a_user_had(tmp_path, rng):
     results = ranking_baselines(data)
     user, item, _ = data.user_item_target()
     train = [(user[row], item[row] - 2) for row in data.rows["train"]]
-    items = data.num_items - 2
+    items = data.encoder.num_items - 2
     count = [sum(i == j for _, j in train) for i in range(items)]
     sets = [{u for u, j in train if j == i} for i in range(items)]
     for number, row in enumerate(data.rows["test"]):

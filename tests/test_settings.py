@@ -14,7 +14,6 @@ import dlrm.train
 import multitask.train
 import tune_dlrm
 from bst.bst import BST
-from common.cluster.search import run_search
 from common.errors import UserError
 from common.model.optimizer import build_optimizer
 from common.settings import RULES, Settings, check_settings
@@ -33,7 +32,7 @@ SCRIPTS = {
 }
 # arguments that a train.py passes besides its settings
 OF_THE_RUN = {ClickDataModule: {"seed"}, MultiTaskDataModule: {"seed"}, HistoryDataModule: {"seed"}}
-OF_THE_RUN |= {model: {"optimizer", "slots", "pooling"} for _, model in SCRIPTS.values()}
+OF_THE_RUN |= {model: {"optimizer", "pooling"} for _, model in SCRIPTS.values()}
 OF_THE_RUN |= {BST: {"optimizer", "history_length", "target", "rating_range", "rating_units"}}
 
 
@@ -79,7 +78,6 @@ def test_each_setting_has_a_comment_or_says_it_all(script):
 
 
 def test_the_search_takes_its_settings():
-    assert tune_dlrm.SEARCH.keys() - {"storage"} <= keywords(run_search)
     assert tune_dlrm.SEARCH.keys() <= RULES.keys()
     known = Settings(*groups(dlrm.train)).flat()
     assert tune_dlrm.SPACE.keys() | tune_dlrm.FIXED.keys() <= known.keys()

@@ -51,11 +51,11 @@ def compare(rank: int, port: int, folder: Path) -> None:
         torch.manual_seed(0)
         settings = {"cardinalities": SIZES, "optimizer": optimizer, "embedding_l2": l2}
         if optimizer == "adagrad":  # a field of two values in a cell, or one and padding
-            settings |= {"slots": [1, 2, 1], "pooling": [None, "mean", None]}
+            settings |= {"pooling": [None, "mean", None]}
         model = make_model(**settings)
         batches = [make_batch(ROWS, SIZES) for _ in range(STEPS)]
         batches = [(dense, ids, label.double()) for dense, ids, label in batches]
-        if "slots" in settings:
+        if "pooling" in settings:
             batches = [(dense, ids[:, [0, 1, 1, 2]], label) for dense, ids, label in batches]
             for _, ids, _ in batches:
                 ids[:, 2] = torch.randint(-1, SIZES[1], (ROWS,))

@@ -123,7 +123,8 @@ def test_the_cause_is_named():
 
 def test_a_run_on_few_rows_says_so(tmp_path, capsys):
     write_table(tmp_path, ("bought",))
-    results = train_deepfm(dataset="mine", data_root=str(tmp_path), batch_size=1024, max_epochs=1)
+    few_steps = {"batch_size": 1024, "max_epochs": 1, "on_regression": False}
+    results = train_deepfm(dataset="mine", data_root=str(tmp_path), **few_steps)
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("Training for 1 epoch of 1 step, batch_size 1,024, ") for line in lines)
     assert any(line.startswith("1 step may be") for line in lines)

@@ -15,6 +15,7 @@ import optuna
 import pandas as pd
 import pytest
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 
 import dlrm.train
 from common.cluster.search import DISK, SearchProgress, TuneReporter, make_scheduler
@@ -22,6 +23,7 @@ from common.cluster.study import CAUSE_FILE, open_study, trial_folder
 from common.errors import UserError
 from common.files import write_json
 from common.paths import REPO
+from common.settings import Settings
 from common.training.run_folder import continued_folder
 from data.criteo_data import CRITEO
 from data.samples.criteo import criteo_sample
@@ -44,6 +46,7 @@ def start(tmp_path, outputs):
         call = f"search(trials={trials}, space={{{space}}}, {SETTINGS})"
         code = f"""import sys; sys.path.insert(0, {str(REPO)!r})
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 from common.errors import run_script
 from tune_dlrm import search
 run_script(lambda: {call})"""
@@ -77,6 +80,12 @@ def read_trials(outputs: Path) -> list[dict]:
         trial.user_attrs | {"params": trial.params, "values": trial.intermediate_values}
         for trial in open_study(folder, "val_auc").trials
     ]
+
+
+def scheduler_of(study: optuna.Study) -> ASHAScheduler:
+    settings = Settings(dlrm.train.DATA, dlrm.train.MODEL, dlrm.train.OPTIMIZER, dlrm.train.TRAINING)
+    options = {"grace_validations": 1, "reduction_factor": 2}
+    return make_scheduler(study, settings.changed({"max_epochs": 1, "validations_per_epoch": 3}), options)
 
 
 def new_trial(study: optuna.Study, state: str = "started") -> int:
@@ -246,7 +255,7 @@ def test_a_trial_is_finished_however_many_validations_it_has(
     train(**small, data_root=str(tmp_path), batch_size=batch_size, callbacks=[TuneReporter()], test=False)
 
     study = open_study(tmp_path, "val_auc")
-    progress, scheduler = SearchProgress(study, tmp_path, 1, 0), make_scheduler(study, 1, 3, 2)
+    progress, scheduler = SearchProgress(study, tmp_path, 1, 0), scheduler_of(study)
     for seen, state in (reports, "finished"), (reports[:1], "stopped"):
         trial = SimpleNamespace(trial_id=state, config={"number": new_trial(study)})
         scheduler.on_trial_add(None, trial)

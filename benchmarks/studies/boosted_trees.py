@@ -31,7 +31,7 @@ def main(run_folder: str) -> None:
     data = MultiTaskDataModule(**{name: settings[name] for name in DATA}, seed=settings["seed"])
     data.setup()
     task = data.tasks.index("income")
-    categorical = [field.source == "text" for field in data.encoder.fields]
+    categorical = [field.kind == "text" for field in data.encoder.fields]
     x, y = {}, {}
     for split, rows in data.rows.items():
         dense, ids, label = data.read(rows)

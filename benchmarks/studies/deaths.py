@@ -22,6 +22,7 @@ import common.training.fit
 from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO
 from common.errors import check, run_script
+from data.census_income import CENSUS_INCOME_KDD
 from data.criteo_data import CRITEO
 from data.samples.census import census_sample
 from data.samples.criteo import criteo_sample
@@ -45,7 +46,7 @@ def write_data(root: Path) -> None:
     """DATA_ROOT with small samples, as if they were the real datasets."""
     samples = {
         "criteo": criteo_sample(CRITEO, 3_000),
-        "census-income-kdd": census_sample(1_500, 600),
+        "census-income-kdd": census_sample(CENSUS_INCOME_KDD, 1_500, 600),
         "ml-1m": movie_sample(60),
     }
     for name, folder in samples.items():

@@ -16,7 +16,7 @@ from common.training.baselines import design, fit_regression
 from data.criteo_data import ClickDataModule
 from deepfm.train import DATA
 
-TRANSFORMS = ("log", "log+missing", "quantile")
+TRANSFORMS = ("log", "log+missing", "quantile", "log+quantile")
 
 
 def main(dataset: str = "criteo", split: str = "time") -> None:

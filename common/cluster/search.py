@@ -6,7 +6,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +33,9 @@ from common.cluster.study import (
     settings_of,
     trial_folder,
 )
-from common.errors import UserError
+from common.errors import UserError, shown
 from common.process_group import is_distributed
+from common.settings import Settings
 from common.training.callbacks import MetricsLog
 from common.training.fit import mode_of
 
@@ -46,52 +47,45 @@ RESTARTS = 2  # of a trial whose process dies without an exception (killed, out 
 def run_search(
     run_trial: Callable[[dict[str, Any]], None],
     space: dict[str, Any],
-    first: dict[str, Any],
+    settings: Settings,
+    options: Mapping[str, Any],
     study: optuna.Study,
     folder: Path,
     begun: float,
-    *,
-    epochs: int,
-    validations: int,
-    seed: int,
-    trials: int,
-    grace_validations: int,
-    reduction_factor: int,
-    concurrent_trials: int | None,
-    cpus_per_trial: int,
-    gpus_per_trial: float,
-    workers_per_trial: int,
-    ray_address: str | None,
 ) -> None:
-    """Run trials until `trials` of those in the study have ended.
+    """Run trials until enough of those in the study have ended.
 
-    run_trial: trains one configuration, which includes its "number". first: the configuration that is tried first if it
-    lies in the space. begun: see SearchProgress. epochs, validations: per trial. The others: tune_dlrm.py.
+    run_trial: trains one configuration, which includes its "number". settings: of a trial; they are tried first if they
+    lie in the space. options: SEARCH in tune_dlrm.py. begun: see SearchProgress.
 
     Raises: UserError if Ray has too few CPUs or GPUs for a trial, or a disk is full.
     """
-    start_ray(ray_address, cpus_per_trial, show_output=False)  # SearchProgress prints what happens to trials
-    gpus = gpus_per_trial if workers_per_trial == 1 else 0  # several workers reserve their GPUs themselves
-    cpus = workers_per_trial * cpus_per_trial
+    training, workers = settings.training, options["workers_per_trial"]
+    start_ray(options["ray_address"], options["cpus_per_trial"], show_output=False)  # SearchProgress prints
+    gpus = options["gpus_per_trial"] if workers == 1 else 0  # several workers reserve their GPUs themselves
+    cpus = workers * options["cpus_per_trial"]
     check_resources("cpus_per_trial times workers_per_trial", "CPU", cpus, on_one_machine=True)
     check_resources("gpus_per_trial", "GPU", gpus, on_one_machine=True)
+    first = {name: settings.flat()[name] for name in space}
     if not study.get_trials(deepcopy=False) and all(values.is_valid(first[name]) for name, values in space.items()):
         study.enqueue_trial({name: in_database(value) for name, value in first.items()})
-    while missing := trials - len(in_state(study, *ENDED)):
+    while missing := options["trials"] - len(in_state(study, *ENDED)):
         for trial in in_state(study, "started"):  # wait until no process of an earlier, killed search holds it
             if (lock := trial_folder(folder, trial.number) / "run.lock").exists():
                 FileLock(lock).acquire(timeout=60).lock.release()
         tuner = tune.Tuner(
             tune.with_resources(run_trial, {"cpu": cpus, "gpu": gpus}),
             tune_config=tune.TuneConfig(
-                search_alg=ContinuedSearch(study, space, seed),
-                scheduler=make_scheduler(study, grace_validations, validations, reduction_factor),
+                search_alg=ContinuedSearch(study, space, training["seed"]),
+                scheduler=make_scheduler(study, settings, options),
                 num_samples=missing,
-                max_concurrent_trials=concurrent_trials,
-                reuse_actors=workers_per_trial == 1,  # a process imports torch only once
+                max_concurrent_trials=options["concurrent_trials"],
+                reuse_actors=workers == 1,  # a process imports torch only once
             ),
             run_config=tune.RunConfig(
-                storage_path=str(folder / "ray"), verbose=0, callbacks=[SearchProgress(study, folder, epochs, begun)]
+                storage_path=str(folder / "ray"),
+                verbose=0,
+                callbacks=[SearchProgress(study, folder, training["max_epochs"], begun)],
             ),
         )
         try:
@@ -132,12 +126,17 @@ class ContinuedSearch(OptunaSearch):
         """SearchProgress records it."""
 
 
-def make_scheduler(study: optuna.Study, grace_validations: int, validations: int, factor: int) -> ASHAScheduler:
+def make_scheduler(study: optuna.Study, settings: Settings, options: Mapping[str, Any]) -> ASHAScheduler:
     """ASHA over the number of validations, so that trials are compared at equal progress; fed with earlier trials."""
-    # a trial ends by itself: it may have more validations than were asked for, see TuneReporter
-    metric = study.user_attrs["metric"]
+    metric, training = study.user_attrs["metric"], settings.training
     scheduler = ASHAScheduler(
-        "validation", metric, mode_of(metric), validations, grace_validations, factor, stop_last_trials=False
+        "validation",
+        metric,
+        mode_of(metric),
+        max_t=training["max_epochs"] * training["validations_per_epoch"],
+        grace_period=options["grace_validations"],
+        reduction_factor=options["reduction_factor"],
+        stop_last_trials=False,  # a trial ends by itself: it may have more validations, see TuneReporter
     )
     for trial in in_state(study, "finished", "stopped"):
         earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")  # all that ASHA looks at
@@ -198,11 +197,7 @@ class SearchProgress(tune.Callback):
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         ours = self._ours(trial)
         resumed = f", again from validation {len(ours.intermediate_values)}" if ours.intermediate_values else ""
-        shown = "  ".join(
-            f"{name} {value:.2g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in ours.params.items()
-        )
-        self.log(ours.number, f"starts{resumed}: {shown}")
+        self.log(ours.number, f"starts{resumed}: {', '.join(f'{k} {shown(v)}' for k, v in ours.params.items())}")
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         ours = self._ours(trial)

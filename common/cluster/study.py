@@ -122,12 +122,13 @@ def end_trial(study: optuna.Study, folder: Path, number: int, state: str, cause:
                 shutil.rmtree(trial_folder(folder, other.number) / "checkpoints", ignore_errors=True)
 
 
-def write_table(study: optuna.Study, folder: Path) -> str:
-    """Write all trials to trials.csv, the best first; return the best ones as text."""
+def write_table(study: optuna.Study, folder: Path, tested: dict[int, float]) -> str:
+    """Write all trials to trials.csv, the best first; return the best ones as text. tested: test metric by trial."""
     metric, ended = study.user_attrs["metric"], in_state(study, *ENDED)
     rows = [
         {"trial": trial.number, "state": trial.user_attrs["state"], "validations": len(trial.intermediate_values)}
-        | {metric: best_value(study, trial), **trial.params, "cause": trial.user_attrs["cause"]}
+        | {metric: best_value(study, trial), metric.replace("val_", "test_"): tested.get(trial.number)}
+        | {**trial.params, "cause": trial.user_attrs["cause"]}
         for trial in by_value(study, ended) + [trial for trial in ended if not trial.intermediate_values]
     ]
     table = pd.DataFrame(rows)
@@ -163,7 +164,9 @@ def plot_search(study: optuna.Study, folder: Path, title: str) -> None:
         for name, plot in ("search", optuna_plots.plot_intermediate_values), ("settings", optuna_plots.plot_slice):
             axes = np.atleast_1d(np.asarray(plot(study)))
             axes[0].set_ylim(*sorted([end, values[0] + 0.05 * (values[0] - end)]))
-            axes[0].set_ylabel(study.user_attrs["metric"])
+            axes[0].set(ylabel=study.user_attrs["metric"], title="")
+            for each in axes:  # otherwise widths overlap
+                each.tick_params(axis="x", which="both", labelrotation=90)
             axes[0].figure.suptitle(f"{title}; {beyond} of {len(values)} trials lie outside", fontsize="small")
             axes[0].figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
             pyplot.close(axes[0].figure)

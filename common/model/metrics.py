@@ -86,7 +86,7 @@ class RatingMetrics(PredictionMetric):
 
 
 class TaskMetrics(PredictionMetric):
-    """AUC of each of several binary tasks, their mean, and the mean log loss."""
+    """AUC of each of several binary tasks, their mean, and the mean log loss; a label that is not known is nan."""
 
     def __init__(self, tasks: Sequence[str]):
         super().__init__()
@@ -98,8 +98,9 @@ class TaskMetrics(PredictionMetric):
     def compare(
         self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
     ) -> dict[str, dict[str, float]]:
+        known = ~target.isnan()
         return {
-            f"auc_{task}": auc_difference(prediction[:, k], other[:, k], target[:, k])
+            f"auc_{task}": auc_difference(*(part[known[:, k], k] for part in (prediction, other, target)))
             for k, task in enumerate(self.tasks)
         }
 
@@ -134,7 +135,7 @@ def rating_metrics(prediction: Tensor, rating: Tensor) -> dict[str, float]:
 
 def auc(score: Tensor, label: Tensor) -> float:
     """Exact area under the ROC curve of scores (N,) for labels (N,) of 0 and 1; nan if there is only one class."""
-    if label.min() == label.max():
+    if len(label) == 0 or label.min() == label.max():
         return math.nan
     return binary_auroc(score, label.int()).item()
 
@@ -173,13 +174,22 @@ def tempered(probability: Tensor, temperature: float) -> Tensor:
 
 
 def task_metrics(tasks: Sequence[str], probability: Tensor, label: Tensor) -> dict[str, float]:
-    """auc_<task> for each column of probabilities and labels (N, K), auc_mean over the defined ones, and log_loss."""
-    aucs = [auc(probability[:, k], label[:, k]) for k in range(len(tasks))]
-    defined = [value for value in aucs if not math.isnan(value)]
+    """auc_<task> for each column of probabilities and labels (N, K), auc_mean over the defined ones, and log_loss, the
+    mean over tasks; each over the rows whose label is known, i.e. not nan."""
+    aucs, losses = [], []
+    for score, column in zip(probability.T, label.T, strict=True):
+        known = ~column.isnan()
+        aucs.append(auc(score[known], column[known]))
+        losses.append(functional.binary_cross_entropy(score[known].cpu().double(), column[known].cpu().double()).item())
     return {f"auc_{task}": value for task, value in zip(tasks, aucs, strict=True)} | {
-        "auc_mean": sum(defined) / len(defined) if defined else math.nan,
-        "log_loss": functional.binary_cross_entropy(probability.cpu().double(), label.cpu().double()).item(),
+        "auc_mean": _mean_of_defined(aucs),
+        "log_loss": _mean_of_defined(losses),
     }
+
+
+def _mean_of_defined(values: list[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def _joined(parts: list[Tensor] | Tensor) -> Tensor:

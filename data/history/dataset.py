@@ -41,6 +41,14 @@ class Scale:
     unit: float = 1.0
     has_ratings: bool = True
 
+    @property
+    def range(self) -> tuple[float, float]:
+        return self.least, self.greatest
+
+    @property
+    def units(self) -> tuple[float, float]:
+        return self.offset, self.unit
+
     def clicks(self, rating: Tensor) -> Tensor:
         """1 for a rating of at least click_from, otherwise 0; nan stays nan."""
         assert self.click_from is not None

@@ -172,7 +172,9 @@ class HistoryEncoder:
 
     def residuals(self, rating: np.ndarray, item: np.ndarray) -> np.ndarray:
         """Ratings (N,) minus the expected ratings of the items (N,); 0 if the data has no ratings."""
-        return (in_units(rating, self.scale) - self.expected[item]) * self.scale.has_ratings
+        if not self.scale.has_ratings:
+            return np.zeros(len(item))
+        return in_units(rating, self.scale) - self.expected[item]
 
     def encode(
         self, events: Columns, of_users: Mapping[str, Cells], start_from_biases: bool

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.errors import check
 from data.attributes import read_attributes
-from data.reader import Reader, data_files, read_files, source_of
+from data.reader import Reader, Source, data_files, source_of
 from data.schema import Dataset, Format, Label
 
 KEYS = ("user", "item")
@@ -37,14 +37,16 @@ def write_events(dataset: Dataset, published: bool, target: Path) -> None:
     blocks: list[list[np.ndarray]] = []
     size = sum(path.stat().st_size for path in paths)
     with tqdm(total=size, unit="B", unit_scale=True, desc="Reading", delay=2) as bar:
-        for batch in read_files(paths, reader, bar.update):
-            ids = [_numbered(batch.column(str(form.only(key))), numbers[key]) for key in KEYS]
-            blocks.append([*ids, ratings_of(form, batch), _times(form, batch)])
+        for source in map(source_of, paths):
+            before = 0
+            for batch in reader.batches(source, bar.update):
+                rating = ratings_of(form, batch)
+                _check_ratings(form, reader, source, before, rating, published)
+                ids = [_numbered(batch.column(str(form.only(key))), numbers[key]) for key in KEYS]
+                blocks.append([*ids, rating, _times(form, batch)])
+                before += len(batch)
     tables = read_attributes(dataset)
     user, item, rating, time = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
-    if published and len(wrong := np.flatnonzero((rating < RATINGS[0]) | (rating > RATINGS[1]))):
-        row, expected = int(wrong[0]), f"a rating from {RATINGS[0]} to {RATINGS[1]:g}"
-        raise reader.error(source_of(paths[0]), row, str(form.only("rating")), rating[row], expected)
     for key, column in zip(KEYS, (user, item), strict=True):
         texts, rank = _in_order(list(numbers[key]))
         column[:] = rank[column]
@@ -65,6 +67,17 @@ def write_events(dataset: Dataset, published: bool, target: Path) -> None:
         np.save(target / f"{name}.npy", values)
 
 
+def _check_ratings(
+    form: Format, reader: Reader, source: Source, before: int, rating: np.ndarray, published: bool
+) -> None:
+    """before: rows of the source before these."""
+    known = (rating >= RATINGS[0]) & (rating <= RATINGS[1]) if published else ~np.isnan(rating)
+    if not known.all():
+        row, name = int(known.argmin()), str(form.only("rating", "label"))
+        expected = f"a rating from {RATINGS[0]} to {RATINGS[1]:g}" if published else "a value of the label in every row"
+        raise reader.error(source, before + row, name, rating[row], expected)
+
+
 def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:
     """Ratings (N,) float32: a label is 0 or 1, without either all are 1; nan if unknown."""
     name = form.only("rating") or form.only("label")
@@ -72,9 +85,12 @@ def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:
         return np.full(len(batch), np.nan if name else 1.0, np.float32)
     column, cells = form.columns[str(name)], batch.column(name)
     if isinstance(column, Label):
-        cells = pc.if_else(
-            pc.is_in(cells, pa.array(form.missing_texts)), None, pc.is_in(cells, pa.array(column.positive))
+        positive, negative, missing = (
+            pc.is_in(cells, pa.array(texts or (), pa.string()))
+            for texts in (column.positive, column.negative, form.missing_texts)
         )
+        known = pc.or_(positive, negative) if column.negative else pc.invert(missing)
+        cells = pc.if_else(known, positive, None)
     return cells.cast(pa.float32()).to_numpy(zero_copy_only=False)
 
 

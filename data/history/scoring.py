@@ -78,10 +78,6 @@ class HistoryScorer:
         self.time, self.part, self.user_ids = events["time"], events["part"], events["user_ids"]
         self.start = np.append(events["start"], len(self.time))  # (users + 1,)
         self.texts = [state["ids"][key] for key in KEYS]
-        if not all(type(text) is str for part in self.texts for text in part):
-            raise ValueError("ids that are not strings")
-        if len(self.texts[0]) != len(self.user_ids) or len(self.texts[1]) <= events["item"].max():
-            raise ValueError("other ids than users and items")
         self.users = {text: number for number, text in enumerate(self.texts[0])}
         vocabulary = np.array(self.encoder.items)
         ids = encode_ids(np.arange(len(self.texts[1])), vocabulary)
@@ -218,11 +214,10 @@ class HistoryScorer:
         for name, column in zip(self.names, (inputs[4][:, 0], inputs[0][:, 0]), strict=True):
             self.unseen[name] += int((column == OOV).sum())
         self._rows += len(batch)
-        known = self.form.only("rating", "label") is not None
-        target = torch.from_numpy(rating if known else np.full_like(rating, np.nan)).unsqueeze(1)
+        target = torch.tensor(rating).unsqueeze(1)
         if self.target == "click":
             target = self.scale.clicks(target)
-        return inputs, target if self.target != "item" else torch.full_like(target, torch.nan)
+        return inputs, torch.full_like(target, torch.nan) if self.target == "item" else target
 
     def _span(self, user: str) -> tuple[int, int]:
         number = self.users[user]
