@@ -126,7 +126,7 @@ def trainings():
 run_script(trainings)
 """)
     first, runs = start_process(script, folder=tmp_path), outputs / "runs" / "deepfm"
-    wait_until(lambda: (runs / "version_4" / "metrics.csv").exists(), first)
+    wait_until(lambda: (runs / "version_4" / "checkpoints" / "last.ckpt").exists(), first)
     is_distributed = [json.loads((runs / f"version_{i}" / "results.json").read_text()) for i in (2, 3)]
     for one, two in zip(alone, is_distributed, strict=True):
         for metrics in ("test", "validation"):
