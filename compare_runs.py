@@ -18,8 +18,8 @@ if __name__ == "__main__":
 import pandas as pd
 import torch
 
-from common.model.metrics import metrics_of
 from common.files import read_json
+from common.model.metrics import metrics_of
 from common.paths import output_root
 from common.training.predictions import read_predictions
 from common.training.results import with_interval
@@ -30,7 +30,9 @@ def compare_runs(*folders: str | Path) -> pd.DataFrame:
     """The table, with the ends of the intervals in columns of their own."""
     runs = find_runs([Path(folder) for folder in folders] or [output_root() / "runs"])
     settings = pd.DataFrame.from_dict({name: run["settings"] for name, run in runs.items()}, "index").map(str)
-    models = settings.drop(columns=[*NOT_COMPARED], errors="ignore").groupby({name: run["model"] for name, run in runs.items()})
+    models = settings.drop(columns=[*NOT_COMPARED], errors="ignore").groupby(
+        {name: run["model"] for name, run in runs.items()}
+    )
     differing = {model: part.columns[part.nunique() > 1] for model, part in models}
     first: dict[Any, tuple[str, torch.Tensor]] = {}  # name and predictions of the first run, by what was predicted
     rows: list[dict[str, Any]] = []

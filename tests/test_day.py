@@ -4,12 +4,13 @@ import re
 import runpy
 import shlex
 import sys
+from dataclasses import replace
 
 import pandas as pd
 
 import deepfm.train
 from common.paths import REPO
-from data.criteo_data import CRITEO
+from data.criteo_data import CRITEO, PUBLISHED
 from data.samples.criteo import criteo_sample
 
 
@@ -17,7 +18,7 @@ def test_its_blocks_run(tmp_path, monkeypatch, outputs, capsys):
     sample = criteo_sample(CRITEO, 3_000)
     (tmp_path / "criteo").symlink_to(sample)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    monkeypatch.setattr("data.samples.criteo.criteo_sample", lambda form: sample)
+    monkeypatch.setitem(PUBLISHED, "criteo", replace(PUBLISHED["criteo"], sample=lambda: sample))
     for name, value in {"batch_size": 128, "embedding_dim": 4, "hidden_units": (8,)}.items():
         monkeypatch.setitem(deepfm.train.DATA if name == "batch_size" else deepfm.train.MODEL, name, value)
     monkeypatch.chdir(tmp_path)
