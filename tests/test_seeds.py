@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from scipy import stats
+from torchmetrics.functional.classification import binary_auroc
 
 import seeds
 from common.errors import UserError
@@ -15,6 +16,7 @@ from common.model.metrics import task_metrics
 from common.training.predictions import PREDICTIONS
 from common.training.seeds import averaged_metrics, paired_difference, train_seeds, values, with_sd
 from data.census_sample import census_sample
+from data.criteo_data import ClickDataModule
 from deepfm.train import train
 from multitask.train import train as train_mmoe
 from tests.criteo_rows import make_lines, write_lines
@@ -73,6 +75,7 @@ def test_averaged_predictions_of_two_tasks(tmp_path):
     mean = (one.double() + two.double()) / 2
     assert averaged_metrics(runs) == pytest.approx(task_metrics(tasks, mean, target.double()), abs=1e-9)
     assert task_metrics(tasks, one, target) == pytest.approx(runs[0]["test"], abs=1e-5)
+    assert list(frames[0].columns[:3]) == ["row", "target income", "target never_married"]
     labels = [line.strip().endswith("50000+.") for line in (census_sample(1_500, 600) / "census-income.test").open()]
     assert frames[0]["target income"].tolist() == [float(labels[row - 1_500]) for row in frames[0]["row"]]
     frames[1].iloc[::-1].to_parquet(path)
@@ -99,3 +102,19 @@ def test_undefined_metrics_are_nan():
 def test_equal_numbers_have_no_spread():
     assert np.std([0.1] * 3, ddof=1) > 0  # by rounding
     assert with_sd([0.1] * 3) == "0.1000" and with_sd([0.1, 0.3]) == "0.2000 ± 0.1414"
+
+
+def test_kept_columns_stand_beside_the_predictions(rows, monkeypatch):
+    def kept(self, split: str) -> dict[str, list[str]]:
+        return {"row": ["x"] * len(self.rows[split]), "user name": [f"user {row}" for row in self.rows[split]]}
+
+    monkeypatch.setattr(ClickDataModule, "kept", kept, raising=False)
+    results = train(**SMALL)
+    frame = pd.read_parquet(Path(results["run_folder"], PREDICTIONS))
+    assert list(frame) == ["row", "user name", "target", "prediction", "logistic regression", "constant"]
+    assert frame["row"].tolist() == list(range(650, 700)) and frame["user name"][3] == "user 653"
+    labels = [float(line[0]) for line in rows.read_text().splitlines()[650:]]
+    assert frame["target"].tolist() == labels
+    assert binary_auroc(torch.tensor(frame["prediction"]), torch.tensor(labels).int()) == pytest.approx(
+        results["test"]["auc"], abs=1e-6
+    )
