@@ -211,6 +211,26 @@ def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch,
     assert len(list((outputs / "runs" / "tune_dlrm").iterdir())) == 2
 
 
+def test_a_search_goes_on_with_its_time_and_with_the_same_rows_alone(monkeypatch, outputs, tmp_path, rng):
+    def run_search(trial, space, settings, options, study, folder, begun) -> None:
+        begins.append(begun)
+        study.set_user_attr("seconds", 1000.0)
+        raise UserError("no Ray here")
+
+    raw, begins = tmp_path / "criteo" / "train.txt", []
+    lines = make_lines(rng, 701)
+    write_lines(raw, lines)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    monkeypatch.setattr("tune_dlrm.run_search", run_search)
+    for _ in range(2):
+        with pytest.raises(UserError, match="no Ray here"):
+            search()
+    assert 900 < begins[0] - begins[1] < 1000  # the second search begins 1000 seconds earlier than it was started
+    write_lines(raw, [("1" if lines[5][0] == "0" else "0") + line[1:] if line is lines[5] else line for line in lines])
+    with pytest.raises(UserError, match=r"version_0 had other data: \{'fingerprint': \d+\}"):
+        search()
+
+
 def test_validation_rows_of_one_class_are_refused_before_any_trial(monkeypatch, outputs, tmp_path, rng):
     lines = [("0" + line[1:]) if i >= 600 else line for i, line in enumerate(make_lines(rng, 700))]
     write_lines(tmp_path / "criteo" / "train.txt", lines)
@@ -323,10 +343,11 @@ def test_a_full_disk_leaves_a_trial_to_go_on_with(monkeypatch, tmp_path):
 def test_a_trial_that_is_stopped_at_its_end_is_finished(tmp_path, epoch, state):
     study = open_study(tmp_path, "val_auc")
     trial = SimpleNamespace(config={"number": new_trial(study)}, last_result={"complete": False, "epoch": epoch})
-    progress = SearchProgress(study, tmp_path, 2, 0)
+    progress = SearchProgress(study, tmp_path, 2, time.monotonic() - 100)
     progress.on_trial_result(0, [], trial, {"validation": 1, "epoch": epoch, "val_auc": 0.7})
     progress.on_trial_complete(0, [], trial)
     assert study.trials[0].user_attrs["state"] == state and study.trials[0].value == 0.7
+    assert 100 < study.user_attrs["seconds"] < 150
 
 
 @pytest.mark.parametrize("error", [UserError("Make room."), OSError(28, "No space left on device")])
