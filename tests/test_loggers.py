@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from common.errors import UserError
 from common.training.seeds import train_seeds
 from deepfm.deepfm import DeepFM
-from deepfm.train import train
+from deepfm.train import OPTIMIZER, train
 from dlrm.train import train as train_dlrm
 from tests.criteo_rows import make_lines, write_lines
 from tests.test_resume import Interrupted, interrupt
@@ -83,7 +83,10 @@ def test_any_logger_of_lightning_or_several(tmp_path):
         assert {"train_loss", "learning_rate", "val_auc", "test_auc"} <= set(found)
         assert found["epoch"].dropna().tolist() == [0.5, 1.0, 1.5, 2.0]
         settings = path.with_name("hparams.yaml").read_text()
-        assert "embedding_l2: 0.005" in settings and f"run_folder: {results['run_folder']}" in settings
+        assert (
+            f"embedding_l2: {OPTIMIZER['embedding_l2']}" in settings
+            and f"run_folder: {results['run_folder']}" in settings
+        )
         assert "cardinalities" not in settings
     assert results["settings"]["logger"] == "tuple"
     for wrong in ("wandb", 3, lambda folder: folder):
