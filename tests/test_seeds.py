@@ -13,9 +13,10 @@ from sklearn.metrics import roc_auc_score
 
 import seeds
 from common.errors import UserError
-from common.model.metrics import task_metrics
+from common.model.metrics import ClickMetrics, RatingMetrics, task_metrics
+from common.model.ranking import RankingMetrics
 from common.training.predictions import PREDICTIONS
-from common.training.seeds import averaged_metrics, paired_difference, train_seeds, values, with_sd
+from common.training.seeds import averaged_metrics, metrics_of, paired_difference, train_seeds, values, with_sd
 from compare_runs import compare_runs
 from data.census_income import CENSUS_INCOME_KDD
 from data.samples.census import census_sample
@@ -80,9 +81,10 @@ def test_averaged_predictions_of_two_tasks(tmp_path):
     assert task_metrics(tasks, one, target) == pytest.approx(runs[0]["test"], abs=1e-5)
     labels = [line.strip().endswith("50000+.") for line in (sample / "census-income.test").open()]
     assert frames[0]["target income"].tolist() == [float(labels[row - 1_500]) for row in frames[0]["row"]]
-    frames[1].iloc[::-1].to_parquet(path)
-    with pytest.raises(UserError, match="are not for the same test rows"):
-        averaged_metrics(runs)
+    for other in (frames[1].iloc[::-1], frames[1].assign(row=frames[1]["row"] + 1)):
+        other.to_parquet(path)
+        with pytest.raises(UserError, match="are not for the same test rows"):
+            averaged_metrics(runs)
     path.unlink()
     with pytest.raises(UserError, match=f"{PREDICTIONS} is missing"):
         averaged_metrics(runs)
@@ -94,6 +96,12 @@ def test_paired_difference_is_students():
     differences = [0.01, 0.015, 0.005, 0.03]
     half = 3.182446 * statistics.stdev(differences) / 4**0.5  # the quantile of Student's t with 3 degrees of freedom
     assert (mean, low, high) == pytest.approx((0.015, 0.015 - half, 0.015 + half), abs=1e-6)
+
+
+def test_results_tell_their_metrics():
+    kinds = {"rmse mae": RatingMetrics, "auc gauc log_loss": ClickMetrics, "hr ndcg": RankingMetrics}
+    assert all(type(metrics_of(names.split())) is kind for names, kind in kinds.items())
+    assert metrics_of(["auc_a", "auc_b", "auc_mean", "log_loss"]).tasks == ["a", "b"]
 
 
 def test_undefined_metrics_are_nan():
