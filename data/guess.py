@@ -20,16 +20,18 @@ POSITIVE = r"1|true|yes|y|t|pos|positive|>50k\.?|50000\+\.?"
 NEGATIVE = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
 
 # Names of columns: words in lower case with _ between them.
-USERS = r"user|customer|member|client|visitor|reviewer|reader|viewer|buyer|subscriber|session|player|account|u"
-ITEMS = r"item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|anime|news|ad|adgroup"
-ITEMS += r"|upc|ean|gtin|creative|business|place|venue|poi|listing|recipe|course|question|goods|i"
+USERS = r"user|customer|member|client|visitor|reviewer|rater|reader|viewer|buyer|subscriber|session|player|account|u"
+ITEMS = r"item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|anime|news|ad|adgroup|upc"
+ITEMS += r"|ean|gtin|creative|business|place|venue|poi|listing|recipe|restaurant|hotel|course|question|offer|goods|i"
 IDS = r"id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title"
 KEYS = {role: rf"(\w+_)?({words})(_?({IDS}))?" for role, words in (("user", USERS), ("item", ITEMS))}
 OUTCOME = r"clicks?|clk|attributed|convert|conversions?|purchases?|buy|ordered"
 LABEL = rf"((is|was|has|did|will)_)?({OUTCOME}|churn|label|target|y)(_(flag|label|yn))?|(\w+_)?(label|target)"
 LABEL += r"|(\w+_)?(clicked|converted|purchased|bought|churned|subscribed)(_\w+)?"
-WEAK_LABEL = r"(is_)?(default|income|cancel|fraud|surviv|exited|attrition|left|respon|outcome|class|approved|install"
-WEAK_LABEL += r"|subscri|success|open|accept|return|deposit|bad|good|result|won|win|status|loan_status|revenue|sold)\w*"
+WEAK_LABEL = r"(is_)?(default|income|cancel|fraud|surviv|exited|attrition|left|respon|outcome|class|install|no_show"
+WEAK_LABEL += (
+    r"|subscri|success|open|accept|return|deposit|bad|good|result|won|win|(loan_)?status|approved|revenue|sold)\w*"
+)
 FEEDBACK = r"(is_)?(liked?|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)|long_view"
 FEEDBACK += r"|add_?to_?cart|\w*(play|stay|watch|dwell)(ing)?_?(time|duration|ms|s|sec|seconds)\w*"
 RATING = r"rating|rate|stars?|score|grade|vote|points|overall"

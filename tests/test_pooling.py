@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from data.table_preprocessor import TablePreprocessor
 
-from common.model.embedding import PackedEmbedding
+from common.model.embedding import PackedEmbedding, widened
 from common.training.baselines import one_hot
 from data.census_income import MultiTaskDataModule
 from data.criteo_data import ClickDataModule
@@ -27,8 +26,8 @@ from tests.test_predict import by_test_step
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-SIZES, SLOTS, POOLING = [4, 7, 9], [1, 3, 4], [None, "mean", "sum"]
-FIELDS = {"slots": SLOTS, "pooling": POOLING}
+SIZES, POOLING = [4, 7, 9], [None, "mean", "sum"]
+WIDTHS = [1, 3, 3]  # columns of ids of each field
 MODELS = {
     DeepFM: {"num_dense": 2, "cardinalities": SIZES, "embedding_dim": 4, "hidden_units": [16], "batch_norm": False}
     | {"on_regression": False},
@@ -40,16 +39,16 @@ MODELS = {
 
 
 def make_ids(rows: int) -> torch.Tensor:
-    """(B, 8): one to all values in a cell, then padding."""
+    """(B, 7): one to all values in a cell, then padding."""
     columns = []
-    for size, slots in zip(SIZES, SLOTS, strict=True):
-        ids = torch.randint(size, (rows, slots))
-        columns.append(ids.masked_fill(torch.arange(slots) >= torch.randint(1, slots + 1, (rows, 1)), -1))
+    for size, width in zip(SIZES, WIDTHS, strict=True):
+        ids = torch.randint(size, (rows, width))
+        columns.append(ids.masked_fill(torch.arange(width) >= torch.randint(1, width + 1, (rows, 1)), -1))
     return torch.cat(columns, 1).int()
 
 
 def make_table(dim: int = 5) -> PackedEmbedding:
-    table = PackedEmbedding(SIZES, dim, SLOTS, POOLING).double()
+    table = PackedEmbedding(SIZES, dim, POOLING).double()
     torch.nn.init.normal_(table.weight)
     return table
 
@@ -58,7 +57,7 @@ def in_loops(weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     parts, rows = weight.split(SIZES), []
     for row in ids:
         fields = []
-        for part, cell, how in zip(parts, row.split(SLOTS), POOLING, strict=True):
+        for part, cell, how in zip(parts, row.split(WIDTHS), POOLING, strict=True):
             values = [part[value] for value in cell.tolist() if value >= 0]
             fields.append(sum(values) / (len(values) if how == "mean" else 1))
         rows.append(torch.stack(fields))
@@ -74,7 +73,8 @@ def test_pooled_rows_and_their_gradient_equal_loops():
     (expected**3).sum().backward()
     grad = table.weight.grad
     torch.testing.assert_close(grad.to_dense(), dense.grad, rtol=0, atol=1e-12)
-    rows = (ids + table.slot_offsets)[ids >= 0]
+    offsets = torch.tensor([0, *[4] * 3, *[11] * 3])  # the first row of each column's field
+    rows = (ids + offsets)[ids >= 0]
     assert grad.is_sparse and grad._indices()[0].tolist() == rows.unique().tolist()  # padding steps no row
 
 
@@ -84,9 +84,8 @@ def test_an_empty_cell_is_zero():
     assert not make_table()(ids)[0, 2].any()
 
 
-def test_one_value_in_each_cell_is_as_without_slots():
-    plain, one = PackedEmbedding(SIZES, 5), PackedEmbedding(SIZES, 5, [1, 1, 1], [None, "sum", None])
-    assert one.slots is None and {name for name, _ in one.named_buffers()} == {"offsets"}
+def test_one_value_in_each_cell_is_as_without_pooling():
+    plain, one = PackedEmbedding(SIZES, 5), PackedEmbedding(SIZES, 5, [None, "sum", None])
     torch.nn.init.normal_(plain.weight)
     one.load_state_dict(plain.state_dict())
     ids = torch.stack([torch.randint(size, (9,)) for size in SIZES], 1).int()
@@ -95,17 +94,15 @@ def test_one_value_in_each_cell_is_as_without_slots():
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_as_every_model(kind):
-    model = kind(**MODELS[kind], **FIELDS, dropout=0.0, optimizer=OPTIMIZER)
+    model = kind(**MODELS[kind], pooling=POOLING, dropout=0.0, optimizer=OPTIMIZER)
     torch.nn.init.normal_(model.embedding.weight, std=0.5)
     label = torch.randint(2, (32, 2) if kind is MMoE else (32,)).float()
     batch = [torch.randn(32, 2), make_ids(32), label]
     few = [part[:4] for part in batch]
     padded = few[1].clone()
     padded[:, 1:4] = torch.cat([padded[:, 1:2], torch.full((4, 2), -1)], 1)
-    wider = kind(**MODELS[kind] | {"slots": [1, 5, 4], "pooling": POOLING}, dropout=0.0, optimizer=OPTIMIZER).eval()
-    wider.load_state_dict(model.state_dict())  # more padding makes no difference
-    more = torch.cat([few[1][:, :4], torch.full((4, 2), -1), few[1][:, 4:]], 1).int()
-    torch.testing.assert_close(wider(few[0], more), model.eval()(few[0], few[1]), rtol=0, atol=1e-6)
+    more = widened(few[1], POOLING, 11)  # more padding, as a longer cell in the batch would bring, makes no difference
+    torch.testing.assert_close(model.eval()(few[0], more), model(few[0], few[1]), rtol=0, atol=1e-6)
     assert not torch.allclose(model(few[0], padded), model(*few[:2]))  # but values do
     check_rows_do_not_mix(model, few)
     check_batch_of_one(model, few)
@@ -116,7 +113,7 @@ def test_as_every_model(kind):
 def test_baseline_pools_as_the_models():
     ids = make_ids(20)
     dense = np.random.default_rng(0).random((20, 2), np.float32)
-    design, _ = one_hot(dense, ids.numpy(), np.zeros(20), SIZES, SLOTS, POOLING)
+    design, _ = one_hot(dense, ids.numpy(), np.zeros(20), SIZES, POOLING)
     weight = torch.randn(sum(SIZES), 3, dtype=torch.float64)
     expected = in_loops(weight, ids).sum(1).numpy()
     np.testing.assert_allclose(design[:, : sum(SIZES)] @ weight.numpy(), expected, rtol=0, atol=1e-6)
@@ -179,7 +176,9 @@ def test_a_table_trains_and_scores(tmp_path, train, name):
     auc = "auc_click" if is_mmoe else "auc"
     assert results["test"][auc] > 0.7 and results["baselines"]["logistic regression"][auc] > 0.8
     data_class, defaults = (MultiTaskDataModule, MULTITASK_DATA) if is_mmoe else (ClickDataModule, CLICK_DATA)
-    changes = {"dataset": "mine", "data_root": str(tmp_path)} | ({"tasks": sizes["tasks"]} if is_mmoe else {})
+    changes = {"dataset": "mine", "data_root": str(tmp_path), "batch_size": 32} | (
+        {"tasks": sizes["tasks"]} if is_mmoe else {}
+    )
     data = data_class(**defaults | changes, seed=1)
     expected = by_test_step(results["checkpoint"], data)
     measured = predict(results["checkpoint"], path, tmp_path / "out.csv")["metrics"]
@@ -200,16 +199,20 @@ def test_export(tmp_path):
     checkpoint = train_deepfm(data_root=str(tmp_path), max_epochs=1, **SMALL, **sizes)["checkpoint"]
     assert export(checkpoint)["difference"] <= 1e-5
     metadata = json.loads(Path(checkpoint).with_suffix(".json").read_text())
-    assert metadata["fields"]["genres"]["slots"] == 3 and metadata["fields"]["genres"]["pooling"] == "mean"
+    field = next(field for field in metadata["fields"] if field["name"] == "genres")
+    assert (field["separator"], field["pooling"]) == ("|", "mean")
 
 
-def test_made_up_rows_have_cells_of_all_sizes(tmp_path):
-    write_table(tmp_path, "t.csv", ("rating",))
-    data = ClickDataModule(**CLICK_DATA | {"dataset": "mine", "data_root": str(tmp_path)}, seed=1)
-    data.setup()
-    _, ids = TablePreprocessor(data.state_dict()).random_inputs(200, np.random.default_rng(0))
-    cells = (ids >= 0).split(data.slots, 1)
-    assert data.slots == [1, 3, 2]
-    for cell, slots in zip(cells, data.slots, strict=True):
-        assert set(cell.sum(1).tolist()) == set(range(1, slots + 1))
-        assert (cell[:, 1:] <= cell[:, :-1]).all()  # padding comes last
+def test_order_and_length_of_a_cell(tmp_path):
+    """A cell with more values than any in training loses none of them, and their order does not matter."""
+    path = write_table(tmp_path, "t.csv", ("rating",))
+    sizes = {"hidden_units": (8,), "embedding_dim": 4}
+    checkpoint = train_deepfm(data_root=str(tmp_path), max_epochs=1, **SMALL, **sizes)["checkpoint"]
+    rows = pd.read_csv(path, keep_default_na=False)[:4]
+    rows["genres"] = ["Action|Drama|Sci-Fi", GENRES[3], f"Sci-Fi|{GENRES[3]}|Drama|Action", "|".join(GENRES)]
+    for name in set(rows) - {"genres", "row id"}:
+        rows[name] = rows[name].iloc[0]
+    rows.to_csv(tmp_path / "longer.csv", index=False)
+    predict(checkpoint, tmp_path / "longer.csv", tmp_path / "out.csv")
+    three, one, four, same = pd.read_csv(tmp_path / "out.csv")["probability"]
+    assert four == pytest.approx(same, abs=1e-7) and len({three, one, four}) == 3

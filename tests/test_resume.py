@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import common.training.fit
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError, run_script
+from common.training.callbacks import RandomState
 from common.training.run_folder import find_or_create_run
 from deepfm.deepfm import DeepFM
 from deepfm.train import train
@@ -147,7 +148,7 @@ def test_resumes_with_the_same_data_only(start, monkeypatch, criteo, rng):
 def test_validation_rows_of_one_class_have_no_auc(start, criteo, rng, outputs, capsys):
     lines = make_lines(rng, 700)
     write_lines(criteo, [("0" + x[1:]) if i >= 600 else x for i, x in enumerate(lines)])
-    results = start(learning_rate=0.03, max_epochs=4, patience=2)
+    results = start(learning_rate=0.005, max_epochs=4, patience=2, on_regression=False)
     assert math.isnan(results["test"]["auc"]) and math.isnan(results["validation"]["auc"])
     line = "All 50 validation rows are of one class, so their AUC is undefined: the checkpoint is chosen by log loss."
     assert line in capsys.readouterr().out
@@ -298,6 +299,7 @@ def test_the_callers_random_numbers_stay_the_same(start):
 def test_what_is_no_callback_folder_or_metric_is_one_line(start):
     for wrong, message in (
         ({"callbacks": [3]}, "callbacks: 3 is not a callback of Lightning"),
+        ({"callbacks": RandomState()}, "callbacks is .*RandomState.*; it must be a list"),
         ({"run_folder": 3}, "run_folder is 3; it must be a path"),
         ({"monitor": "val_ac"}, "there is no setting 'val_ac'; did you mean 'val_auc'"),
         ({"monitor": "val_rmse"}, "there is no setting 'val_rmse'"),

@@ -68,6 +68,7 @@ def fit_and_test(
         keep_unchanged(folder / "data.json", about_data | {"fingerprint": data.fingerprint}, "data")
     if test and written.exists() and "test" in (finished := read_json(written)):
         return finished | paths
+    check(isinstance(callbacks, list | tuple), f"callbacks is {shown(callbacks)}; it must be a list.")
     monitor = chosen_monitor(training["monitor"], monitor, model, data)
     log = ours.MetricsLog(folder, Trackers(training["logger"], folder))
     trainer = build_trainer(model, data, folder, settings, monitor, [log, *callbacks])

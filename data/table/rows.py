@@ -181,7 +181,7 @@ def write_encoded(
         check(not np.isnan(label).all(), f"{name}: no training row has a label for {task}.")
     encoder = _fitted(rows, description, settings, train)
     write_tensors(target / "encoder.pt", {"encoder": encoder.state_dict(), "attributes": rows.attributes})
-    width = max([1, *(encoder.width({f.name: rows.column(f.name)}) for f in encoder.fields if f.pooling)])
+    width = encoder.width({field.name: rows.column(field.name) for field in encoder.fields if field.pooling})
     held_out = np.ones(len(rows), bool)
     held_out[train] = False
     counts, done = np.zeros((2, len(encoder.fields)), np.int64), 0  # of held-out rows, as by count_unseen
