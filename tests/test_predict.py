@@ -35,14 +35,8 @@ from tests.script_process import run_process
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 ONE_EPOCH = {"max_epochs": 1, "precision": "32-true"}
-SMALL_BST = {
-    "embedding_dim": 8,
-    "num_heads": 2,
-    "num_factors": 4,
-    "hidden_units": (8,),
-    "batch_size": 64,
-    "history_length": 5,
-}
+SMALL_BST = {"embedding_dim": 8, "num_heads": 2, "num_factors": 4, "hidden_units": (8,), "batch_size": 64}
+SMALL_BST |= {"history_length": 5}
 
 
 def train_on(train: Callable, root: Path, outputs: Path, **settings) -> Path:
@@ -88,14 +82,11 @@ def deepfm(root, tmp_path_factory) -> Path:
         return train_on(train_deepfm, root, Path(os.environ["OUTPUT_ROOT"]), hidden_units=(8,), embedding_dim=3)
 
 
-@pytest.mark.parametrize(
-    ("train", "settings"),
-    [
-        (train_deepfm, {"hidden_units": (8,), "embedding_dim": 3}),
-        (train_deepfm, {"hidden_units": (8,), "embedding_dim": 3, "dense_transform": "bucket"}),
-        (train_dlrm, {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "embedding_dim": 4}),
-    ],
-)
+SMALL, SMALL_DLRM = {"hidden_units": (8,), "embedding_dim": 3}, {"bottom_mlp_units": (8,), "top_mlp_units": (8,)}
+CLICKS = [(train_deepfm, SMALL), (train_deepfm, SMALL | {"dense_transform": "bucket"}), (train_dlrm, SMALL_DLRM)]
+
+
+@pytest.mark.parametrize(("train", "settings"), CLICKS)
 def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, settings):
     checkpoint = train_on(train, root, outputs, **settings)
     defaults = DEEPFM_DATA if train is train_deepfm else DLRM_DATA
