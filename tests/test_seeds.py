@@ -27,19 +27,13 @@ from tests.criteo_rows import make_lines, write_lines
 SMALL = {"hidden_units": (8,), "embedding_dim": 3, "max_epochs": 1, "batch_size": 64}
 
 
-@pytest.fixture
-def rows(tmp_path, rng, monkeypatch) -> Path:
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    return write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
-
-
 def counted_fits(monkeypatch) -> list:
     fits, fit = [], pl.Trainer.fit
     monkeypatch.setattr(pl.Trainer, "fit", lambda *a, **k: (fits.append(1), fit(*a, **k)))
     return fits
 
 
-def test_the_command_continues_and_adds_seeds(rows, outputs, capsys, monkeypatch):
+def test_the_command_continues_and_adds_seeds(criteo, outputs, capsys, monkeypatch):
     fits = counted_fits(monkeypatch)
     variants = {"plain": SMALL, "wide": SMALL | {"hidden_units": (16,)}}
     two = seeds.seeds("deepfm", "2", variants)
@@ -58,11 +52,11 @@ def test_the_command_continues_and_adds_seeds(rows, outputs, capsys, monkeypatch
         seeds.seeds("deepfm", "x")
 
 
-def test_other_rows_are_not_taken_for_finished_runs(rows, tmp_path, rng):
+def test_other_rows_are_not_taken_for_finished_runs(criteo, tmp_path, rng):
     train_seeds(train, [1], tmp_path / "runs", **SMALL)
     with pytest.raises(UserError, match=r"seed_1 had other settings: \{'dropout': 0.2\}"):
         train_seeds(train, [1], tmp_path / "runs", **SMALL, dropout=0.5)
-    write_lines(rows, make_lines(rng, 720))
+    write_lines(criteo, make_lines(rng, 720))
     with pytest.raises(UserError, match="seed_1 had other data"):
         train_seeds(train, [1], tmp_path / "runs", **SMALL)
 
@@ -114,7 +108,7 @@ def test_equal_numbers_have_no_spread():
     assert with_sd([0.1] * 3) == "0.1000" and with_sd([0.1, 0.3]) == "0.2000 ± 0.1414"
 
 
-def test_runs_are_compared_on_the_same_rows(rows, tmp_path, rng, outputs, capsys):
+def test_runs_are_compared_on_the_same_rows(criteo, tmp_path, rng, outputs, capsys):
     runs = [train(**SMALL, dropout=dropout) for dropout in (0.0, 0.5)]
     write_lines(tmp_path / "other_root" / "criteo" / "train.txt", make_lines(rng, 500))
     runs.append(train(**SMALL, data_root=str(tmp_path / "other_root")))
