@@ -65,11 +65,13 @@ def raw_file(folder: Path, name: str) -> Path:
     raise missing_file(folder, f"no {name} (nor {name}.gz)")
 
 
-def missing_file(folder: Path, lack: str) -> UserError:
-    """An error that says what the folder has instead."""
+def missing_file(folder: Path, lack: str, published: Mapping[str, Published] | None = None) -> UserError:
+    """An error that says what the folder has instead, and names the command if it downloads this dataset."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     found = f"it has {_listed(names)}" if names else "it is empty"
-    return UserError(f"{folder} has {lack}; {found}. Remove the folder to download the data or to use the sample.")
+    known = (published or {}).get(folder.name)
+    how = f" Remove the folder, and `{known.command}` gets the data." if known else ""
+    return UserError(f"{folder} has {lack}; {found}.{how}")
 
 
 def _listed(names: list[str]) -> str:
