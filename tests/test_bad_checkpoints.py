@@ -166,15 +166,15 @@ def test_wrong_values_anywhere_in_a_checkpoint(tmp_path, good, root):
     content, path = load_checkpoint(good), tmp_path / "wrong.ckpt"
     raw, refused = root / "criteo" / "train.txt", 0
     used = ("state_dict", "hyper_parameters", "model", "ClickDataModule")
-    for place in places({name: content[name] for name in used}):
-        for value in WRONG:
+    for i, place in enumerate(places({name: content[name] for name in used})):
+        for value in WRONG[i % 3 :: 3]:
             MappedCheckpointIO().save_checkpoint(replaced(content, place, value), path)
             try:
                 predict(path, raw, tmp_path / "out.csv")
             except UserError as error:
                 refused += 1
                 # entries that could describe another table are noticed at the first row that does not fit
-                described = place[:2] == ("ClickDataModule", "schema") and is_loadable(path)
+                described = place[:2] == ("ClickDataModule", "description") and is_loadable(path)
                 assert str(raw if described else path) in str(error), (place, value)
                 assert not described or place[2] in OF_ANOTHER_TABLE, (place, value)
     assert refused > 100

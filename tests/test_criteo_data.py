@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.table_categories import MISSING
-from data.table_preprocessor import TablePreprocessor
+from data.table.encoder import MISSING
 
 from common.data.loader import BatchLoader, EpochSampler, MemmapDataset
 from common.errors import UserError
 from common.model.metrics import auc
-from data import table_data
 from data.criteo_data import ClickDataModule
 from deepfm.train import DATA
 from tests.criteo_rows import MISSING_DENSE, make_lines, parse_plainly, write_lines

@@ -3,8 +3,6 @@
 import gzip
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,6 @@ from sklearn.metrics import log_loss, roc_auc_score
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from common.model.metrics import click_metrics
-from common.paths import REPO
 from common.training.fit import QUIET_TRAINER
 from data.census_income import CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.criteo_data import ClickDataModule
@@ -38,14 +35,8 @@ from tests.script_process import run_process
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 ONE_EPOCH = {"max_epochs": 1, "precision": "32-true"}
-SMALL_BST = {
-    "embedding_dim": 8,
-    "num_heads": 2,
-    "num_factors": 4,
-    "hidden_units": (8,),
-    "batch_size": 64,
-    "history_length": 5,
-}
+SMALL_BST = {"embedding_dim": 8, "num_heads": 2, "num_factors": 4, "hidden_units": (8,), "batch_size": 64}
+SMALL_BST |= {"history_length": 5}
 
 
 def train_on(train: Callable, root: Path, outputs: Path, **settings) -> Path:
@@ -91,14 +82,11 @@ def deepfm(root, tmp_path_factory) -> Path:
         return train_on(train_deepfm, root, Path(os.environ["OUTPUT_ROOT"]), hidden_units=(8,), embedding_dim=3)
 
 
-@pytest.mark.parametrize(
-    ("train", "settings"),
-    [
-        (train_deepfm, {"hidden_units": (8,), "embedding_dim": 3}),
-        (train_deepfm, {"hidden_units": (8,), "embedding_dim": 3, "dense_transform": "bucket"}),
-        (train_dlrm, {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "embedding_dim": 4}),
-    ],
-)
+SMALL, SMALL_DLRM = {"hidden_units": (8,), "embedding_dim": 3}, {"bottom_mlp_units": (8,), "top_mlp_units": (8,)}
+CLICKS = [(train_deepfm, SMALL), (train_deepfm, SMALL | {"dense_transform": "bucket"}), (train_dlrm, SMALL_DLRM)]
+
+
+@pytest.mark.parametrize(("train", "settings"), CLICKS)
 def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, settings):
     checkpoint = train_on(train, root, outputs, **settings)
     defaults = DEEPFM_DATA if train is train_deepfm else DLRM_DATA
@@ -126,14 +114,13 @@ def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
     (tmp_path / "test.txt.gz").write_bytes(packed)
     predict(deepfm, tmp_path / "test.txt.gz", tmp_path / "gz.csv")
     assert (tmp_path / "gz.csv").read_bytes() == expected
-    command = [sys.executable, REPO / "predict.py", deepfm, "-"]
-    piped = subprocess.run(command, cwd=tmp_path, input=(tmp_path / "test.txt").read_bytes(), capture_output=True)
-    assert piped.returncode == 0, piped.stderr
-    assert piped.stdout == expected and b"300 rows" in piped.stderr
-    given = {0: (tmp_path / "test.txt.gz", os.O_RDONLY)}
-    redirected = run_process("predict.py", deepfm, "-", folder=tmp_path, streams=given)
-    assert redirected.returncode == 0, redirected.stderr
-    assert redirected.stdout.encode() == expected and "300 rows" in redirected.stderr
+    os.mkfifo(tmp_path / "pipe")
+    plain = (tmp_path / "test.txt").read_bytes()
+    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(plain,), daemon=True).start()
+    for given in (tmp_path / "pipe", tmp_path / "test.txt.gz"):
+        done = run_process("predict.py", deepfm, "-", folder=tmp_path, streams={0: (given, os.O_RDONLY)})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.encode() == expected and "300 rows" in done.stderr
 
 
 def test_unseen_categories_are_counted(tmp_path, lines, deepfm):

@@ -102,7 +102,8 @@ def parquet(table: pa.Table | dict) -> bytes:
 def test_a_table_in_text_comes_back_cell_by_cell(data, rows, block, pipe):
     lines, form = data.draw(as_text(rows))
     content = data.draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + b"".join(lines)
-    content = content.removesuffix(data.draw(st.sampled_from([b"", lines[-1][-1:]])))
+    if len(lines) > 1:  # without any LF, a CR ends a line
+        content = content.removesuffix(data.draw(st.sampled_from([b"", b"\n", b"\r\n"])))
     block += len(lines[0])  # with the names, if they are there
     assert read(content, block=block, pipe=pipe, **form) == expected(rows)
     doubtful = read(content, block=block, pipe=pipe, **form | {"quoted": None})  # one value, or several rows?
