@@ -204,7 +204,9 @@ def test_a_search_goes_on_with_its_time_and_with_the_same_rows_alone(monkeypatch
         with pytest.raises(UserError, match="no Ray here"):
             search()
     assert 900 < begins[0] - begins[1] < 1000  # the second search begins 1000 seconds earlier than it was started
-    write_lines(criteo, [("1" if lines[5][0] == "0" else "0") + line[1:] if line is lines[5] else line for line in lines])
+    write_lines(
+        criteo, [("1" if lines[5][0] == "0" else "0") + line[1:] if line is lines[5] else line for line in lines]
+    )
     with pytest.raises(UserError, match=r"version_0 had other data: \{'fingerprint': \d+\}"):
         search()
 
