@@ -68,9 +68,8 @@ def look_at(path: Path) -> Table:
     for file in files:
         columns |= {key: "kept" for key in source_of(file).keys if key not in columns}
     if len(files) > 1:
-        names = [str(file.relative_to(path)) for file in files]
-        order = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
-        notes.append(f"{len(files)} files, in natural order of their names: {order}.")
+        first, last = (file.relative_to(path) for file in (files[0], files[-1]))
+        notes.append(f"{len(files)} files, in natural order of their names, from {first} to {last}.")
     read = {name: {"role": role} for name, role in columns.items() if role in ("kept", "categorical")}
     form = Format.model_validate(entries | {"columns": read})
     cells = sample(files, form)

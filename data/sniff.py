@@ -21,7 +21,7 @@ from common.errors import UserError, check
 from data.reader import PARQUET, parquet_errors, source_of
 from data.schema import UNITS, Format
 from data.text import Text, first_rows
-from data.values import RECENT, BadValue, cast_or_none, times
+from data.values import RECENT, BadValue, times
 
 LINES = 1000  # looked at
 MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "\\N")
@@ -31,32 +31,22 @@ FEW = 31  # distinct values that may be few by chance
 BLOCKS = """awk '/:\\r?$/ {sub(/:\\r?$/, ""); id = $0; next} {print id "," $0}'"""
 
 NUMBER = r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*"
-YEAR, MONTH, DAY, HOUR = r"(199\d|20[0-4]\d)", r"(0?[1-9]|1[0-2])", r"(0?[1-9]|[12]\d|3[01])", r"([01]\d|2[0-3])"
-NAMED_MONTH = r"(?=.*\d\D.*\d\d).*\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\b.{3,24}"
+GROUPED = r"[-+$€£¥ ]*(\d{{1,3}}([{}' \xa0\u202f]\d{{3}})+|\d+)({}\d+)?[ %€$£¥]*"  # 31,273 or 1.234,50 € or 45%
+YEAR, MONTH, DAY, HOUR = r"(199\d|20[0-4]\d)", r"(0[1-9]|1[0-2])", r"(0[1-9]|[12]\d|3[01])", r"([01]\d|2[0-3])"
 COMPACT_DATES = {
-    rf"{YEAR}{MONTH}{DAY}": "%Y%m%d",
-    rf"\d\d{MONTH}{DAY}{HOUR}": "%y%m%d%H",
-    rf"{YEAR}{MONTH}{DAY}{HOUR}": "%Y%m%d%H",
-    rf"{YEAR}{MONTH}{DAY}{HOUR}[0-5]\d": "%Y%m%d%H%M",
-    rf"{YEAR}{MONTH}{DAY}{HOUR}[0-5]\d[0-5]\d": "%Y%m%d%H%M%S",
+    YEAR + MONTH + DAY: "%Y%m%d",
+    r"\d\d" + MONTH + DAY + HOUR: "%y%m%d%H",
+    YEAR + MONTH + DAY + HOUR: "%Y%m%d%H",
+    YEAR + MONTH + DAY + HOUR + r"[0-5]\d[0-5]\d": "%Y%m%d%H%M%S",
 }
+DAY_FIRST = r"\d{1,2}[/.-](0?[1-9]|1[0-2])[/.-](\d\d|\d{4})\b.*"
+OTHER_DATES = r"(0?[1-9]|1[0-2])[/.-]\d{1,2}[/.-](\d\d|\d{4})\b.*|\d{4}[/.]\d{1,2}[/.]\d{1,2}\b.*"
+OTHER_DATES += r"|(?=.*\d\D.*\d\d).*\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\b.{3,24}"
 CONVERSIONS = {  # of texts that the reader does not know: what they are, and how pandas makes a column `{}` readable
-    rf"{DAY}[/.-]{MONTH}[/.-](\d\d|\d{{4}})\b.*": (
-        "dates, taken for day first,",
-        'pandas.to_datetime({}, dayfirst=True, format="mixed")',
-    ),
-    rf"{MONTH}[/.-]{DAY}[/.-](\d\d|\d{{4}})\b.*|{YEAR}[/.]{MONTH}[/.]{DAY}\b.*|{NAMED_MONTH}": (
-        "dates",
-        'pandas.to_datetime({}, format="mixed")',
-    ),
-    r"[-+$€£¥ ]*(\d{1,3}([,' \xa0\u202f]\d{3})+|\d+)(\.\d+)?[ %€$£¥]*": (
-        "numbers",
-        '{}.str.replace("[^-0-9.]", "", regex=True)',
-    ),
-    r"[-+$€£¥ ]*(\d{1,3}([.' \xa0\u202f]\d{3})+|\d+)(,\d+)?[ %€$£¥]*": (
-        "numbers",
-        '{}.str.replace("[^-0-9,]", "", regex=True).str.replace(",", ".")',
-    ),
+    DAY_FIRST: ("dates (day first?)", 'pandas.to_datetime({}, dayfirst=True, format="mixed")'),
+    OTHER_DATES: ("dates", 'pandas.to_datetime({}, format="mixed")'),
+    GROUPED.format(",", "[.]"): ("numbers", '{}.str.replace("[^-0-9.]", "", regex=True)'),
+    GROUPED.format(".", ","): ("numbers", '{}.str.replace("[^-0-9,]", "", regex=True).str.replace(",", ".")'),
     r"\[.*\]": ("lists", '{}.str.strip("[]").str.replace("[\\x22\\x27]", "", regex=True)'),
 }
 VALUE = "|".join([NUMBER, r"\d{4}-\d\d-\d\d.*", *CONVERSIONS])
@@ -134,10 +124,16 @@ def parquet_role(kind: pa.DataType) -> str:
     types = pa.types
     is_list = types.is_list(kind) or types.is_large_list(kind)
     value = kind.value_type if is_list or types.is_dictionary(kind) else kind
-    unread = [types.is_nested, types.is_binary, types.is_large_binary, types.is_duration, types.is_time]
-    if any(holds(value) for holds in unread) or (is_list and types.is_floating(value)):
-        return str(kind)
-    return "categorical" if is_list else "kept"
+    known = [
+        types.is_string,
+        types.is_large_string,
+        types.is_integer,
+        types.is_boolean,
+        types.is_decimal,
+        types.is_null,
+    ]
+    known += [types.is_date, types.is_timestamp, *([] if is_list else [types.is_floating])]
+    return str(kind) if not any(holds(value) for holds in known) else "categorical" if is_list else "kept"
 
 
 def separator_of(lines: list[str]) -> str:
@@ -172,17 +168,14 @@ def has_names(names: list[str], columns: list[list[str]]) -> bool:
 
 def conversion_command(path: Path, entries: dict[str, Any], changes: dict[str, str]) -> str:
     """Writes a file anew as CSV. changes: of columns, expressions of `{}` in pandas; "" for none."""
-    given = {"sep": entries.get("separator"), "encoding": entries.get("encoding")}
-    given |= {"escapechar": entries.get("escapechar"), "skiprows": 1 if "comment" in entries else None}
-    given |= {"names": list(changes) if entries.get("header") is False else None}
-    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in given.items() if value is not None}
-    options = "".join(f", {name}={value}" for name, value in texts.items())
-    read = (
-        "read_parquet({})" if ".parquet" in path.name else f"read_csv({{}}, dtype=str, keep_default_na=False{options})"
-    )
-    code = ["import pandas", f"t = pandas.{read}".replace("{}", json.dumps(str(path)))]
+    options = {"sep": entries.get("separator"), "encoding": entries.get("encoding")}
+    options |= {"escapechar": entries.get("escapechar"), "skiprows": 1 if "comment" in entries else None}
+    options |= {"names": list(changes) if entries.get("header") is False else None}
+    given = "".join(f", {name}={json.dumps(value)}" for name, value in options.items() if value is not None)
+    read = "parquet({})" if ".parquet" in path.name else f"csv({{}}, dtype=str, keep_default_na=False{given})"
+    code = ["import pandas", f"t = pandas.read_{read}".replace("{}", json.dumps(str(path)))]
     for name, expression in changes.items():
-        column = f"t[{json.dumps(name, ensure_ascii=False)}]"
+        column = f"t[{json.dumps(name)}]"
         code += [f"{column} = {expression.replace('{}', column)}"] if expression else []
     code.append('t.to_csv("NEW_FILE", index=False)')
     return f"python -c {shlex.quote('; '.join(code))}"
@@ -194,6 +187,7 @@ class Look:
     words: the name in lower case, "user_id" for "userId" and "User ID"; "" if the file has no names. values: the
     distinct ones, in the order of the file, without missing ones. codes (N,): the number of each row's value, -1 if
     missing (of lists: of each element). numbers (values,): None unless all values are numbers or dates, in seconds.
+    kind: "number", "date", "list" or "text"; numbers that nobody computes with are "text".
     """
 
     def __init__(self, name: str, cells: pa.ChunkedArray, form: Format):
@@ -208,18 +202,16 @@ class Look:
         self.counts = np.bincount(self.codes[self.codes >= 0], minlength=len(values))
         self.known = int(self.counts.sum())
         self.missing = float(np.mean(pc.equal(pc.list_value_length(cells), 0) if is_list else self.codes < 0))
-        self.numbers = numbers_of(self.values, form.decimal)
+        numbers = pd.to_numeric(pd.Series(self.values, dtype=object).str.replace(form.decimal, "."), errors="coerce")
+        self.numbers = numbers.to_numpy(float) if self.values and np.isfinite(numbers.to_numpy(float)).all() else None
         self.is_whole = self.numbers is not None and bool((self.numbers == np.floor(self.numbers)).all())
         if is_list:
             self.kind, self.numbers = "list", None
         elif self.numbers is None:
             self.numbers = dates_of(self.values)
             self.kind = "text" if self.numbers is None else "date"
-        elif not any(re.fullmatch(r"0\d+|\d{16,}", value) for value in self.values):  # nobody computes with those
+        elif not any(re.fullmatch(r"0\d+|\d{16,}", value) for value in self.values):
             self.kind = "number"
-
-    def named(self, pattern: str) -> bool:
-        return bool(re.fullmatch(pattern, self.words))
 
     def per_row(self, values: Any) -> np.ndarray:
         """A number (N,) for each row from those of the values, nan if missing."""
@@ -268,12 +260,3 @@ def dates_of(values: list[str]) -> np.ndarray | None:
         return times(pa.array(values, pa.string()), "date", required=False).to_numpy() if values else None
     except BadValue:
         return None
-
-
-def numbers_of(values: list[str], decimal: str) -> np.ndarray | None:
-    """The numbers that texts are; None unless all are."""
-    array = pc.utf8_trim_whitespace(pa.array(values, pa.string()))
-    if decimal == ",":
-        array = pc.replace_substring(pc.replace_substring(array, ".", "x"), ",", ".")
-    found = cast_or_none(array, pa.float64())
-    return found.to_numpy() if values and found is not None and np.isfinite(found.to_numpy()).all() else None
