@@ -20,7 +20,7 @@ import pyarrow as pa
 from common.errors import check, run_script
 from common.files import atomic_write
 from common.paths import data_root
-from data.guess import Guesses, excluded, guess_attributes, guess_roles
+from data.guess import Guesses, guess_attributes, guess_roles
 from data.reader import Reader, data_files, source_of
 from data.schema import COLUMNS_FILE, Format, described
 from data.sniff import Look, conversion_command, file_format
@@ -30,34 +30,30 @@ SAMPLE_ROWS, SAMPLE_FILES = 100_000, 10  # looked at
 
 @dataclass(frozen=True)
 class Table:
-    """The first rows of a file or folder. entries: of columns.json, but not the columns. unread: columns that cannot be
-    read, by their type."""
+    """The first rows of a file or folder. entries: of columns.json, but not the columns."""
 
     path: Path
     entries: dict[str, Any]
     looks: dict[str, Look]
-    unread: Guesses
     notes: list[str]
 
     def content(self, guesses: Guesses) -> dict[str, Any]:
         """Of columns.json."""
-        columns = {name: entry for name, (entry, _) in (guesses | self.unread).items()}
+        columns = {name: entry for name, (entry, _) in guesses.items()}
         return {"file": str(self.path.resolve())} | self.entries | {"columns": columns}
 
     def report(self, guesses: Guesses, notes: list[str]) -> str:
         """The guess as a table for the terminal."""
         lines = []
-        for name, (entry, why) in (guesses | self.unread).items():
-            seen = ["", "", "", ""]
-            if look := self.looks.get(name):
-                texts = [text if len(text) <= 16 else f"{text[:13]}..." for text in look.values[:3]]
-                seen = [look.kind, f"{len(look.values):,}", f"{look.missing:.1%}", ", ".join(texts)]
+        for name, look in self.looks.items():
+            entry, why = guesses[name]
+            examples = ", ".join(text if len(text) <= 16 else f"{text[:13]}..." for text in look.values[:3])
+            seen = [look.kind, f"{len(look.values):,}", f"{look.missing:.1%}", examples]
             lines.append([name, entry["role"], *seen, why])
         table = pd.DataFrame(lines, columns=["column", "role", "type", "distinct", "missing", "examples", "why"])
-        rows = max(look.rows for look in self.looks.values())
-        entries = {name: value for name, value in self.entries.items() if name != "missing"}
-        form = "".join(f", {name} {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items())
-        head = f"{self.path}: the first {rows:,} rows, {len(lines)} columns{form}"
+        entries = [f", {name} {json.dumps(value)}" for name, value in self.entries.items() if name != "missing"]
+        rows = next(iter(self.looks.values())).rows
+        head = f"{self.path}: the first {rows:,} rows, {len(lines)} columns{''.join(entries)}"
         return "\n".join([head, "", table.to_string(index=False), "", *self.notes, *notes, ""])
 
 
@@ -66,18 +62,16 @@ def look_at(path: Path) -> Table:
     files = data_files(path)
     entries, columns, notes = file_format(files[0])
     for file in files:
-        columns |= {key: "kept" for key in source_of(file).keys if key not in columns}
+        columns |= {key: {"role": "kept"} for key in source_of(file).keys if key not in columns}
     if len(files) > 1:
         first, last = (file.relative_to(path) for file in (files[0], files[-1]))
         notes.append(f"{len(files)} files, in natural order of their names, from {first} to {last}.")
-    read = {name: {"role": role} for name, role in columns.items() if role in ("kept", "categorical")}
-    form = Format.model_validate(entries | {"columns": read})
+    form = Format.model_validate(entries | {"columns": columns})
     cells = sample(files, form)
     looks = {name: Look(name, cells[name], form) for name in cells.column_names}
     is_again = form.header and all(name in look.values for name, look in looks.items())
     check(not is_again, f"{path} has the names of the columns in several lines. Remove the others.")
-    unread = {name: excluded(f"holds {kind}") for name, kind in columns.items() if name not in read}
-    return Table(path, entries, looks, unread, notes)
+    return Table(path, entries, looks, notes)
 
 
 def sample(files: list[Path], form: Format) -> pa.Table:

@@ -31,13 +31,13 @@ WORDS = {  # of which a name has one
     "id": "id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title",
     "rating": "rating|rate|stars?|score|grade|vote|points|overall",
     "time": "time|times|timestamp|date|datetime|dat|ts|at|when|day|dt|hour",
-    "other time": r"birth\w*|dob|sign\w*|regist\w+|releas\w+|expir\w+|due|deliver\w*|ship\w*|return\w*|updated?|modified"
-    "|last|first|end|until|dropoff|attributed|status|joined",
+    "other time": r"birth\w*|sign\w*|regist\w+|releas\w+|expir\w+|due|deliver\w*|ship\w*|return\w*|updated?|modified"
+    "|dob|last|first|end|until|dropoff|attributed|status|joined",
     "title": "title|name|headline",
     "code": r"ids?|\w*id|key|code|cd|nr|zip|zipcode|postcode|postal|ip|[ck]\d+|cat\d*",
-    "amount": "age|years?|price|amount|amt|counts?|cnt|num|n|total|sum|avg|mean|min|max|days|hours|minutes|sec|seconds|ms"
+    "amount": "age|years?|price|amount|amt|count|cnt|num|n|total|sum|avg|mean|min|max|days|hours|minutes|sec|seconds|ms"
     "|time|duration|length|size|width|height|distance|score|rate|ratio|pct|percent|balance|income|salary|cost|revenue"
-    "|fee|lat|lon|latitude|longitude|temperature|rank|position|quantity|qty|visits|ago|limit|value|gain|loss",
+    "|fee|lat|lon|latitude|longitude|temperature|rank|position|quantity|qty|visits|ago|limit|value|gain|loss|counts",
     "kind": f"{USERS}|{ITEMS}|os|app|channel|device|browser|zone|region|area|city|country|state|store|shop|site|page"
     "|domain|category|cate|class|type|kind|group|segment|brand|seller|publisher|advertiser|placement|slot|banner"
     "|operator|carrier|agent|company|department|job|model|version|language|genre|tag|tab|cluster",
@@ -123,10 +123,10 @@ def guess_time(looks: list[Look]) -> Guesses:
 def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> Guesses:
     """The labels, or the rating."""
     binary = [look for look in looks if len(look.values) == 2 and look.kind != "list"]
-    numbers = [look for look in looks if look.kind == "number" and len(look.values) > 2]
+    numbers = [look for look in looks if look.kind == "number" and len(look.values) > 1]
     labels = [look for look in binary if named(look, "label")]
     ratings = [look for look in numbers if named(look, "rating") and is_interactions]
-    ratings += [look for look in numbers if look.is_whole and named(look, "outcome")]
+    ratings += [look for look in numbers if look.is_whole and named(look, "outcome") and look not in binary]
     if ratings and not labels:
         return {ratings[0].name: rating(ratings[0])}
     labels = labels or [look for look in binary if named(look, "weak label")][-1:]

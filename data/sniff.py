@@ -34,10 +34,13 @@ NUMBER = r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*"
 GROUPED = r"[-+$€£¥ ]*(\d{{1,3}}([{}' \xa0\u202f]\d{{3}})+|\d+)({}\d+)?[ %€$£¥]*"  # 31,273 or 1.234,50 € or 45%
 YEAR, MONTH, DAY, HOUR = r"(199\d|20[0-4]\d)", r"(0[1-9]|1[0-2])", r"(0[1-9]|[12]\d|3[01])", r"([01]\d|2[0-3])"
 COMPACT_DATES = {
-    YEAR + MONTH + DAY: "%Y%m%d",
-    r"\d\d" + MONTH + DAY + HOUR: "%y%m%d%H",
-    YEAR + MONTH + DAY + HOUR: "%Y%m%d%H",
-    YEAR + MONTH + DAY + HOUR + r"[0-5]\d[0-5]\d": "%Y%m%d%H%M%S",
+    pattern: (f"dates ({form})", f'pandas.to_datetime({{}}, format="{form}")')
+    for pattern, form in {
+        YEAR + MONTH + DAY: "%Y%m%d",
+        r"\d\d" + MONTH + DAY + HOUR: "%y%m%d%H",
+        YEAR + MONTH + DAY + HOUR: "%Y%m%d%H",
+        YEAR + MONTH + DAY + HOUR + r"[0-5]\d[0-5]\d": "%Y%m%d%H%M%S",
+    }.items()
 }
 DAY_FIRST = r"\d{1,2}[/.-](0?[1-9]|1[0-2])[/.-](\d\d|\d{4})\b.*"
 OTHER_DATES = r"(0?[1-9]|1[0-2])[/.-]\d{1,2}[/.-](\d\d|\d{4})\b.*|\d{4}[/.]\d{1,2}[/.]\d{1,2}\b.*"
@@ -52,9 +55,11 @@ CONVERSIONS = {  # of texts that the reader does not know: what they are, and ho
 VALUE = "|".join([NUMBER, r"\d{4}-\d\d-\d\d.*", *CONVERSIONS])
 
 
-def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """The entries of columns.json that say how a file is written; its columns: "kept", "categorical" for lists, or a
-    type that cannot be read; and notes. Raises: UserError for what must be converted."""
+def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The entries of columns.json that say how a file is written; the columns, to be read as they are; and notes.
+
+    Raises: UserError for what must be converted.
+    """
     source, file = source_of(path), shlex.quote(str(path))
     entries: dict[str, Any] = {"missing": [*MISSING[1:]]}
     notes: list[str] = []
@@ -63,7 +68,10 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         if start == PARQUET:
             with parquet_errors(source.name):
                 schema = pyarrow.parquet.ParquetFile(stream).schema_arrow
-            return entries, {field.name: parquet_role(field.type) for field in schema}, notes
+            columns = {field.name: {"role": parquet_role(field.type)} for field in schema}
+            if unread := [f"{field.name} ({field.type})" for field in schema if not parquet_role(field.type)]:
+                notes.append(f"Columns of types that cannot be read: {', '.join(unread)}.")
+            return entries, {name: entry for name, entry in columns.items() if entry["role"]}, notes
         content = Text(source.name, start, stream, without_header({})).rest
     content = content[: content.rfind(b"\n") + 1] or content
     try:
@@ -99,41 +107,35 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         rows = read()
     found = f"found only one column ({lines[0][:80]!r})"
     check(len(rows[0]) > 1, f"{path}: {found}. Line 1 must hold the names; remove what is above them.")
-    columns = [[cell for cell in column if cell not in MISSING] for column in zip(*rows[1:], strict=False)]
+    values = [[cell for cell in column if cell not in MISSING] for column in zip(*rows[1:], strict=False)]
     comma = r"[-+]?\d+(,\d+)?" if separator == ";" else r"[-+]?\d+(,(\d\d?|\d{4,}))?"  # 31,273 may have thousands
-    if all_are(comma, columns) - all_are(r"[-+]?\d+", columns) and not all_are(r"[-+]?\d+\.\d+", columns):
+    if all_are(comma, values) - all_are(r"[-+]?\d+", values) and not all_are(r"[-+]?\d+\.\d+", values):
         entries["decimal"] = ","
     names = [name.strip() for name in rows[0]]
-    if not has_names(names, columns):
+    if not has_names(names, values):
         entries["header"], names = False, [f"c{number}" for number in range(1, len(names) + 1)]
         notes.append(
-            f"Does line 1 ({', '.join(rows[0])[:60]}) hold values? It seems so, and the columns are c1 to {names[-1]}; "
-            'rename them in columns.json, in this order ("header": false). Better for the guess: add a line of names '
-            f"with `sed '1i NAME{separator}NAME...' {file} > NEW_FILE`."
+            f"Does line 1 ({', '.join(rows[0])[:60]}) hold values? It seems so, and the columns are c1 to {names[-1]}. "
+            f"Better for the guess: add a line of names with `sed '1i NAME{separator}NAME...' {file} > NEW_FILE`."
         )
     if "" in names:
         notes.append(f"Columns without a name are not read: {names.count('')}.")
-    return entries, dict.fromkeys(filter(None, names), "kept"), notes
+    return entries, {name: {"role": "kept"} for name in names if name}, notes
 
 
 def without_header(entries: dict[str, Any]) -> Format:
     return Format.model_validate(entries | {"header": False, "columns": {"any": {"role": "kept"}}})
 
 
-def parquet_role(kind: pa.DataType) -> str:
+def parquet_role(kind: pa.DataType) -> str | None:
+    """The role that reads values of a type as they are; None if there is none."""
     types = pa.types
     is_list = types.is_list(kind) or types.is_large_list(kind)
     value = kind.value_type if is_list or types.is_dictionary(kind) else kind
-    known = [
-        types.is_string,
-        types.is_large_string,
-        types.is_integer,
-        types.is_boolean,
-        types.is_decimal,
-        types.is_null,
-    ]
-    known += [types.is_date, types.is_timestamp, *([] if is_list else [types.is_floating])]
-    return str(kind) if not any(holds(value) for holds in known) else "categorical" if is_list else "kept"
+    unread = [types.is_nested, types.is_binary, types.is_large_binary, types.is_duration, types.is_time]
+    if any(holds(value) for holds in unread) or (is_list and types.is_floating(value)):
+        return None
+    return "categorical" if is_list else "kept"
 
 
 def separator_of(lines: list[str]) -> str:
@@ -169,9 +171,9 @@ def has_names(names: list[str], columns: list[list[str]]) -> bool:
 def conversion_command(path: Path, entries: dict[str, Any], changes: dict[str, str]) -> str:
     """Writes a file anew as CSV. changes: of columns, expressions of `{}` in pandas; "" for none."""
     options = {"sep": entries.get("separator"), "encoding": entries.get("encoding")}
-    options |= {"escapechar": entries.get("escapechar"), "skiprows": 1 if "comment" in entries else None}
+    options |= {"escapechar": entries.get("escapechar"), "skiprows": int("comment" in entries)}
     options |= {"names": list(changes) if entries.get("header") is False else None}
-    given = "".join(f", {name}={json.dumps(value)}" for name, value in options.items() if value is not None)
+    given = "".join(f", {name}={json.dumps(value)}" for name, value in options.items() if value)
     read = "parquet({})" if ".parquet" in path.name else f"csv({{}}, dtype=str, keep_default_na=False{given})"
     code = ["import pandas", f"t = pandas.read_{read}".replace("{}", json.dumps(str(path)))]
     for name, expression in changes.items():
@@ -202,16 +204,14 @@ class Look:
         self.counts = np.bincount(self.codes[self.codes >= 0], minlength=len(values))
         self.known = int(self.counts.sum())
         self.missing = float(np.mean(pc.equal(pc.list_value_length(cells), 0) if is_list else self.codes < 0))
+        self.kind, self.numbers = ("list", None) if is_list else ("text", dates_of(self.values))
         numbers = pd.to_numeric(pd.Series(self.values, dtype=object).str.replace(form.decimal, "."), errors="coerce")
-        self.numbers = numbers.to_numpy(float) if self.values and np.isfinite(numbers.to_numpy(float)).all() else None
+        if self.numbers is not None:
+            self.kind = "date"
+        elif self.values and not is_list and np.isfinite(numbers.to_numpy(float)).all():
+            self.numbers = numbers.to_numpy(float)
+            self.kind = "text" if any(re.fullmatch(r"0\d+|\d{16,}", value) for value in self.values) else "number"
         self.is_whole = self.numbers is not None and bool((self.numbers == np.floor(self.numbers)).all())
-        if is_list:
-            self.kind, self.numbers = "list", None
-        elif self.numbers is None:
-            self.numbers = dates_of(self.values)
-            self.kind = "text" if self.numbers is None else "date"
-        elif not any(re.fullmatch(r"0\d+|\d{16,}", value) for value in self.values):
-            self.kind = "number"
 
     def per_row(self, values: Any) -> np.ndarray:
         """A number (N,) for each row from those of the values, nan if missing."""
@@ -229,9 +229,8 @@ class Look:
     @property
     def separator(self) -> str | None:
         """What separates several values in a cell: parts that come again in other cells."""
-        values = self.values[:10_000] if self.numbers is None else []
-        for separator in LISTS:
-            cells = [value.split(separator) for value in values]
+        for separator in LISTS if self.numbers is None else ():
+            cells = [value.split(separator) for value in self.values[:10_000]]
             lengths, parts = [len(cell) for cell in cells], {part for cell in cells for part in cell}
             is_usual = 4 * sum(length > 1 for length in lengths) > len(cells)
             varies = separator not in ", /" or len(set(lengths)) > 2
@@ -245,11 +244,8 @@ class Look:
         """What the values are, if the reader does not know such, and the expression of CONVERSIONS."""
         if len(self.values) < 2 or self.kind in ("list", "date"):
             return None
-        for pattern, form in COMPACT_DATES.items():
+        for pattern, (what, expression) in (CONVERSIONS if self.numbers is None else COMPACT_DATES).items():
             if all_are(pattern, [self.values]):
-                return f"dates like {self.values[0]} ({form})", f'pandas.to_datetime({{}}, format="{form}")'
-        for pattern, (what, expression) in CONVERSIONS.items():
-            if self.numbers is None and all_are(pattern, [self.values]):
                 return f"{what} like {self.values[0]!r}", expression
         return None
 
