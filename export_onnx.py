@@ -96,18 +96,27 @@ def _input_names(model: Recommender) -> list[str]:
     return list(signature(model.forward).parameters)
 
 
+def _with_candidates(model: Recommender, inputs: list[Tensor], count: int) -> list[Tensor]:
+    """The same inputs with each row's candidate repeated, if the model takes several."""
+    names = _input_names(model)
+    return [
+        column.repeat_interleave(count, 1) if name in model.candidate_inputs else column
+        for name, column in zip(names, inputs, strict=True)
+    ]
+
+
 def _write(model: Recommender, example: list[Tensor], path: Path) -> None:
-    names, rows = _input_names(model), torch.export.Dim("rows")
+    names, rows, candidates = _input_names(model), torch.export.Dim("rows"), torch.export.Dim("candidates")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # hides hints about models of other kinds
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", "# The axis name")
     torch.onnx.export(
         Predictor(model).eval(),
-        tuple(example),
+        tuple(_with_candidates(model, example, 2)),
         path,
         input_names=names,
         output_names=["prediction"],
-        dynamic_shapes=(tuple({0: rows} for _ in names),),
+        dynamic_shapes=(tuple({0: rows, 1: candidates} if n in model.candidate_inputs else {0: rows} for n in names),),
         external_data=sum(parameter.nbytes for parameter in model.parameters()) > 2**31 - 2**20,  # protobuf's limit
         dynamo=True,
         verbose=False,
@@ -120,7 +129,8 @@ def _difference(model: Recommender, inputs: list[Tensor], path: Path) -> float:
 
     session = onnxruntime.InferenceSession(path)
     used, differences = {given.name for given in session.get_inputs()}, []
-    for part in (inputs, [column[:1] for column in inputs]):  # also a batch of one
+    one = [column[:1] for column in inputs]  # also a batch of one
+    for part in (inputs, one, _with_candidates(model, one, 5)):
         given = {name: column.numpy() for name, column in zip(_input_names(model), part, strict=True) if name in used}
         found = session.run(None, given)[0].reshape(len(part[0]), -1)
         differences.append(np.abs(found - predict_batch(model, part).numpy()).max())

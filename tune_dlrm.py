@@ -41,7 +41,7 @@ from common.cluster.study import (
 from common.files import atomic_write, write_json
 from common.model.comparison import auc_error
 from common.paths import data_root, output_root
-from common.settings import Settings, check_names, check_settings
+from common.settings import Settings, check_names, check_settings, plain
 from common.training.run_folder import BEST_CHECKPOINT, NOT_COMPARED, claim_run_folder, continued_folder, keep_unchanged
 from data.criteo_data import ClickDataModule
 
@@ -87,7 +87,7 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     """
     start = time.monotonic()
     check_names(changes, list(SEARCH))
-    options = SEARCH | changes
+    options = {name: plain(value) for name, value in (SEARCH | changes).items()}
     check_settings({"space": space, "fixed": fixed} | options)
     both = ", ".join(sorted(space.keys() & fixed.keys()))
     check(not both, f"{both} must be in SPACE or in FIXED, not in both.")

@@ -86,6 +86,7 @@ class BST(Recommender):
 
     attribute_shares: Tensor
     metrics: PredictionMetric
+    candidate_inputs = ("items", "dense")
 
     def __init__(
         self,

@@ -37,10 +37,10 @@ DATA = dict(
     target="auto",  # "rating" (RMSE) if there are ratings, otherwise "item" (NDCG of a list); or "click" (AUC)
     negatives=32,  # for "item": sampled for each row anew in each epoch, from the items that its user has in no row
     negatives_power=0.0,  # drawn in proportion to popularity ^ this; 0: uniformly
-    history_length=40,  # past ratings that the model sees; paper: 20
-    history_ratings=True,  # whether it sees their values
-    start_from_biases=True,  # predictions start from movie and user biases, histories hold residuals from movie biases
-    batch_size="auto",  # ratings, over all processes; "auto": by the number of ratings, see AUTO
+    history_length=40,  # past items that the model sees; paper: 20
+    history_ratings=True,  # whether it sees their ratings
+    start_from_biases=True,  # predictions start from item and user biases, histories hold residuals from item biases
+    batch_size="auto",  # rows, over all processes; "auto": by the number of rows, see AUTO
     num_workers=0,  # loader processes; windows into memory-mapped arrays need none
 )
 MODEL = dict(
@@ -76,6 +76,7 @@ TRAINING = dict(
 )
 # "auto" with many training rows; with few, batches are smaller and epochs more (by_rows in common/settings.py)
 AUTO = dict(batch_size=1024, max_epochs=4)
+AUTO_ITEM = dict(batch_size=256, max_epochs=2)  # for "item", where each row has its negatives
 
 
 @on_ray("bst", TRAINING)
@@ -91,7 +92,7 @@ def train(
     with claim_run_folder("bst", settings.flat(), run_folder) as folder:
         data = HistoryDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
-        settings = settings.for_rows(len(data.rows["train"]), AUTO)
+        settings = settings.for_rows(len(data.rows["train"]), AUTO_ITEM if data.target == "item" else AUTO)
         data.batch_size = settings.data["batch_size"]
         return fit(settings, data, folder, callbacks)
 

@@ -36,5 +36,6 @@ def test_its_blocks_run(tmp_path, monkeypatch, outputs, capsys):
     assert "as_it_is, averaged predictions" in printed and "cosine - as it is" in printed
     assert "Starting from" in printed and "Nearest to C9" in printed
     assert len(pd.read_csv(tmp_path / "scores.csv")) == 3_000
+    assert pd.read_csv(tmp_path / "scores_slices.csv")["rows"].sum() == 3_000 and "compared with" in printed
     assert list((outputs / "runs" / "deepfm").glob("version_0/tensorboard/events.*"))
     assert names["later"]["settings"]["start_from"] == names["results"]["checkpoint"]

@@ -13,18 +13,18 @@ from tensorboardX.proto.event_pb2 import Event
 from common.errors import UserError
 from common.training.seeds import train_seeds
 from deepfm.deepfm import DeepFM
-from deepfm.train import train
+from deepfm.train import OPTIMIZER, train
 from dlrm.train import train as train_dlrm
-from tests.criteo_rows import make_lines, write_lines
 from tests.test_resume import Interrupted, interrupt
 
-SMALL = {"hidden_units": (8,), "embedding_dim": 3, "max_epochs": 2, "batch_size": 10, "patience": 9}  # 60 steps a epoch
-
-
-@pytest.fixture(autouse=True)
-def rows(tmp_path, rng, monkeypatch) -> None:
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
+SMALL = {
+    "hidden_units": (8,),
+    "embedding_dim": 3,
+    "max_epochs": 2,
+    "batch_size": 10,
+    "patience": 9,
+}  # 60 steps an epoch
+pytestmark = pytest.mark.usefixtures("criteo")
 
 
 def read_events(folder: Path) -> tuple[dict[str, dict[int, float]], dict[str, int]]:
@@ -83,7 +83,10 @@ def test_any_logger_of_lightning_or_several(tmp_path):
         assert {"train_loss", "learning_rate", "val_auc", "test_auc"} <= set(found)
         assert found["epoch"].dropna().tolist() == [0.5, 1.0, 1.5, 2.0]
         settings = path.with_name("hparams.yaml").read_text()
-        assert "embedding_l2: 0.005" in settings and f"run_folder: {results['run_folder']}" in settings
+        assert (
+            f"embedding_l2: {OPTIMIZER['embedding_l2']}" in settings
+            and f"run_folder: {results['run_folder']}" in settings
+        )
         assert "cardinalities" not in settings
     assert results["settings"]["logger"] == "tuple"
     for wrong in ("wandb", 3, lambda folder: folder):

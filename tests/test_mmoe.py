@@ -18,18 +18,9 @@ BINS, DIM = 3, 4
 
 
 def make_model(variant: str = "mmoe", tasks: list[str] = TASKS, **changes) -> MMoE:
-    settings = {
-        "variant": variant,
-        "bin_edges": EDGES,
-        "cardinalities": SIZES,
-        "tasks": tasks,
-        "task_weights": [1.0] * len(tasks),
-        "num_experts": 3,
-        "expert_units": [8, 5],
-        "tower_units": [6],
-        "embedding_dim": DIM,
-        "dropout": 0.0,
-    }
+    settings = {"variant": variant, "bin_edges": EDGES, "cardinalities": SIZES, "tasks": tasks, "num_experts": 3}
+    settings |= {"task_weights": [1.0] * len(tasks), "expert_units": [8, 5], "tower_units": [6], "embedding_dim": DIM}
+    settings["dropout"] = 0.0
     model = build(MMoE, settings, changes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -138,7 +129,7 @@ def test_expert_use_is_the_mean_over_all_rows_and_finds_dead_experts(tmp_path, m
     torch.testing.assert_close(weights, model.gate_weights(x).mean(1), rtol=0, atol=1e-6)
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
     assert dead_experts(weights, zeros) == [1, 2]
-    plot_gates(model, data, label, label, tmp_path)
+    plot_gates(model, data, label, label, tmp_path, {})
     assert (tmp_path / "gates.png").stat().st_size > 1000
 
 

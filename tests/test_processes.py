@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,14 @@ from common.data.loader import BatchLoader, EpochSampler
 from deepfm.train import train
 from tests import two_processes
 from tests.criteo_rows import make_lines, write_lines
+from tests.script_process import REPO, run_process, start_process, written
 
-REPO = Path(__file__).resolve().parents[1]
 
-
-def run(*arguments: object) -> None:
-    """Start a script in another working directory, without the environment variables of earlier processes."""
-    known = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE", "RANK")}
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd="/", env=known)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+def wait_until(condition: Callable[[], bool], process: BaseProcess) -> None:
+    ends = time.monotonic() + 120
+    while not condition():
+        assert process.exitcode is None and time.monotonic() < ends, "the process ended, or does nothing"
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,8 @@ def trained(tmp_path_factory) -> list[dict]:
     """The results of one and of two processes."""
     folder = tmp_path_factory.mktemp("processes")
     two_processes.main(1, folder / "1.pt")
-    run(REPO / "tests" / "two_processes.py", 2, folder / "2.pt")
+    done = run_process("tests/two_processes.py", 2, folder / "2.pt", folder=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{devices}.pt") for devices in (1, 2)]
 
 
@@ -94,88 +94,93 @@ def test_evaluated_rows_come_in_file_order_once_gathered(world):
     assert torch.cat([torch.cat(part) for part in parts]).tolist() == list(range(41))
 
 
-def test_a_whole_run(tmp_path, outputs, rng, monkeypatch):
-    """The same metrics, one folder, one table; a script that trains twice does so in all its processes."""
+@pytest.fixture
+def data(tmp_path, rng, monkeypatch) -> Path:
+    """TMPDIR, with a name that would mean another path in a URL; there are 701 rows of Criteo's."""
     write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 701))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    temporary = tmp_path / "tmp?a=1#é%20"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    return temporary
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other process in /proc")
+def test_whole_runs_and_a_death(tmp_path, outputs, data):
+    """The same metrics, one folder, one table; a script that trains several times does so in all its processes.
+
+    When the other process dies, the first ends with one line. Both listen only on the loopback interface.
+    """
     settings = {"hidden_units": (8,), "dropout": 0.0, "batch_size": 60, "precision": "32-true"}
     alone = [train(**settings, seed=seed) for seed in (1, 2)]
     script = tmp_path / "script.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
-        "from deepfm.train import train\n"
-        f"for seed in (1, 2):\n    train(**{settings}, seed=seed, devices=2)\n"
-    )
-    temporary = tmp_path / "tmp?a=1#é%20"  # in a URL this would mean another path
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    output = run(script)
-    assert not list(temporary.iterdir())
-    runs = outputs / "runs" / "deepfm"
-    assert sorted(path.name for path in runs.iterdir()) == [f"version_{i}" for i in range(4)]
-    assert output.stdout.count("Test metrics") == 2 and "Warning" not in output.stderr
+    script.write_text(f"""import sys; sys.path.insert(0, {str(REPO)!r})
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from common.errors import run_script
+from deepfm.train import train
+_ChildProcessObserver._run = lambda self: True  # it kills without a line, up to 5 seconds later
+
+def trainings():
+    for seed in (1, 2):
+        train(**{settings}, seed=seed, devices=2)
+    train(hidden_units=(8,), batch_size=10, max_epochs=9999, patience=9999, devices=2)
+
+run_script(trainings)
+""")
+    first, runs = start_process(script, folder=tmp_path), outputs / "runs" / "deepfm"
+    wait_until(lambda: (runs / "version_4" / "checkpoints" / "last.ckpt").exists(), first)
     is_distributed = [json.loads((runs / f"version_{i}" / "results.json").read_text()) for i in (2, 3)]
     for one, two in zip(alone, is_distributed, strict=True):
         for metrics in ("test", "validation"):
             assert two[metrics] == pytest.approx(one[metrics], abs=1e-5)
         assert two["baselines"] == one["baselines"] and two["rows"] == one["rows"]
-
-
-@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other process in /proc")
-def test_a_process_dies(tmp_path, outputs, rng, monkeypatch):
-    """The other process ends with one line; both listen only on the loopback interface."""
-    write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 700))
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
-        "from common.errors import run_script\nfrom deepfm.train import train\n"
-        "run_script(lambda: train(hidden_units=(8,), batch_size=10, max_epochs=9999, patience=9999, devices=2))\n"
-    )
-    first = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while "train_loss" not in first.stdout.readline():
-        assert first.poll() is None, first.stderr.read()
-    (other,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    assert listening({first.pid, int(other)}) == {"127.0.0.1"}
-    os.kill(int(other), signal.SIGKILL)
-    _, errors = first.communicate(timeout=60)
-    assert first.returncode == 1 and "Traceback" not in errors
+    other = child(first.pid)
+    assert listening({first.pid, other}) == {"127.0.0.1"}
+    os.kill(other, signal.SIGKILL)
+    first.join(60)
+    output, errors = written(tmp_path, "stdout"), written(tmp_path, "stderr")
+    assert output.count("Test metrics") == 2
+    assert first.exitcode == 1 and "Traceback" not in errors and "Warning" not in errors
     assert errors.endswith("error: another process of this run died; resume=True continues from the last checkpoint.\n")
+    assert not list(data.iterdir()) and sorted(path.name for path in runs.iterdir()) == [
+        f"version_{i}" for i in range(5)
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the other process in /proc")
 @pytest.mark.parametrize("dying", [0, 1])
-def test_one_process_dies_before_they_meet(tmp_path, outputs, rng, monkeypatch, dying):
-    """The other process, which would wait for it, ends within seconds with one line, and leaves no temporary folder."""
-    write_lines(tmp_path / "data" / "criteo" / "train.txt", make_lines(rng, 700))
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    script, here = tmp_path / "script.py", tmp_path / "here"
-    script.write_text(
-        f"import os, pathlib, sys, time; sys.path.insert(0, {str(REPO)!r})\n"
-        "from common.process_group import LocalDDPStrategy\nfrom deepfm.train import train\n"
-        "setup = LocalDDPStrategy.setup_distributed\n"
-        f"def wait(self):\n    if self.local_rank == {dying}: pathlib.Path({str(here)!r}).touch(); time.sleep(60)\n"
-        "    setup(self)\n"
-        "LocalDDPStrategy.setup_distributed = wait\n"
-        "train(hidden_units=(8,), devices=2)\n"
-    )
-    first = subprocess.Popen([sys.executable, script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not here.exists():
-        assert first.poll() is None, first.stderr.read()
+def test_one_process_dies_before_they_meet(tmp_path, outputs, data, dying):
+    """The other process, which would wait for it, ends in seconds, with one line, and leaves no temporary folder."""
+    script, here = tmp_path / "script.py", [tmp_path / "0", tmp_path / "1"]
+    script.write_text(f"""import pathlib, sys, time; sys.path.insert(0, {str(REPO)!r})
+from common.process_group import LocalDDPStrategy
+from deepfm.train import train
+setup = LocalDDPStrategy.setup_distributed
+
+def wait(self):
+    pathlib.Path({str(tmp_path)!r}, str(self.local_rank)).touch()
+    time.sleep(60 * (self.local_rank == {dying}))
+    setup(self)
+
+LocalDDPStrategy.setup_distributed = wait
+train(hidden_units=(8,), devices=2)
+""")
+    first = start_process(script, folder=tmp_path)
+    wait_until(lambda: all(path.exists() for path in here), first)
+    other = child(first.pid)
+    os.kill(other if dying else first.pid, signal.SIGKILL)
+    message, ends = "error: another process of this run died.\n", time.monotonic() + 40
+    while not written(tmp_path, "stderr").endswith(message) or list(data.iterdir()):
+        if time.monotonic() > ends:
+            with suppress(ProcessLookupError):
+                os.kill(first.pid if dying else other, signal.SIGKILL)
+            pytest.fail(written(tmp_path, "stderr"))
         time.sleep(0.1)
-    (other,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    time.sleep(2 * dying)  # until the first process waits too
-    os.kill(int(other) if dying else first.pid, signal.SIGKILL)
-    try:
-        _, errors = first.communicate(timeout=40)  # to the end of the other's standard error
-    except subprocess.TimeoutExpired:
-        os.kill(int(other), signal.SIGKILL)
-        first.kill()
-        raise
-    assert errors.endswith("error: another process of this run died.\n")
-    assert not list((tmp_path / "tmp").iterdir())
+
+
+def child(process: int) -> int:
+    (other,) = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return int(other)
 
 
 def listening(processes: set[int]) -> set[str]:

@@ -57,7 +57,7 @@ def test_the_pages_have_the_numbers_of_the_runs(pages, outputs, undrawn):
     score = f"{mean(aucs):.4f} ± {stdev(aucs):.4f}"
     seconds = f"{mean(each['wall_seconds'] for each in found):.0f}"
     readme, page = (page.read_text().replace("\u00a0", " ") for page in pages)
-    assert f"| DeepFM | Clicks | AUC **{score}** | {name} {baseline:.4f} | {seconds} s |" in readme
+    assert f"| DeepFM | Clicks | AUC **{score}** | {name} {baseline:.4f} | {seconds} |" in readme
     difference = f"{mean(aucs) - baseline:+.4f} ± {half:.4f}"
     assert f"| DeepFM | {score} | {averaged:.4f} | {name} {baseline:.4f} | {difference} |" in readme
     assert readme.startswith("before\n") and "kept" in readme and readme.endswith("after\n") and "old" not in readme

@@ -66,10 +66,21 @@ def test_weights_move_the_predictions_and_no_metric(tmp_path, train):
     def predicted(results: dict) -> float:
         return float(saved_predictions(Path(results["run_folder"]))["prediction"].mean())
 
+    ratio = weighted["train_samples_per_second"] / plain["train_samples_per_second"]
+    assert 1 / 5 < ratio < 5  # counting pairs of target and weight, it would be 1/32
     assert predicted(plain) == pytest.approx(click.mean(), abs=0.05)
     assert predicted(weighted) == pytest.approx(share, abs=0.1)
     name = "auc_click" if train is train_mmoe else "auc"
     assert weighted["test"][name] == pytest.approx(plain["test"][name], abs=0.02)
+
+
+@pytest.mark.parametrize(("changes", "weight"), [({}, 1.0), ({"weighted": True}, None), ({"negative_rate": 0.5}, None)])
+def test_losses_that_cannot_be_compared_are_not_drawn_beside_each_other(tmp_path, monkeypatch, changes, weight):
+    write_table(tmp_path, 700)
+    drawn = []
+    monkeypatch.setattr("common.training.fit.plot_learning_curves", lambda *given: drawn.append(given[3]))
+    train_deepfm(dataset="mine", data_root=str(tmp_path), max_epochs=1, **SMALL, **changes)
+    assert drawn == [weight]
 
 
 def open_data(root: Path, **changes) -> ClickDataModule:

@@ -1,4 +1,4 @@
-"""`python tests/two_processes.py DEVICES FILE`: the results of 100 steps of each model in so many processes.
+"""`python tests/two_processes.py DEVICES FILE`: the results of 50 steps of each model in so many processes.
 
 Started by test_processes.py as a script, because Lightning starts a script again for each further process.
 """
@@ -19,7 +19,7 @@ from dlrm.dlrmnet import DLRM
 from multitask.mmoe import MMoE
 from tests import test_bst, test_deepfm, test_dlrm, test_mmoe
 
-ROWS, BATCH_SIZE, STEPS = 333, 32, 100  # the last of 11 batches has 13 rows: one process has 7 of them, the other 6
+ROWS, BATCH_SIZE, STEPS = 333, 32, 50  # the last of 11 batches has 13 rows: one process has 7 of them, the other 6
 MAKERS = {DeepFM: test_deepfm, DLRM: test_dlrm, MMoE: test_mmoe, BST: test_bst}
 
 

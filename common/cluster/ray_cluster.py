@@ -54,19 +54,15 @@ def start_ray(address: str | None, threads: int, show_output: bool) -> None:
             },
             **own,
         )
-    except ConnectionError as error:
+    except OSError as error:  # no answer, or a socket's path, which is limited to about 100 characters
+        advice = "RAY_AUTH_MODE=token if `ray start` enabled authentication; RAY_TMPDIR to a folder with a short path"
         raise UserError(
-            f"no Ray cluster answers at {address}. If `ray start` enabled authentication, set RAY_AUTH_MODE=token."
+            f"Ray does not start, or answer at {address}: {error}. Possible remedies: set {advice}."
         ) from error
-    except OSError as error:  # the path of a socket is limited to about 100 characters
-        raise UserError(f"Ray does not start: {error}. Set RAY_TMPDIR to a folder with a short path.") from error
 
 
 def _private_folder() -> str:
-    """A new folder for Ray's files that no other user can change (Ray's default is shared by all users).
-
-    It is removed when this process ends.
-    """
+    """A folder for Ray's files that no other user can change, unlike Ray's default; removed when this process ends."""
     home = os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "darwin" else None)  # a short path, see start_ray
     folder = tempfile.mkdtemp(prefix="ray-", dir=home)
 

@@ -28,6 +28,7 @@ class Recommender(pl.LightningModule):
 
     metrics: PredictionMetric
     training_offset = 0.0
+    candidate_inputs: tuple[str, ...] = ()  # the inputs (B, Q, ...) with any number of candidates per row
 
     @property
     def data(self) -> RecommendationDataModule:

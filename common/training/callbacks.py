@@ -70,7 +70,9 @@ class MetricsLog(pl.Callback):
         self.samples += len(batch[0]) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._stop_clock()
+        if self._begin:
+            self.seconds += time.perf_counter() - self._begin
+            self._begin = 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -99,11 +101,6 @@ class MetricsLog(pl.Callback):
     @property
     def samples_per_second(self) -> float:
         return self.samples / self.seconds if self.seconds else 0.0
-
-    def _stop_clock(self) -> None:
-        if self._begin:
-            self.seconds += time.perf_counter() - self._begin
-            self._begin = 0.0
 
     def state_dict(self) -> dict:
         running = time.perf_counter() - self._begin if self._begin else 0.0

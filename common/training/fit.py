@@ -68,6 +68,7 @@ def fit_and_test(
         keep_unchanged(folder / "data.json", about_data | {"fingerprint": data.fingerprint}, "data")
     if test and written.exists() and "test" in (finished := read_json(written)):
         return finished | paths
+    check(isinstance(callbacks, list | tuple), f"callbacks is {shown(callbacks)}; it must be a list.")
     monitor = chosen_monitor(training["monitor"], monitor, model, data)
     log = ours.MetricsLog(folder, Trackers(training["logger"], folder))
     trainer = build_trainer(model, data, folder, settings, monitor, [log, *callbacks])
@@ -129,6 +130,9 @@ def build_trainer(
 
     Raises: UserError for what is no callback, and for rows that cannot be trained on.
     """
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     training, mode, last = settings.training, mode_of(monitor), folder / LAST_CHECKPOINT
     check_rows(model, data, settings)
     used: list[pl.Callback] = [*callbacks, ours.RandomState()]
@@ -171,9 +175,6 @@ def fit(
     """Train from the last checkpoint in the folder; without one, from the setting start_from, or from the start."""
     last = folder / LAST_CHECKPOINT
     gc.collect()  # Trainer and module refer to each other, so those of an earlier run may still be in memory
-    for package in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(package).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
     keep_freed_memory()
     if trainer.is_global_zero:
         print_steps(training["max_epochs"], len(data.train_dataloader()), trainer.precision, data)

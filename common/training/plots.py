@@ -76,7 +76,7 @@ def _draw_levels(axes: Axes, tested: dict[str, float], curve: pd.Series, mode: s
     levels = {name: tested[name] for name in (model, *baselines[:1], BEST_POSSIBLE) if name in tested}
     for i, (name, value) in enumerate(levels.items()):
         axes.axhline(value, linestyle="--", color=f"C{i}", linewidth=1, label=f"{name}, test rows, {value:.4f}")
-    reach = 1.5 * (curve.max() - curve.min()) + 1e-6
+    reach = max(1.5 * (curve.max() - curve.min()), 0.1 * curve.max())
     near = [*curve.dropna(), *(value for value in levels.values() if curve.min() - reach < value < curve.max() + reach)]
     axes.set_ylim(min(near) - reach / 20, max(near) + reach / 20)
 

@@ -23,8 +23,8 @@ def resolve_precision(
 ) -> Precision:
     """ "auto" becomes the faster one: bf16 if it is native, the model has a wide layer and the batches are not small.
 
-    Otherwise float32: the casts cost about as much as the products gain, except in MMoE (docs/speed.md). A fixed rule instead of a
-    timing, so that the same run on the same machine gives the same result. The other names are Lightning's.
+    Otherwise float32: the casts cost about as much as the products gain, except in MMoE (docs/speed.md). A fixed rule
+    instead of a timing, so that the same run on the same machine gives the same result. Other names are Lightning's.
     """
     if precision != "auto":
         return precision

@@ -35,8 +35,8 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
     Raises: UserError if that run had other settings, or the folder cannot be written.
     """
     check(folder is None or isinstance(folder, str | Path), f"run_folder is {folder!r}; it must be a path.")
-    chosen, before = folder or os.environ.get("RUN_FOLDER"), os.environ.get("RUN_FOLDER")
-    home = output_root() / "runs" / script
+    before, home = os.environ.get("RUN_FOLDER"), output_root() / "runs" / script
+    chosen = folder or before
     quiet = nullcontext() if is_rank_zero() else redirect_stdout(io.StringIO())
     held, lock = Path(chosen) if chosen else home, None
     try:
@@ -60,8 +60,12 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
         message = "another process of this run died; resume=True continues from the last checkpoint."
         raise UserError(message) from error
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the former into the latter
-        kind = Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt
-        raise kind(_how_to_go_on(held, bool(chosen))) from error
+        how = f"resume=True continues from {held / LAST_CHECKPOINT}"
+        if chosen:
+            how = f"the same command continues in {held}"
+        elif not (held / LAST_CHECKPOINT).exists() or (held / "results.json").exists():
+            how = "there was no checkpoint yet to continue from"
+        raise (Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt)(how) from error
     finally:
         os.environ.pop("RUN_FOLDER", None)
         os.environ |= {} if before is None else {"RUN_FOLDER": before}
@@ -96,14 +100,6 @@ def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock]:
 def _is_empty(folder: Path) -> bool:
     """Whether a run has nothing yet that is worth keeping."""
     return not any((folder / name).exists() for name in ("metrics.csv", LAST_CHECKPOINT))
-
-
-def _how_to_go_on(folder: Path, chosen: bool) -> str:
-    if chosen:
-        return f"the same command continues in {folder}"
-    if (folder / LAST_CHECKPOINT).exists() and not (folder / "results.json").exists():
-        return f"resume=True continues from {folder / LAST_CHECKPOINT}"
-    return "there was no checkpoint yet to continue from"
 
 
 def newest_first(home: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from common.errors import check
 from data.attributes import read_attributes
 from data.reader import Reader, Source, data_files, source_of
 from data.schema import Dataset, Format, Label
+from data.table.rows import label_of
 
 KEYS = ("user", "item")
 RATINGS = (0.5, 5.0)  # of a published dataset, at least and at most
@@ -85,12 +86,9 @@ def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:
         return np.full(len(batch), np.nan if name else 1.0, np.float32)
     column, cells = form.columns[str(name)], batch.column(name)
     if isinstance(column, Label):
-        positive, negative, missing = (
-            pc.is_in(cells, pa.array(texts or (), pa.string()))
-            for texts in (column.positive, column.negative, form.missing_texts)
-        )
-        known = pc.or_(positive, negative) if column.negative else pc.invert(missing)
-        cells = pc.if_else(known, positive, None)
+        encoded = cells.dictionary_encode("encode")
+        values = [label_of(text, column, form.missing_texts) for text in encoded.dictionary.to_pylist()]
+        return np.array(values, np.float32)[encoded.indices.to_numpy()]  # None is nan too
     return cells.cast(pa.float32()).to_numpy(zero_copy_only=False)
 
 

@@ -37,7 +37,8 @@ from data.schema import COLUMNS_FILE, Dataset, read_description
 
 # the modules that compute the arrays
 CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes", "history.events")]
-ENCODED_CODE = [*CODE, "data.table.encoder", "data.history.encoder", "data.history.dataset", __name__]
+CODE += ["data.table.rows", "data.table.encoder"]
+ENCODED_CODE = [*CODE, "data.history.encoder", "data.history.dataset", __name__]
 RANKED_COLUMNS = ["rank", *(f"item {place}" for place in range(1, 11))]  # of a prediction: see common/model/ranking.py
 BATCH_PAIRS = 1 << 14  # of held-out rows and items, scored at a time: more would not fit into the processor's cache
 RANKED_PAIRS = {"val": 8 << 20, "test": 64 << 20}  # scored in all, at most: a core scores about 300,000 a second

@@ -75,7 +75,10 @@ class HistoryScorer:
             state["start_from_biases"],
         )
         events = {name: column.numpy() for name, column in state["events"].items()}
-        self.time, self.part, self.user_ids = events["time"], events["part"], events["user_ids"]
+        self.time, self.part = events["time"], events["part"]
+        self.user_ids = np.append(
+            events["user_ids"], np.full_like(events["user_ids"][:1], OOV), 0
+        )  # new users come last
         self.start = np.append(events["start"], len(self.time))  # (users + 1,)
         self.texts = [state["ids"][key] for key in KEYS]
         self.users = {text: number for number, text in enumerate(self.texts[0])}
@@ -239,10 +242,12 @@ class HistoryScorer:
             return Past(items, residuals, times, rows.count, rows.total, times[-1] if time is None else time)
         start, end = self._span(user)
         if item is not None:
-            own = start + np.flatnonzero(self.number[start:end] == self.items.get(item, (-1, OOV))[0])
-            own = own if time is None else own[self.time[own] == time]
-            if len(own):
-                return self._known(start, own[0], self.time[own[0]])
+            same = self.number[start:end] == self.items.get(item, (-1, OOV))[0]
+            if time is not None:
+                same &= self.time[start:end] == time
+            first = int(same.argmax())
+            if same[first]:
+                return self._known(start, start + first, self.time[start + first])
         if time is None:
             return self._known(start, end, self.time[end - 1])
         return self._known(start, start + int(np.searchsorted(self.time[start:end], time, "right")), time)
@@ -259,13 +264,11 @@ class HistoryScorer:
         """Ids of the candidates (B, Q), and users and their pasts -> the same inputs as HistoryDataset's."""
         shape = len(pasts), self.history_length
         history, residual = np.full(shape, PADDING, np.int32), np.zeros(shape, np.float32)
-        gap, user_ids = np.zeros(shape, np.int64), np.full((shape[0], self.user_ids.shape[1]), OOV, np.int32)
-        for row, (user, past) in enumerate(zip(users, pasts, strict=True)):
+        gap = np.zeros(shape, np.int64)
+        for row, past in enumerate(pasts):
             if length := len(past.item):
                 history[row, -length:], residual[row, -length:] = past.item, past.residual
                 gap[row, -length:] = past.now - np.asarray(past.time)
-            if user in self.users:
-                user_ids[row] = self.user_ids[self.users[user]]
         count, total = np.array([past.rows for past in pasts]), np.array([past.total for past in pasts])
         bias = past_user_bias(total, count) * self.start_from_biases * self.use_ratings
         even_chance = self.scale.even_chance if self.target == "click" else 0.0
@@ -275,6 +278,6 @@ class HistoryScorer:
             rows,
             torch.from_numpy(residual) * self.use_ratings,
             time_gap_bucket(torch.from_numpy(gap)) * (rows != PADDING),
-            torch.from_numpy(user_ids),
+            torch.from_numpy(self.user_ids[[self.users.get(user, -1) for user in users]]),
             dense_features(self.expected[ids], torch.from_numpy(bias).float(), torch.from_numpy(count), even_chance),
         ]
