@@ -14,21 +14,20 @@ from data.sniff import FEW, Look
 
 REPEATS, MANY = 20, 100  # rows per value of a code, and values, if its name does not say what it is
 GIVES_AWAY, BINS, LEAST = 0.98, 50, 10  # AUC of a column alone, ranges of its numbers, rows of each class
-POSITIVE = r"1|true|yes|y|t|pos|positive|>50k\.?|50000\+\.?"
-NEGATIVE = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
+YES = r"1|true|yes|y|t|pos|positive|>50k\.?|50000\+\.?"
+NO = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
+IDS = "(id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title)"
 USERS = "user|customer|member|client|visitor|reviewer|rater|reader|viewer|buyer|subscriber|session|player|account|u"
 ITEMS = (
     "item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|anime|news|ad|adgroup|upc|ean|gtin"
     "|creative|business|place|venue|poi|listing|recipe|restaurant|hotel|course|question|offer|goods|i"
 )
-ID = "(_?(id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title))"
 OUTCOME = "clicks?|clk|attributed|convert|conversions?|purchases?|buy|ordered"
 FEEDBACK = (
     r"(is_)?(liked?|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)|long_view"
     r"|add_?to_?cart|\w*(play|stay|watch|dwell)(ing)?_?(time|duration|ms|s|sec|seconds)\w*"
 )
 WORDS = {  # of which a name has one
-    "id": "id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title",
     "rating": "rating|rate|stars?|score|grade|vote|points|overall",
     "time": "time|times|timestamp|date|datetime|dat|ts|at|when|day|dt|hour",
     "other time": r"birth\w*|sign\w*|regist\w+|releas\w+|expir\w+|due|deliver\w*|ship\w*|return\w*|updated?|modified"
@@ -43,8 +42,8 @@ WORDS = {  # of which a name has one
     "|operator|carrier|agent|company|department|job|model|version|language|genre|tag|tab|cluster",
 }
 NAMES = {kind: rf"(\w+_)?({words})(_\w+)?" for kind, words in WORDS.items()} | {
-    "user": rf"(\w+_)?({USERS}){ID}?",
-    "item": rf"(\w+_)?({ITEMS}){ID}?",
+    "user": rf"(\w+_)?({USERS})(_?{IDS})?",
+    "item": rf"(\w+_)?({ITEMS})(_?{IDS})?",
     "outcome": OUTCOME,
     "label": rf"((is|was|has|did|will)_)?({OUTCOME}|churn|label|target|y)(_(flag|label|yn))?|(\w+_)?(label|target)"
     r"|(\w+_)?(clicked|converted|purchased|bought|churned|subscribed)(_\w+)?",
@@ -83,7 +82,7 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
                 guesses[name] = excluded(f"gives the label away? AUC {alone:.3f} alone")
             elif named(look, "feedback"):
                 guesses[name] = excluded("known only after the label?")
-    if late := [name for name, (_, why) in guesses.items() if why.startswith(("gives", "known"))]:
+    if late := [name for name in looks if guesses[name][1].startswith(("gives", "known"))]:
         notes.append(f"Left out: {', '.join(late)}. If one is known before the label, give it the role of an input.")
     content: dict[str, Any] = {}
     if not any(entry["role"] == "time" for entry, _ in guesses.values()):
@@ -100,9 +99,9 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
 def guess_key(looks: dict[str, Look], role: str) -> Look | None:
     """The column of users or items, rather one that is an id by its name."""
     found = [look for look in looks.values() if named(look, role) and not named(look, "amount") and not look.missing]
+    found = [look for look in found if look.kind == "text" or (look.kind == "number" and look.is_whole)]
     found = [look for look in found if 2 < len(look.values) < look.rows + (role == "item")]
-    whole = [look for look in found if look.kind == "text" or (look.kind == "number" and look.is_whole)]
-    return min(whole, key=lambda look: not named(look, "id"), default=None)
+    return min(found, key=lambda look: not named(look, "code"), default=None)
 
 
 def guess_time(looks: list[Look]) -> Guesses:
@@ -147,15 +146,13 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
 
 def label(look: Look) -> Guess:
     """The larger number is positive; of texts, the one that says so, or the rarer one."""
-    yes, no = ([bool(re.fullmatch(pattern, v, re.I)) for v in look.values] for pattern in (POSITIVE, NEGATIVE))
+    says = [bool(re.fullmatch(YES, text, re.I)) - bool(re.fullmatch(NO, text, re.I)) for text in look.values]
     if look.numbers is not None:
-        positive, why = int(look.numbers.argmax()), "" if 0 in look.numbers else ", the larger number"
-    elif sum(yes) == 1 or sum(no) == 1:
-        positive, why = yes.index(True) if sum(yes) == 1 else no.index(False), ""
+        positive = int(look.numbers.argmax())
     else:
-        positive, why = int(look.counts.argmin()), ", the rarer value"
+        positive = int(np.argmax(says if says[0] != says[1] else -look.counts))
     entry = {"role": "label", "positive": [look.values[positive]], "negative": [look.values[1 - positive]]}
-    return entry, f"positive: {look.values[positive]!r}{why}, {look.counts[positive] / look.known:.1%}"
+    return entry, f"positive: {look.values[positive]!r}, {look.counts[positive] / look.known:.1%}"
 
 
 def rating(look: Look) -> Guess:

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections import Counter
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +143,13 @@ def separator_of(lines: list[str]) -> str:
     """The one that splits most lines into as many fields, and into most fields."""
 
     def fit(separator: str) -> tuple[float, int]:
-        width, count = Counter(width_of(line, separator) for line in lines).most_common(1)[0]
+        rows = map(str.split, lines, repeat("::")) if separator == "::" else csv.reader(lines, delimiter=separator)
+        width, count = Counter(map(len, rows)).most_common(1)[0]
         return (round(count / len(lines), 2), width) if width > 1 else (0, 0)
 
     best = max(SEPARATORS, key=fit)
-    if not fit(best)[1] and fit(" ")[0] > 0.9:
-        return " "
     is_spaced = sum(line.count(", ") == line.count(",") for line in lines) > 0.9 * len(lines)
     return ", " if best == "," and is_spaced else best
-
-
-def width_of(line: str, separator: str) -> int:
-    return len(line.split("::") if separator == "::" else next(csv.reader([line], delimiter=separator)))
 
 
 def all_are(pattern: str, columns: list[list[str]]) -> set[int]:
