@@ -58,7 +58,12 @@ SETTINGS = {
     },
 }
 OF_LOADING = {"dataset", "data_root", "batch_size", "seed", "num_workers"}  # the same rows, in different batches
-OF_LOADING |= {"weighted", "negative_rate", "negatives", "negatives_power"}  # of data without ratings alone: tests/test_interactions.py
+OF_LOADING |= {
+    "weighted",
+    "negative_rate",
+    "negatives",
+    "negatives_power",
+}  # of data without ratings alone: tests/test_interactions.py
 UNUSED = {ClickDataModule: {"tasks", "num_bins", "label_inputs"}, MultiTaskDataModule: {"dense_transform"}}
 # these functions only open and check; a change of the arrays by them is an error
 HARMLESS = [common.errors, common.files, common.paths, common.data.cache, common.data.parallel, common.data.raw_files]
