@@ -86,12 +86,11 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
         notes.append(f"Left out: {', '.join(late)}. If one is known before the label, give it the role of an input.")
     content: dict[str, Any] = {}
     if not any(entry["role"] == "time" for entry, _ in guesses.values()):
-        rows = np.arange(next(iter(looks.values())).rows)
-        notes.append("No column is the time: histories and a split by time take the order of the file.")
-        if not is_interactions and any(abs(auc(rows, target) - 0.5) > 0.25 for target in targets):
+        if not is_interactions and any(abs(auc(np.arange(len(target)), target) - 0.5) > 0.25 for target in targets):
             content["split"] = {"by": "random"}
-            notes[-1] = 'No column is the time, and the label sorts the rows: "split" is random.'
-        elif not is_interactions:
+            notes.append('No column is the time, and the label sorts the rows: "split" is random.')
+        else:
+            notes.append("No column is the time: histories and a split by time take the order of the file.")
             notes[-1] += ' If that means nothing, set "split": {"by": "random"}.'
     return {name: guesses[name] for name in looks}, notes, content
 
@@ -106,9 +105,9 @@ def guess_key(looks: dict[str, Look], role: str) -> Look | None:
 
 def guess_time(looks: list[Look]) -> Guesses:
     """The time that orders the rows, if there is one; other times are no inputs."""
-    times = {look: look.numbers.max() / look.numbers.min() for look in looks if look.unit and len(look.values) > 1}
+    times = [look for look in looks if look.unit and len(look.values) > 1]
     dated = [look for look in times if look.kind == "date" or named(look, "time")]
-    narrow = [look for look, spread in times.items() if spread < 1.5 and len(look.values) > FEW]
+    narrow = [look for look in times if look.numbers.max() < 1.5 * look.numbers.min() and len(look.values) > FEW]
     narrow = [look for look in narrow if look.unit in ("s", "ms") and not named(look, "code", "kind")]
     guesses = {look.name: excluded("another time, or empty in some rows") for look in dated}
     found = [look for look in dated + narrow if not look.missing]
@@ -147,10 +146,8 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
 def label(look: Look) -> Guess:
     """The larger number is positive; of texts, the one that says so, or the rarer one."""
     says = [bool(re.fullmatch(YES, text, re.I)) - bool(re.fullmatch(NO, text, re.I)) for text in look.values]
-    if look.numbers is not None:
-        positive = int(look.numbers.argmax())
-    else:
-        positive = int(np.argmax(says if says[0] != says[1] else -look.counts))
+    order = look.numbers if look.kind == "number" else says if says[0] != says[1] else -look.counts
+    positive = int(np.argmax(order))
     entry = {"role": "label", "positive": [look.values[positive]], "negative": [look.values[1 - positive]]}
     return entry, f"positive: {look.values[positive]!r}, {look.counts[positive] / look.known:.1%}"
 
@@ -182,8 +179,8 @@ def input_role(look: Look) -> Guess:
         return excluded(f"{look.conversion[0]}, not converted")
     if distinct == look.known > FEW and (look.kind == "text" or look.is_whole):
         return excluded("unique per row")
-    if look.separator:
-        return TEXT | {"separator": look.separator}, f"several values, {look.separator!r}"
+    if look.kind == "text" and (separator := look.separator):
+        return TEXT | {"separator": separator}, f"several values, {separator!r}"
     if look.kind == "text":
         is_boolean = {value.lower() for value in look.values} == {"true", "false"}
         return (TEXT | {"type": "boolean"} if is_boolean else TEXT), ""
@@ -222,7 +219,7 @@ def auc_alone(look: Look, target: np.ndarray) -> float:
     if look.kind == "list":
         return 0.5
     codes = look.codes
-    if look.numbers is not None and len(look.values) > BINS:
+    if look.kind != "text" and len(look.values) > BINS:
         codes = pd.qcut(look.per_row(look.numbers), BINS, labels=False, duplicates="drop")
     rows = pd.DataFrame({"code": codes, "target": target}).fillna({"code": -1}).dropna()
     half = np.random.default_rng(7).random(len(rows)) < 0.5
