@@ -79,17 +79,14 @@ def compare(
                 tested[name] = {}
                 for group_tasks in [(task,) for task in tasks] if variant == "single_task" else [tasks]:
                     units = parameter_matched_units(variant, group_tasks, len(tasks), data, settings)
-                    overrides = {"variant": variant, "tasks": group_tasks, "task_weights": (1.0,) * len(group_tasks)}
-                    overrides |= {"expert_units": units}
-                    tried = [
-                        run(folder, changes | overrides | candidate | {"seed": seeds[0]}) for candidate in candidates
-                    ]
+                    weights = (1.0,) * len(group_tasks)
+                    model = {"variant": variant, "tasks": group_tasks, "task_weights": weights, "expert_units": units}
+                    tried = [run(folder, changes | model | each | {"seed": seeds[0]}) for each in candidates]
                     best = max(range(len(tried)), key=lambda i: tried[i]["validation"]["auc_mean"])
-                    results = run(folder, changes | overrides | candidates[best] | {"seed": seed})
-                    tested[name] |= results["test"]
+                    tested[name] |= run(folder, changes | model | candidates[best] | {"seed": seed})["test"]
             runs += [
-                {"group": group, "model": model, "task": task, "seed": seed, "auc": metrics[f"auc_{task}"]}
-                for model, metrics in tested.items()
+                {"group": group, "model": name, "task": task, "seed": seed, "auc": metrics[f"auc_{task}"]}
+                for name, metrics in tested.items()
                 for task in tasks
             ]
         table = summarise(pd.DataFrame(runs), groups)
@@ -159,9 +156,7 @@ def write_table(table: pd.DataFrame, folder: Path, is_sample: bool) -> None:
     parts = list(table.groupby(["group", "task"], sort=False))
     figure = Figure((8, 1.4 + 1.6 * len(parts)), layout="constrained")
     for axes, ((group, task), part) in zip(figure.subplots(len(parts), squeeze=False).flat, parts, strict=True):
-        axes.errorbar(
-            part["mean"], part["model"], xerr=part["std"], fmt="o", capsize=3, label="mean and std of our runs"
-        )
+        axes.errorbar("mean", "model", xerr="std", data=part, fmt="o", capsize=3, label="mean and std of our runs")
         label = "mean in the paper, of the real data" if is_sample else "mean in the paper"
         axes.plot(part["paper mean"], part["model"], "x", color="gray", label=label)
         axes.set_title(f"{group}: AUC of {task}, test rows", fontsize="medium")
