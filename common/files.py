@@ -2,7 +2,6 @@
 
 import glob
 import json
-import math
 import os
 import secrets
 import time
@@ -51,26 +50,19 @@ def remove_leftovers(folder: Path, pattern: str = "*", seconds: float = 0.0) -> 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
     """Non-finite numbers, which JSON lacks, become null."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda constant: None)
     with atomic_write(path, "w") as file:
-        json.dump(_finite(content), file, indent=2, allow_nan=False)
+        json.dump(finite, file, indent=2)
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_json(path: Path, kind: type = dict) -> Any:
-    """The content of a file of ours. Raises: UserError if it is damaged: not JSON, or not of this kind."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file of ours. Raises: UserError if it is damaged."""
     anew = f"Restore it, or remove {path.parent} to start again."
     try:
         content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({one_line(error)}). {anew}") from error
-    check(isinstance(content, kind), f"{path} is damaged (not a {kind.__name__}). {anew}")
+    check(isinstance(content, dict), f"{path} is damaged (not a dict). {anew}")
     return content
 
 

@@ -51,11 +51,6 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
-def started_by_launcher() -> bool:
-    """Whether a launcher (Lightning, torchrun, Slurm) started this process."""
-    return any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID"))
-
-
 class LocalDDPStrategy(DDPStrategy):
     """DDP with a rendezvous through a file, because torch's TCP store listens on all network interfaces."""
 
@@ -110,7 +105,7 @@ def distributed_trainer_kwargs(training: Mapping[str, Any], *plugins: object) ->
     """Arguments of Lightning's Trainer for the settings devices, num_nodes and strategy."""
     keywords = {name: training[name] for name in ("devices", "num_nodes", "strategy")}
     if training["devices"] > 1 and training["num_nodes"] == 1 and training["strategy"] in ("auto", "ddp"):
-        if RENDEZVOUS not in os.environ and not started_by_launcher():
+        if not {RENDEZVOUS, "LOCAL_RANK", "SLURM_PROCID"} & set(os.environ):  # Lightning, torchrun and Slurm set one
             # the processes that Lightning starts inherit them
             os.environ |= {RENDEZVOUS: f"{tempfile.mkdtemp()}/store", STARTER: str(os.getpid())}
             atexit.register(remove_rendezvous)

@@ -197,7 +197,7 @@ class Reader:
                 yield batch
 
     def _text(self, source: Source, text: Text) -> Iterator[pa.RecordBatch]:
-        names = text.names or self._names_by_width(text.width())
+        names = text.names or self._names_by_width(text.width)
         wanted, skipped = self._wanted(source, names), list[int]()
         try:
             yield from self._csv(text, names, wanted, skipped, threads=source.again)

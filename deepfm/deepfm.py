@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from common.model.embedding import PackedEmbedding
 from common.model.fixed_regression import FixedRegression
-from common.model.fused_fm import factorization_machine
 from common.model.layers import mlp
 from common.model.recommender import CTRModel
 
@@ -53,11 +52,13 @@ class DeepFM(CTRModel):
         nn.init.normal_(self.dense_embedding, std=0.01)
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        # eq. 2 without its bias: sum_i w_i x_i + sum_{i<j} <V_i, V_j> x_i x_j; x is 1 for a category, and the value of
-        # a dense column. The deep part takes the same V_i x_i
-        fm, v = factorization_machine(dense, self.dense_embedding, self.embedding(ids))  # (B,), (B, (I + F) D)
+        # V_i x_i, and w_i x_i as its last number; x is 1 for a category, and the value of a dense column
+        rows = torch.cat([dense.unsqueeze(2) * self.dense_embedding, self.embedding(ids)], 1)  # (B, I + F, D + 1)
+        v, first_order = rows[..., :-1], rows[..., -1].sum(1)
+        # sum_{i<j} <v_i, v_j> = 1/2 [(sum_i v_i)^2 - sum_i v_i^2], linear in I + F (Rendle 2010, Lemma 3.1)
+        fm = first_order + 0.5 * (v.sum(1).square() - v.square().sum(1)).sum(1)  # eq. 2 without its bias
         # Differs from the paper: there y_DNN is already a sigmoid, and eq. 1 would apply it a second time
-        y_dnn = self.deep_output(self.deep(v)).squeeze(1)  # eq. 3 and 4
+        y_dnn = self.deep_output(self.deep(v.flatten(1))).squeeze(1)  # eq. 3 and 4, on the same v
         if self.regression is not None:
             # Differs from the paper: w may start from a logistic regression; L2 then pulls it there instead of to 0
             fm = fm + self.regression(dense, ids)

@@ -91,8 +91,6 @@ def test_cut_and_foreign_files(tmp_path, good, rng):
         archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(UserError, match=r"bad.ckpt is not a readable checkpoint"):
         load(path)
-    with pytest.raises(UserError, match="is a folder; pass a checkpoint"):
-        load(tmp_path)
     with pytest.raises(UserError, match=r"cannot read the checkpoint .*nowhere.ckpt: No such file"):
         load(tmp_path / "nowhere.ckpt")
 

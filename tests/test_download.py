@@ -164,8 +164,8 @@ def test_follows_redirects_and_keeps_the_range(tmp_path, server):
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        (lambda handler: handler.status(404), "status 404"),
-        (lambda handler: handler.status(503), "status 503"),
+        (lambda handler: handler.status(404), "404 "),
+        (lambda handler: handler.status(503), "503 "),
         (lambda handler: handler.send(CONTENT[::-1]), "has checksum"),
         (lambda handler: handler.send(CONTENT[:-1]), "offers 2,999,999 bytes, expected 3,000,000"),
         (lambda handler: handler.send(CONTENT + b"x", length=False), "has 3,000,001 bytes, expected 3,000,000"),
@@ -209,9 +209,6 @@ def test_ensure_dataset(tmp_path, server, monkeypatch):
         ensure_dataset("mine", archives)
     assert (tmp_path / "raw" / "mine" / "rows.txt").read_bytes() == b"rows" and len(server.requests) == 1
     with pytest.raises(UserError, match="only mine can be downloaded"):
-        ensure_dataset("yours", archives)
-    (tmp_path / "raw" / "yours").mkdir()
-    with pytest.raises(UserError, match="is empty: it has no files"):
         ensure_dataset("yours", archives)
 
 

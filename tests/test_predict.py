@@ -200,20 +200,16 @@ def test_errors(tmp_path, root, lines, deepfm):
         predict(deepfm, tmp_path / "cut.gz", tmp_path / "out.csv")
 
 
-@pytest.mark.parametrize(
-    ("given", "number", "stream", "message"),
-    [
-        ("train.txt", 1, (Path("/dev/full"), os.O_WRONLY), "cannot write standard output: No space left on device."),
-        ("train.txt", 1, None, "cannot write standard output: it is closed."),
-        ("-", 0, None, "cannot read standard input: it is closed."),
-        ("-", 0, (Path(os.devnull), os.O_WRONLY), "cannot read standard input: Bad file descriptor."),
-    ],
-)
-def test_streams_that_fail(tmp_path, root, deepfm, given, number, stream, message):
-    given = root / "criteo" / given if given == "train.txt" else given
-    done = run_process("predict.py", deepfm, given, folder=tmp_path, streams={number: stream})
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == f"error: {message}"
+def test_streams_that_fail(tmp_path, root, deepfm):
+    for number, stream, message in (
+        (1, (Path("/dev/full"), os.O_WRONLY), "cannot write standard output: No space left on device."),
+        (1, None, "cannot write standard output: it is closed."),
+        (0, None, "cannot read standard input: it is closed."),
+    ):
+        given = root / "criteo" / "train.txt" if number else "-"
+        done = run_process("predict.py", deepfm, given, folder=tmp_path, streams={number: stream})
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1] == f"error: {message}"
 
 
 def test_the_output_keeps_what_it_is_given(tmp_path, root, deepfm):
@@ -250,13 +246,9 @@ def test_the_suffix_says_what_is_written(tmp_path, root, deepfm):
     raw = root / "criteo" / "train.txt"
     results = [predict(deepfm, raw, tmp_path / f"p{suffix}") for suffix in (".csv", ".csv.gz", ".parquet")]
     assert (tmp_path / "p.csv.gz").read_bytes()[:2] == b"\x1f\x8b"
-    plain, packed, parquet = (
-        pd.read_csv(tmp_path / "p.csv", dtype="float32"),
-        pd.read_csv(tmp_path / "p.csv.gz", dtype="float32"),
-        pd.read_parquet(tmp_path / "p.parquet"),
-    )
-    pd.testing.assert_frame_equal(plain, packed)
-    pd.testing.assert_frame_equal(plain, parquet)
+    plain, packed = (pd.read_csv(tmp_path / name, dtype="float32") for name in ("p.csv", "p.csv.gz"))
+    for frame in (packed, pd.read_parquet(tmp_path / "p.parquet")):
+        pd.testing.assert_frame_equal(plain, frame)
     assert all(type(value) is float for value in results[0]["metrics"]["probability"].values())
     for name in ("p.txt", "p.csv.bz2", "p"):
         with pytest.raises(UserError, match=rf"cannot write .*{name}: expected a name that ends in \.csv, \.csv\.gz"):
@@ -305,18 +297,13 @@ def proportion_confint(clicks: int, rows: int) -> tuple[float, float]:
     return (centre - half) / (1 + z**2 / rows), (centre + half) / (1 + z**2 / rows)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_foreign_checkpoints(tmp_path, deepfm):
+    for change, message in (
         ({"model": "Other"}, "found the model 'Other', expected one of DeepFM"),
         ({"model": None}, "found the model None"),
         ({"model": "DLRM"}, "does not fit this version of DLRM"),
-        ({"hyper_parameters": {}}, "does not fit"),
-        ({"ClickDataModule": {}}, "does not fit"),
-        ({"state_dict": {}}, "does not fit"),
-    ],
-)
-def test_foreign_checkpoints(tmp_path, deepfm, change, message):
-    MappedCheckpointIO().save_checkpoint(load_checkpoint(deepfm) | change, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=message):
-        load(tmp_path / "other.ckpt")
+        *(({part: {}}, "does not fit") for part in ("hyper_parameters", "ClickDataModule", "state_dict")),
+    ):
+        MappedCheckpointIO().save_checkpoint(load_checkpoint(deepfm) | change, tmp_path / "other.ckpt")
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / "other.ckpt")

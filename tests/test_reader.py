@@ -209,6 +209,15 @@ def test_line_ends(end):
     assert "line 2: found 1 fields" in read(b"a,b\nx\ry,1\n", TWO)  # pyarrow takes it for a line end
 
 
+def test_blank_lines_are_rows_of_a_single_column_alone():
+    for form in ({}, {"separator": "\t", "quoted": False}):
+        separator = form.get("separator", ",").encode()
+        content = b"x,1\n\n \ny,2\n\n".replace(b",", separator)
+        assert read(content, TWO, header=False, **form) == {"a": ["x", "y"], "b": ["1", "2"]}
+    assert read(b"x\n\ny\n", {"a": KEPT}, header=False, quoted=False) == {"a": ["x", "", "y"]}
+    assert read(b'x\n""\ny\n\n', {"a": KEPT}, header=False) == {"a": ["x", "", "y"]}
+
+
 def test_lines_before_the_names():
     content = b"#" * 50 + b"\n\n# more\na,b\nx,y\nx\n"
     assert read(content.removesuffix(b"x\n"), TWO, 60, comment="#") == {"a": ["x"], "b": ["y"]}

@@ -204,7 +204,9 @@ def test_a_search_goes_on_with_its_time_and_with_the_same_rows_alone(monkeypatch
         with pytest.raises(UserError, match="no Ray here"):
             search()
     assert 900 < begins[0] - begins[1] < 1000  # the second search begins 1000 seconds earlier than it was started
-    write_lines(criteo, [("1" if lines[5][0] == "0" else "0") + line[1:] if line is lines[5] else line for line in lines])
+    write_lines(
+        criteo, [("1" if lines[5][0] == "0" else "0") + line[1:] if line is lines[5] else line for line in lines]
+    )
     with pytest.raises(UserError, match=r"version_0 had other data: \{'fingerprint': \d+\}"):
         search()
 
@@ -240,7 +242,7 @@ def test_a_damaged_file_of_a_search_blocks_no_later_one(tmp_path, capsys, name, 
 def test_a_trial_is_finished_however_many_validations_it_has(monkeypatch, tmp_path, criteo, batch_size, validations):
     reports = []
     monkeypatch.setattr("common.cluster.search.tune.report", reports.append)
-    small = {"bottom_mlp_units": (4,), "top_mlp_units": (4,), "embedding_dim": 2, "patience": 9}
+    small = {"bottom_mlp_units": (4,), "top_mlp_units": (4,), "embedding_dim": 2, "max_epochs": 1}
     train(**small, validations_per_epoch=3, batch_size=batch_size, callbacks=[TuneReporter()], test=False)
 
     study = open_study(tmp_path, "val_auc")

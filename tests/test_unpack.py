@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import common.data.download
 from common.data.download import unpack
 from common.errors import UserError
 
@@ -65,16 +64,14 @@ def test_only_the_files_asked_for_are_unpacked(tmp_path, kind):
         (make_tar({"rows.txt": "/etc/passwd"}, tarfile.LNKTYPE), "has no rows.txt"),
         (make_tar({"rows.txt": ""}, tarfile.CHRTYPE), "has no rows.txt"),
         (make_tar({"rows.txt": ""}, tarfile.FIFOTYPE), "has no rows.txt"),
-        (make_tar({"rows.txt": b"0" * 5_000_000}), "rows.txt has more than 4,000,000 bytes"),
-        (make_tar({"rows.txt": b"rows"}), "rows.txt has checksum .* expected 0"),
+        (make_tar({"rows.txt": b"rows"}), "rows.txt: it has checksum .* expected md5:0"),
         (make_tar({"rows.txt": RANDOM})[:-1_000_000], "is damaged"),
         (b"<html>", "is damaged"),
         (b"", "is damaged|has no rows.txt"),
     ],
-    ids=["link", "hard link", "device", "pipe", "bomb", "wrong bytes", "cut", "no archive", "empty"],
+    ids=["link", "hard link", "device", "pipe", "wrong bytes", "cut", "no archive", "empty"],
 )
-def test_bad_archives_leave_nothing(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(common.data.download, "LARGEST_FILE", 4_000_000)
+def test_bad_archives_leave_nothing(tmp_path, content, message):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(UserError, match=message):
         unpack(tmp_path / "a", {"rows.txt": "md5:0"}, tmp_path / "set")
@@ -103,14 +100,4 @@ def test_damage_within_any_compression_is_one_message(tmp_path, method, kind):
         whole[60:160] = bytes(100)
         path.write_bytes(whole)
     with pytest.raises(UserError, match=r"a.zip: the archive is damaged .*Remove it to download it again"):
-        unpack(path, {"rows.txt": None}, tmp_path / "folder")
-
-
-def test_an_archive_that_cannot_be_read_is_not_one_that_cannot_be_written(tmp_path, monkeypatch):
-    def fail(self, count: int = -1) -> bytes:
-        raise OSError(5, "Input/output error")
-
-    path = make_zip(tmp_path / "a.zip", {"rows.txt": b"rows"})
-    monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
-    with pytest.raises(UserError, match=r"cannot read .*a.zip: Input/output error"):
         unpack(path, {"rows.txt": None}, tmp_path / "folder")

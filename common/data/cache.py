@@ -8,12 +8,12 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from common.data.parallel import ordered_map
 from common.errors import check
@@ -53,7 +53,7 @@ def build_once(
         state = _state(sources)
         entry = parent / f"{_digest([state, text])}-{_digest(settings)}"
         parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(entry.with_suffix(LOCK), name):
+        with _locked(entry.with_suffix(LOCK), name):
             _remove_partial(parent, entry)
             if not _is_intact(entry):
                 _remove_outdated(parent, entry, name)
@@ -67,14 +67,8 @@ def _meaning(source: str) -> str:
     """A module's code without comments, docstrings and line breaks."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            del body[0]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
     return ast.dump(tree)
 
 
@@ -113,15 +107,12 @@ def _checksum(path: Path) -> list[int]:
 
 
 def _is_intact(entry: Path) -> bool:
-    if not entry.exists():
-        return False
-    try:
+    with suppress(OSError, ValueError):
         if json.loads((entry / MANIFEST).read_text()) == _checksums(entry):
             return True
-    except (OSError, ValueError):
-        pass
-    print(f"The cache {entry} is damaged; rebuilding it.")
-    shutil.rmtree(entry)
+    if entry.exists():
+        print(f"The cache {entry} is damaged; rebuilding it.")
+        shutil.rmtree(entry)
     return False
 
 
@@ -143,19 +134,14 @@ def _remove_partial(parent: Path, entry: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextmanager
-def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock; print a message while another process has it. A dead process's lock is released by the system."""
+def _locked(path: Path, name: str) -> AcquireReturnProxy:
+    """A context that holds the lock, which the system releases if this process dies."""
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"Waiting for another process that is preparing {name} ...", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _digest(value: object) -> str:

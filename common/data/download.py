@@ -9,7 +9,6 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,10 +22,11 @@ from common.files import as_user_error
 from common.paths import data_root
 
 CHUNK_BYTES = 1 << 20
-LARGEST_FILE = 32 << 30  # bytes; the largest real one has 11 GB, while an archive of zeros unpacks to any size
 TIMEOUT = (10, 30)  # seconds to connect, and between two chunks
 PAUSES = (1, 2, 4, 8)  # seconds before each retry after an attempt without progress
 MAY_PASS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+# RuntimeError: encrypted, or an unknown compression
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,6 @@ class Archive:
     checksum: str | None = None
 
 
-class _Unusable(Exception):
-    """This URL does not provide the file; the next one may."""
-
-
 def ensure_dataset(dataset: str, archives: Mapping[str, Archive]) -> None:
     """Download and unpack DATA_ROOT/<dataset>, unless the folder exists.
 
@@ -54,8 +50,6 @@ def ensure_dataset(dataset: str, archives: Mapping[str, Archive]) -> None:
     downloads = data_root() / "downloads"
     try:
         if folder.exists():
-            names = " nor ".join(archives[dataset].files) if dataset in archives else "files"
-            check(any(folder.iterdir()), f"{folder} is empty: it has no {names}. Remove it to download the data.")
             return
         known = ", ".join(archives)
         check(dataset in archives, f"there is no folder {folder}, and only {known} can be downloaded.")
@@ -71,8 +65,8 @@ def download(archive: Archive, folder: Path) -> Path:
     """The verified file folder/<name>: kept if it exists, otherwise from the first URL that provides it."""
     path = folder / archive.name
     if path.exists():
-        if problem := _problem(path, archive):
-            raise UserError(f"{path}: {problem}. Remove the file to download it again.")
+        problem = _problem(path, archive.size, archive.checksum)
+        check(not problem, f"{path}: {problem}. Remove the file to download it again.")
         return path
     partial = path.with_name(f"{path.name}.part")
     failures = []
@@ -81,8 +75,8 @@ def download(archive: Archive, folder: Path) -> Path:
             _fetch(url, partial, archive)
             os.replace(partial, path)
             return path
-        except _Unusable as error:
-            failures.append(f"{url}: {error}")
+        except requests.RequestException as error:
+            failures.append(f"{url}: {str(error).split('(Caused by ')[-1][:200]}")
     raise UserError(
         f"cannot download {archive.name}. Run the command again to continue the download; or get {archive.urls[0]} by "
         f"other means, save it as {path} and run the command again. Tried: {'; '.join(failures)}"
@@ -97,38 +91,35 @@ def _fetch(url: str, partial: Path, archive: Archive) -> None:
         try:
             _request(url, partial, archive)
             break
-        except requests.RequestException as error:
+        except MAY_PASS:
             failed = 0 if _size(partial) > before else failed + 1
-            if failed > len(PAUSES) or not isinstance(error, MAY_PASS):
-                raise _Unusable(str(error).split("(Caused by ")[-1][:200]) from error
+            if failed > len(PAUSES):
+                raise
             time.sleep(PAUSES[max(failed - 1, 0)])
-    if problem := _problem(partial, archive):
+    if problem := _problem(partial, archive.size, archive.checksum):
         partial.unlink()  # wrong bytes cannot be continued
-        raise _Unusable(problem)
+        raise requests.RequestException(problem)
 
 
 def _request(url: str, partial: Path, archive: Archive) -> None:
-    """Request what is missing from `partial`, and append it."""
+    """Request what is missing from `partial`, and append it. Raises: one of MAY_PASS if it is worth another try."""
     have = _size(partial)
     if have and have == archive.size:
         return
     # uncompressed, because the range counts bytes of the file
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code >= 500 or response.status_code == 429:
-            raise requests.ConnectionError(f"status {response.status_code} {response.reason}")
         if response.status_code == 416:  # range not satisfiable: the file has no further bytes
             return
-        if response.status_code not in (200, 206):
-            raise _Unusable(f"status {response.status_code} {response.reason}")
+        if response.status_code >= 500 or response.status_code == 429:
+            raise requests.ConnectionError(f"{response.status_code} {response.reason}")
+        response.raise_for_status()
         resumed = response.status_code == 206
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise _Unusable("continues at a byte other than the one requested")
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else archive.size
-        if archive.size and total != archive.size:
-            raise _Unusable(f"offers {total:,} bytes, expected {archive.size:,}")
+        if archive.size and total != archive.size:  # checked now, because a wrong page would replace what there is
+            raise requests.RequestException(f"offers {total:,} bytes, expected {archive.size:,}")
         with (
             open(partial, "ab" if resumed else "wb") as file,
             tqdm(total=total, initial=start, desc=archive.name, unit="B", unit_scale=True, unit_divisor=1024) as bar,
@@ -144,15 +135,15 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _problem(path: Path, archive: Archive) -> str | None:
+def _problem(path: Path, size: int | None, checksum: str | None) -> str | None:
     """What is wrong with the complete file, if anything."""
-    if archive.size and path.stat().st_size != archive.size:
-        return f"it has {path.stat().st_size:,} bytes, expected {archive.size:,}"
-    if archive.checksum:
+    if size and path.stat().st_size != size:
+        return f"it has {path.stat().st_size:,} bytes, expected {size:,}"
+    if checksum:
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, archive.checksum.split(":")[0]).hexdigest()
-        if found != archive.checksum.split(":")[1]:
-            return f"it has checksum {found}, expected {archive.checksum}"
+            found = hashlib.file_digest(file, checksum.split(":")[0]).hexdigest()
+        if found != checksum.split(":")[1]:
+            return f"it has checksum {found}, expected {checksum}"
     return None
 
 
@@ -165,50 +156,40 @@ def unpack(archive: Path, files: dict[str, str | None], folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    anew = "Remove it to download it again."
     print(f"Unpacking {archive} ...", flush=True)
     try:
         for name, stream in _members(archive):
             if name in files:
-                _write(stream, partial / name, files[name], archive)
+                with open(partial / name, "wb") as file:
+                    shutil.copyfileobj(stream, file, CHUNK_BYTES)
+                problem = _problem(partial / name, None, files[name])
+                check(not problem, f"{archive}: {name}: {problem}. {anew}")
         lacking = [name for name in files if not (partial / name).exists()]
-        check(not lacking, f"{archive} has no {', '.join(lacking)}. Remove it to download it again.")
+        check(not lacking, f"{archive} has no {', '.join(lacking)}. {anew}")
         os.replace(partial, folder)
+    except (OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk; bz2 and gzip raise OSError without a number
+            raise
+        raise UserError(f"{archive}: the archive is damaged ({error}). {anew}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"Unpacked to {folder}; {archive} is no longer needed.", flush=True)
 
 
-@contextmanager
-def _reading(archive: Path) -> Iterator[None]:
-    """Report errors of the block, which writes nothing, as errors of the archive or of reading it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno:
-            raise UserError(f"cannot read {archive}: {error.strerror}.") from error
-        raise _damaged(archive, error) from error  # bz2 and gzip raise OSError without a number
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
-        raise _damaged(archive, error) from error  # RuntimeError: encrypted, or an unknown compression
-
-
-def _damaged(archive: Path, error: Exception) -> UserError:
-    return UserError(f"{archive}: the archive is damaged ({error}). Remove it to download it again.")
-
-
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Base name and content of all regular files, including those of a tar inside a zip."""
-    with _reading(archive):
-        if not zipfile.is_zipfile(archive):
-            with open(archive, "rb") as file:
-                yield from _tar_members(file)
-            return
-        with zipfile.ZipFile(archive) as outer:
-            for member in outer.infolist():
-                with outer.open(member) as stream:
-                    if member.filename.endswith((".tar.gz", ".tgz")):
-                        yield from _tar_members(stream)
-                    elif not member.is_dir():
-                        yield Path(member.filename).name, stream
+    if not zipfile.is_zipfile(archive):
+        with open(archive, "rb") as file:
+            yield from _tar_members(file)
+        return
+    with zipfile.ZipFile(archive) as outer:
+        for member in outer.infolist():
+            with outer.open(member) as stream:
+                if member.filename.endswith((".tar.gz", ".tgz")):
+                    yield from _tar_members(stream)
+                elif not member.is_dir():
+                    yield Path(member.filename).name, stream
 
 
 def _tar_members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
@@ -216,22 +197,3 @@ def _tar_members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
         for member in tar:
             if member.isreg() and (content := tar.extractfile(member)):  # no links, no devices
                 yield Path(member.name).name, content
-
-
-def _write(stream: IO[bytes], path: Path, checksum: str | None, archive: Path) -> None:
-    algorithm, expected = checksum.split(":") if checksum else ("md5", None)
-    digest = hashlib.new(algorithm)
-    with open(path, "wb") as file:
-        while True:
-            with _reading(archive):
-                chunk = stream.read(CHUNK_BYTES)
-            if not chunk:
-                break
-            digest.update(chunk)
-            file.write(chunk)
-            check(file.tell() <= LARGEST_FILE, f"{archive}: {path.name} has more than {LARGEST_FILE:,} bytes.")
-    if expected and digest.hexdigest() != expected:
-        raise UserError(
-            f"{archive}: {path.name} has checksum {digest.hexdigest()}, expected {expected}. "
-            "Remove the archive to download it again."
-        )

@@ -34,12 +34,10 @@ def find_dataset(dataset: str, data_root: str | None, published: Mapping[str, Pu
     root = Path(data_root).resolve() if data_root else default_data_root()
     if (root / dataset).exists():
         return root / dataset, False
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    there = f"it has {_listed(folders)}" if folders else "it has no folders"
     check(
         dataset in published,
-        f"there is no folder {dataset!r} in {root} ({there}). Set `dataset` to one of its folders, to a published "
-        f"dataset ({', '.join(published)}), or describe your own file with `python data/describe.py FILE NAME`.",
+        f"there is no folder {dataset!r} in {root} ({_content(root)}). Set `dataset` to one of its folders, to a "
+        f"published dataset ({', '.join(published)}), or describe your file with `python data/describe.py FILE NAME`.",
     )
     chosen = published[dataset]
     setting = f", with {chosen.setting} at its top," if chosen.setting else ""
@@ -65,15 +63,17 @@ def raw_file(folder: Path, name: str) -> Path:
     raise missing_file(folder, f"no {name} (nor {name}.gz)")
 
 
-def missing_file(folder: Path, lack: str) -> UserError:
-    """An error that says what the folder has instead."""
+def missing_file(folder: Path, lack: str, published: Mapping[str, Published] | None = None) -> UserError:
+    """An error that says what the folder has instead, and names the command if it downloads this dataset."""
+    known = (published or {}).get(folder.name)
+    how = f" Remove the folder, and `{known.command}` gets the data." if known else ""
+    return UserError(f"{folder} has {lack}; {_content(folder)}.{how}")
+
+
+def _content(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    found = f"it has {_listed(names)}" if names else "it is empty"
-    return UserError(f"{folder} has {lack}; {found}. Remove the folder to download the data or to use the sample.")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join([*names[:SHOWN_NAMES], "..."] if len(names) > SHOWN_NAMES else names)
+    more = ", ..." if len(names) > SHOWN_NAMES else ""
+    return f"it has {', '.join(names[:SHOWN_NAMES])}{more}" if names else "it is empty"
 
 
 def decompressed(file: BufferedReader) -> IO[bytes]:

@@ -4,15 +4,19 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.utilities import dim_zero_cat
 
 from common.model.comparison import auc_difference, rmse_difference
 
 Groups = np.ndarray | None
+Differences = dict[str, dict[str, float]]  # difference, low and high by metric
 
 
 class PredictionMetric(Metric):
@@ -43,9 +47,7 @@ class PredictionMetric(Metric):
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         raise NotImplementedError
 
-    def compare(
-        self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
-    ) -> dict[str, dict[str, float]]:
+    def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
         raise NotImplementedError
 
     def compute(self) -> dict[str, float]:
@@ -53,11 +55,11 @@ class PredictionMetric(Metric):
 
     @property
     def prediction(self) -> Tensor:
-        return _joined(self.prediction_list)
+        return dim_zero_cat(self.prediction_list)
 
     @property
     def target(self) -> Tensor:
-        return _joined(self.target_list)
+        return dim_zero_cat(self.target_list)
 
 
 class ClickMetrics(PredictionMetric):
@@ -67,9 +69,7 @@ class ClickMetrics(PredictionMetric):
         within = {} if groups is None else {"gauc": gauc(prediction, target, groups)}
         return click_metrics(prediction, target) | within
 
-    def compare(
-        self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
-    ) -> dict[str, dict[str, float]]:
+    def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
         return {"auc": auc_difference(prediction, other, target)}
 
 
@@ -79,9 +79,7 @@ class RatingMetrics(PredictionMetric):
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         return rating_metrics(prediction, target)
 
-    def compare(
-        self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
-    ) -> dict[str, dict[str, float]]:
+    def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
         return {"rmse": rmse_difference(prediction, other, target)}
 
 
@@ -95,9 +93,7 @@ class TaskMetrics(PredictionMetric):
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
         return task_metrics(self.tasks, prediction, target)
 
-    def compare(
-        self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
-    ) -> dict[str, dict[str, float]]:
+    def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
         known = ~target.isnan()
         return {
             f"auc_{task}": auc_difference(*(part[known[:, k], k] for part in (prediction, other, target)))
@@ -139,8 +135,6 @@ def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
 
     Groups of one class have no AUC and are left out.
     """
-    import pandas as pd  # imported here because it is slow and only needed for data with groups
-
     positive = label.cpu().numpy()
     rank = pd.Series(score.cpu().numpy()).groupby(group).rank().to_numpy()  # equal scores get their mean rank
     count, positives = np.bincount(group), np.bincount(group, positive)
@@ -152,8 +146,6 @@ def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
 
 def fit_temperature(probability: Tensor, label: Tensor) -> float:
     """The divisor of the logits, from 0.1 to 10, that minimises log loss (Guo et al. 2017, arXiv:1706.04599)."""
-    from scipy.optimize import minimize_scalar  # imported here because it is slow
-
     logits, label = probability.cpu().double().logit(eps=1e-7), label.cpu().double()
 
     def log_loss(log_temperature: float) -> float:
@@ -175,16 +167,6 @@ def task_metrics(tasks: Sequence[str], probability: Tensor, label: Tensor) -> di
         known = ~column.isnan()
         aucs.append(auc(score[known], column[known]))
         losses.append(functional.binary_cross_entropy(score[known].cpu().double(), column[known].cpu().double()).item())
-    return {f"auc_{task}": value for task, value in zip(tasks, aucs, strict=True)} | {
-        "auc_mean": _mean_of_defined(aucs),
-        "log_loss": _mean_of_defined(losses),
-    }
-
-
-def _mean_of_defined(values: list[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
-
-
-def _joined(parts: list[Tensor] | Tensor) -> Tensor:
-    return torch.cat(parts) if isinstance(parts, list) else parts  # gathered over ranks, it is one tensor
+    auc_mean, log_loss = torch.tensor([aucs, losses], dtype=torch.float64).nanmean(1).tolist()
+    named = {f"auc_{task}": value for task, value in zip(tasks, aucs, strict=True)}
+    return named | {"auc_mean": auc_mean, "log_loss": log_loss}

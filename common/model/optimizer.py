@@ -25,10 +25,7 @@ class LazyAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
@@ -46,22 +43,9 @@ class LazyAdam(torch.optim.Adam):
         rows, grad = touched_rows(grad)
         value, average, average_square = (table.index_select(0, rows) for table in tables)
         beta1, beta2 = group["betas"]
-        adam(
-            [value],
-            [grad],
-            [average],
-            [average_square],
-            [],
-            [state["step"]],
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-            fused=True,
-        )
+        options: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+        options |= {"beta1": beta1, "beta2": beta2, "amsgrad": False, "maximize": False, "fused": True}
+        adam([value], [grad], [average], [average_square], [], [state["step"]], **options)
         for table, stepped in zip(tables, (value, average, average_square), strict=True):
             table.index_copy_(0, rows, stepped)
         parameter.grad = None  # done, so Adam's step skips it

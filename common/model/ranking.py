@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from common.model.comparison import interval
-from common.model.metrics import Groups, PredictionMetric
+from common.model.metrics import Differences, Groups, PredictionMetric
 
 TOP, LONG = 10, 50  # lengths of the lists that are measured
 
@@ -32,9 +32,7 @@ class RankingMetrics(PredictionMetric):
         listed = prediction[:, 1:]
         return values | {"coverage": len(listed[listed >= 0].unique()) / float(target[0])}
 
-    def compare(
-        self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None
-    ) -> dict[str, dict[str, float]]:
+    def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
         ours, theirs = of_rows(prediction[:, 0]), of_rows(other[:, 0])
         return {name: mean_interval((ours[name] - theirs[name]).numpy(), groups) for name in ("hr", "ndcg")}
 

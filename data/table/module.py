@@ -86,7 +86,9 @@ class TableDataModule(RecommendationDataModule):
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
         check_settings({"min_count": min_count, "weighted": weighted, "negative_rate": negative_rate})
-        check_settings({"label_inputs": label_inputs} | ({} if tasks is None else {"tasks": tasks}))
+        # MMoE takes several tasks and encodes numbers itself
+        check_settings({"dense_transform": dense_transform} if tasks is None else {"tasks": tasks})
+        check_settings({"label_inputs": label_inputs})
         check(
             split in ("time", "random", "official", None),
             f"split is {split!r}; it must be 'time', 'random' or 'official'.",
