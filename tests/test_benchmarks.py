@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 import multitask.train
-from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours, preparation
+from benchmarks import bst_plain, criteo_shaped, mmoe_rechub, ours, preparation, sasrec
 from benchmarks.dlrm_reference import ReferenceDLRM, reference
 from benchmarks.studies import boosted_trees
 from benchmarks.studies.step_profile import kind
@@ -81,6 +81,19 @@ def test_the_plain_port_gets_the_same_inputs(tmp_path, monkeypatch):
         found = np.stack(column)
         np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-5, atol=1e-6)
     assert bst_plain.plain(data) > 0 and bst_plain.ours(data, "32-true") > 0
+
+
+def test_sasrec_sees_no_later_item():
+    item, start = np.arange(2, 22), np.array([0] * 12 + [12] * 8)
+    sequence, lengths = sasrec.sequences(item, start, np.array([12, 5, 14]))
+    assert [row[:length].tolist() for row, length in zip(sequence, lengths, strict=True)] == [
+        list(range(2, 14)), list(range(2, 7)), [14, 15],
+    ]  # fmt: skip
+    model = sasrec.SASRec(30).eval()
+    before, changed = model(sequence), sequence.clone()
+    changed[:, 2:] = changed[:, 2:].flip(1)
+    torch.testing.assert_close(model(changed)[:, :2], before[:, :2], rtol=0, atol=1e-6)
+    assert not torch.allclose(model(changed)[0, 2:], before[0, 2:])
 
 
 def test_mmoe_has_the_sizes_of_the_comparison(monkeypatch):
