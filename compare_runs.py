@@ -19,11 +19,13 @@ import pandas as pd
 import torch
 
 from common.files import read_json
-from common.model.metrics import metrics_of
 from common.paths import output_root
 from common.training.predictions import read_predictions
 from common.training.results import with_interval
 from common.training.run_folder import NOT_COMPARED
+from common.training.seeds import metrics_of
+
+NUMBER = re.compile(r"(\d+)")
 
 
 def compare_runs(*folders: str | Path) -> pd.DataFrame:
@@ -40,12 +42,13 @@ def compare_runs(*folders: str | Path) -> pd.DataFrame:
     for name, run in runs.items():
         about = {"run": name, "model": run["model"]}
         about |= settings.loc[name, differing[run["model"]]].to_dict() | run["test"]
-        found, _ = read_predictions(run["run_folder"], ["target", "prediction"])
+        found, groups = read_predictions(run["run_folder"], ["row", "target", "prediction"])
         target, prediction = torch.tensor(found["target"]), torch.tensor(found["prediction"])
         sample = ", built-in sample" if run["is_sample"] else ""
         group = f"{run['dataset']}{sample}, {run['protocol']}", *run["test"]
-        other, others = first.setdefault((*group, found["target"].tobytes()), (name, prediction))
-        compared = {} if other == name else metrics_of(run["test"]).compare(prediction, others, target)
+        of_rows = *group, found["row"].tobytes(), found["target"].tobytes()
+        other, others = first.setdefault(of_rows, (name, prediction))
+        compared = {} if other == name else metrics_of(run["test"]).compare(prediction, others, target, groups)
         about |= {"compared with": other} if compared else {}
         ends = {f"{metric}: {end}": value for metric, parts in compared.items() for end, value in parts.items()}
         rows.append({"data": group[0]} | about | ends)
@@ -69,7 +72,9 @@ def find_runs(folders: list[Path]) -> dict[str, dict[str, Any]]:
         found = {path.parent: read_json(path) for path in folder.rglob("results.json")}
         tested = {path: results | {"run_folder": str(path)} for path, results in found.items() if "test" in results}
         check(bool(tested), f"{folder} has no tested run; expected a folder of runs, such as runs/deepfm.")
-        for path in sorted(tested, key=lambda path: [part.zfill(9) for part in re.split(r"(\d+)", str(path))]):
+        for path in sorted(
+            tested, key=lambda path: [p.zfill(9) if p.isdecimal() else p for p in NUMBER.split(str(path))]
+        ):
             runs[str(path.relative_to(home) if path.is_relative_to(home) else path)] = tested[path]
     return runs
 

@@ -144,7 +144,8 @@ class MultiTaskDataModule(TableDataModule):
     def described(self, folder: Path) -> Dataset:
         if found := described(folder) or movie_rating_seq.described(folder, clicks=True):
             return found
-        raise missing_file(folder, "neither census-income.data nor adult.data (plain or .gz) nor columns.json")
+        lack = "neither census-income.data nor adult.data (plain or .gz) nor columns.json"
+        raise missing_file(folder, lack, self.published)
 
 
 def described(folder: Path) -> Dataset | None:

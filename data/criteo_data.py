@@ -60,7 +60,8 @@ class ClickDataModule(TableDataModule):
             return movies
         if census := census_income.described(folder):
             return census_income.with_income(census)
-        raise missing_file(folder, f"no {CRITEO_FILE}, ratings.dat, census-income.data, adult.data or columns.json")
+        lack = f"no {CRITEO_FILE}, ratings.dat, census-income.data, adult.data or columns.json"
+        raise missing_file(folder, lack, self.published)
 
 
 def _criteo(path: Path) -> Dataset:

@@ -7,60 +7,53 @@ user. With NAME it writes DATA_ROOT/NAME/columns.json, which holds the paths of 
 
 import argparse
 import json
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from common.errors import UserError, check, run_script
+from common.errors import check, run_script
 from common.files import atomic_write
 from common.paths import data_root
-from data.guess import CODE, Guesses, excluded, guess_attributes, guess_roles
-from data.look import Look
+from data.guess import Guesses, guess_attributes, guess_roles
 from data.reader import Reader, data_files, source_of
 from data.schema import COLUMNS_FILE, Format, described
-from data.sniff import MISSING, command, file_format
+from data.sniff import Look, conversion_command, file_format
 
 SAMPLE_ROWS, SAMPLE_FILES = 100_000, 10  # looked at
 
 
 @dataclass(frozen=True)
 class Table:
-    """The first rows of a file or folder. entries: of columns.json, but not the columns. unread: columns that cannot be
-    read, by their type."""
+    """The first rows of a file or folder. entries: of columns.json, but not the columns."""
 
     path: Path
-    files: list[Path]
     entries: dict[str, Any]
     looks: dict[str, Look]
-    unread: Guesses
     notes: list[str]
 
     def content(self, guesses: Guesses) -> dict[str, Any]:
         """Of columns.json."""
-        columns = {name: entry for name, (entry, _) in (guesses | self.unread).items()}
+        columns = {name: entry for name, (entry, _) in guesses.items()}
         return {"file": str(self.path.resolve())} | self.entries | {"columns": columns}
 
     def report(self, guesses: Guesses, notes: list[str]) -> str:
         """The guess as a table for the terminal."""
-        lines, entries = [], {name: value for name, value in self.entries.items() if name != "missing"}
-        for name, (entry, why) in (guesses | self.unread).items():
-            seen = ["", "", "", ""]
-            if look := self.looks.get(name):
-                texts = [text if len(text) <= 16 else f"{text[:13]}..." for text in look.values[:3]]
-                seen = [look.kind, f"{len(look.values):,}", f"{look.missing:.1%}", ", ".join(texts)]
+        lines = []
+        for name, look in self.looks.items():
+            entry, why = guesses[name]
+            examples = ", ".join(text if len(text) <= 16 else f"{text[:13]}..." for text in look.values[:3])
+            seen = [look.kind, f"{len(look.values):,}", f"{look.missing:.1%}", examples]
             lines.append([name, entry["role"], *seen, why])
         table = pd.DataFrame(lines, columns=["column", "role", "type", "distinct", "missing", "examples", "why"])
-        rows = max(look.rows for look in self.looks.values())
-        form = "".join(f", {name} {json.dumps(value, ensure_ascii=False)}" for name, value in entries.items())
-        head = f"{self.path}: the first {rows:,} rows, {len(lines)} columns{form}"
+        entries = [f", {name} {json.dumps(value)}" for name, value in self.entries.items() if name != "missing"]
+        rows = next(iter(self.looks.values())).rows
+        head = f"{self.path}: the first {rows:,} rows, {len(lines)} columns{''.join(entries)}"
         return "\n".join([head, "", table.to_string(index=False), "", *self.notes, *notes, ""])
 
 
@@ -68,42 +61,22 @@ def look_at(path: Path) -> Table:
     """Raises: UserError for a file that cannot be read as a table."""
     files = data_files(path)
     entries, columns, notes = file_format(files[0])
-    entries["missing"] = [*MISSING]
     for file in files:
-        columns |= {key: "kept" for key in source_of(file).keys if key not in columns}
+        columns |= {key: {"role": "kept"} for key in source_of(file).keys if key not in columns}
     if len(files) > 1:
-        names = [str(file.relative_to(path)) for file in files]
-        order = ", ".join(names if len(names) < 6 else [*names[:3], "...", names[-1]])
-        notes.append(f"{len(files)} files, in natural order of their names: {order}.")
-    read = {name: {"role": role} for name, role in columns.items() if role in ("kept", "categorical")}
-    cells = sample(files, Format.model_validate(entries | {"columns": read}))
-
-    def look_again() -> dict[str, Look]:
-        form = Format.model_validate(entries | {"columns": read})
-        return {name: Look(name, cells[name], form) for name in cells.column_names}
-
-    looks = look_again()
-    check(
-        entries.get("header") is False or not all(name in look.values for name, look in looks.items()),
-        f"{path} has the names of the columns in several lines. Remove the others with "
-        f"`awk 'NR == 1 {{n = $0; print}} $0 != n' {shlex.quote(str(path))} > NEW_FILE`.",
-    )
-    fractions = any(look.numbers is not None and not look.is_whole for look in looks.values())
-    if not fractions and any(look.has_decimal_commas for look in looks.values()):
-        entries["decimal"] = ","
-        looks = look_again()
-    for look in looks.values():
-        if look.odd and not look.named(CODE, within=True):
-            entries["missing"] += look.odd
-            texts = " and ".join(map(repr, look.odd))
-            notes.append(f"Column {look.name!r}: {texts} among numbers is taken for missing.")
-    unread = {name: excluded(f"holds {kind}") for name, kind in columns.items() if name not in read}
-    return Table(path, files, entries, look_again(), unread, notes)
+        first, last = (file.relative_to(path) for file in (files[0], files[-1]))
+        notes.append(f"{len(files)} files, in natural order of their names, from {first} to {last}.")
+    form = Format.model_validate(entries | {"columns": columns})
+    cells = sample(files, form)
+    looks = {name: Look(name, cells[name], form) for name in cells.column_names}
+    is_again = form.header and all(name in look.values for name, look in looks.items())
+    check(not is_again, f"{path} has the names of the columns in several lines. Remove the others.")
+    return Table(path, entries, looks, notes)
 
 
 def sample(files: list[Path], form: Format) -> pa.Table:
     """The first rows of several files, because one may hold a single day, or one value of a folder's key=value."""
-    chosen = [files[place] for place in np.unique(np.linspace(0, len(files) - 1, SAMPLE_FILES).astype(int))]
+    chosen = files[:: -(-len(files) // SAMPLE_FILES)]
     batches: list[pa.RecordBatch] = []
     for file in chosen:
         left = SAMPLE_ROWS // len(chosen)
@@ -119,21 +92,21 @@ def describe(path: Path, items: Path | None = None, users: Path | None = None) -
     """The content of a columns.json for a table or interactions, and a report of it."""
     table = look_at(path)
     others = {role: look_at(file) for role, file in (("item", items), ("user", users)) if file}
-    guesses, notes, content = guess_roles(table.looks, {role: same_column(table, o) for role, o in others.items()})
-    has_time = any(entry["role"] == "time" for entry, _ in guesses.values())
-    needs = {name: look.conversion or ("", "") for name, look in table.looks.items()}
-    if any(what and not (has_time and what.startswith("dates")) for what, _ in needs.values()):
-        odd = "; ".join(f"{name!r} has {what}" for name, (what, _) in needs.items() if what)
-        how = command(table.files[0], table.entries, {name: expression for name, (_, expression) in needs.items()})
-        notes.append(f"To use them, convert the file and describe the new one: {odd}. `{how}`")
+    keys = {role: same_column(table, other) for role, other in others.items()}
+    guesses, notes, content = guess_roles(table.looks, keys)
+    odd = {name: look.conversion or ("", "") for name, look in table.looks.items()}
+    if found := "; ".join(f"{name!r} has {what}" for name, (what, _) in odd.items() if what):
+        how = conversion_command(
+            data_files(path)[0], table.entries, {name: change for name, (_, change) in odd.items()}
+        )
+        notes.append(f"To use them, convert the file and describe the new one: {found}. `{how}`")
     parts, taken = [], set(table.looks)
     for role, other in others.items():
         ids = [table.looks[name] for name, (entry, _) in guesses.items() if entry["role"] == role]
         check(bool(ids), f"{path}: no columns look like users and items. Name them user_id and item_id.")
         more = guess_attributes(other.looks, role, ids[0], taken)
-        keys = [entry for entry, _ in more.values() if entry["role"] == role]
-        check(bool(keys), f"{other.path} has no column with the ids of column {ids[0].name!r} in {path}.")
-        guesses[ids[0].name] = keys[0], guesses[ids[0].name][1]  # ids are of the same type in both files
+        is_key = any(entry["role"] == role for entry, _ in more.values())
+        check(is_key, f"{other.path} has no column with the ids of column {ids[0].name!r} in {path}.")
         content[f"{role}_attributes"] = other.content(more)
         parts.append(other.report(more, []))
         taken |= set(more)
@@ -145,22 +118,17 @@ def same_column(table: Table, other: Table) -> str | None:
     return next((n for n, look in other.looks.items() if n in table.looks and len(look.values) == look.rows), None)
 
 
-class Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. usage: python data/describe.py FILE [NAME] [--items FILE] [--users FILE]")
-
-
 def main(*given: str) -> None:
     """Print a guess of the columns' roles; with a name, write columns.json."""
-    parser = Arguments()
-    parser.add_argument("file", type=Path)
-    parser.add_argument("name", nargs="?")
-    parser.add_argument("--items", type=Path)
-    parser.add_argument("--users", type=Path)
+    parser = argparse.ArgumentParser(prog="python data/describe.py")
+    parser.add_argument("FILE", type=Path)
+    parser.add_argument("NAME", nargs="?")
+    parser.add_argument("--items", type=Path, metavar="FILE")
+    parser.add_argument("--users", type=Path, metavar="FILE")
     arguments = parser.parse_args(given)
-    content, report = describe(arguments.file, arguments.items, arguments.users)
+    content, report = describe(arguments.FILE, arguments.items, arguments.users)
     print(report)
-    name = arguments.name
+    name = arguments.NAME
     if name is None:
         print(f"With a NAME, this is written to {data_root()}/NAME/{COLUMNS_FILE}.")
         return

@@ -161,7 +161,7 @@ class HistoryDataModule(InteractionDataModule):
 def _movielens(folder: Path) -> Dataset:
     if movies := described(folder, clicks=False):
         return movies
-    raise missing_file(folder, "none of ratings.dat, u.data, ratings.csv and columns.json")
+    raise missing_file(folder, "none of ratings.dat, u.data, ratings.csv and columns.json", PUBLISHED)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ from data.values import (
 
 PARQUET, PARQUET_ROWS = b"PAR1", 1 << 16  # rows read at a time
 NO_KEY = "__HIVE_DEFAULT_PARTITION__"
-SEPARATORS = {"\t": "TAB", ",": "comma", ";": "semicolon", "|": "'|'", "::": "'::'"}
+SEPARATORS = {"\t": "TAB", " ": "space", ",": "comma", ";": "semicolon", "|": "'|'", "::": "'::'"}
 OPTIONAL = ("label", "rating", "time", "weight", "excluded")  # roles of columns that a file to score may lack
 
 
@@ -197,7 +197,7 @@ class Reader:
                 yield batch
 
     def _text(self, source: Source, text: Text) -> Iterator[pa.RecordBatch]:
-        names = text.names or self._names_by_width(text.width())
+        names = text.names or self._names_by_width(text.width)
         wanted, skipped = self._wanted(source, names), list[int]()
         try:
             yield from self._csv(text, names, wanted, skipped, threads=source.again)
@@ -263,9 +263,11 @@ class Reader:
         twice = next((name for name in names if name and names.count(name) > 1), None)
         check(twice is None, f"{source.name}: found the column name {twice!r} twice; rename one.")
         wanted = dict.fromkeys(self.origins.get(name, name) for name in self.columns)
-        for name in wanted.keys() - names - source.keys.keys():
+        for name in wanted:
             check(
-                self.scoring and name in self.columns and self.columns[name].role in OPTIONAL,
+                name in names
+                or name in source.keys
+                or (self.scoring and name in self.columns and self.columns[name].role in OPTIONAL),
                 f"{source.name} has no column {name!r}; it has {some(names)}. Is the separator right, and does "
                 "line 1 hold the names of the columns?",
             )

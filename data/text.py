@@ -35,7 +35,7 @@ class Text:
     """A stream of the rows of a table, without header, comments and byte order mark; read by pyarrow.
 
     names: of the columns, from the header line; None without one. separator: of one character, which replaces "::" and
-    ", ". skips_blank: whether blank lines are no rows. line: the number of the first line not read yet.
+    ", ". width: the number of fields in a line. line: the number of the first line not read yet.
     """
 
     closed = False
@@ -44,7 +44,6 @@ class Text:
         self.name, self.stream, self.form, self.block_bytes = name, stream, form, BLOCK_BYTES
         self.separator = {"::": "\t", ", ": ","}.get(form.separator, form.separator)
         self.quoted = form.quoted is not False
-        self.skips_blank = self.quoted or form.comment is not None
         self.line, self.rest = 1, b""
         first = start + stream.read(BLOCK_BYTES)
         for magic, what in FOREIGN.items():
@@ -55,6 +54,9 @@ class Text:
         while (form.header or form.comment) and (skipped := re.match(rb"(([ \t]*|%b)\r?\n)+" % comment, self.rest)):
             self._skip(skipped.end())
         self.names = self._header() if form.header and self.rest else None
+        first_line = self.rest.lstrip(b"\r\n").partition(b"\n")[0]
+        self.width = len(self.names or next(self._rows([first_line]), []))
+        self.skips_blank = self.quoted or self.width > 1  # otherwise they are the empty values of a single column
 
     def read(self, count: int) -> bytes:
         """About `count` bytes: whole records, except for a last line without an end."""
@@ -83,10 +85,6 @@ class Text:
             if not self.skips_blank or len(fields) > 1 or "".join(fields).strip():
                 yield first + before, fields
             before = rows.line_num
-
-    def width(self) -> int:
-        """The number of fields in the first line."""
-        return len(next(self._rows([self.rest.lstrip(b"\r\n").partition(b"\n")[0]]), []))
 
     def close(self) -> None:
         """For pyarrow; the stream is closed by who opened it."""

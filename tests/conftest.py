@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common.paths import data_root
+from tests.criteo_rows import make_lines, write_lines
 
 # the longest files, so that no process has one left when the others are done; those of Ray wait for other processes
 FIRST = [f"test_{name}.py" for name in ("cluster", "tune", "resume", "scripts", "processes", "export", "bst_train")]
@@ -33,6 +34,13 @@ def outputs(tmp_path_factory, monkeypatch) -> Path:
     (root / "data" / "cache").symlink_to(shared)
     monkeypatch.setenv("OUTPUT_ROOT", str(root))
     return root
+
+
+@pytest.fixture
+def criteo(tmp_path, rng, monkeypatch) -> Path:
+    """A file of 701 rows in DATA_ROOT/criteo."""
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    return write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
 
 
 @pytest.fixture

@@ -91,8 +91,6 @@ def test_cut_and_foreign_files(tmp_path, good, rng):
         archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(UserError, match=r"bad.ckpt is not a readable checkpoint"):
         load(path)
-    with pytest.raises(UserError, match="is a folder; pass a checkpoint"):
-        load(tmp_path)
     with pytest.raises(UserError, match=r"cannot read the checkpoint .*nowhere.ckpt: No such file"):
         load(tmp_path / "nowhere.ckpt")
 
@@ -166,15 +164,15 @@ def test_wrong_values_anywhere_in_a_checkpoint(tmp_path, good, root):
     content, path = load_checkpoint(good), tmp_path / "wrong.ckpt"
     raw, refused = root / "criteo" / "train.txt", 0
     used = ("state_dict", "hyper_parameters", "model", "ClickDataModule")
-    for place in places({name: content[name] for name in used}):
-        for value in WRONG:
+    for i, place in enumerate(places({name: content[name] for name in used})):
+        for value in WRONG[i % 3 :: 3]:
             MappedCheckpointIO().save_checkpoint(replaced(content, place, value), path)
             try:
                 predict(path, raw, tmp_path / "out.csv")
             except UserError as error:
                 refused += 1
                 # entries that could describe another table are noticed at the first row that does not fit
-                described = place[:2] == ("ClickDataModule", "schema") and is_loadable(path)
+                described = place[:2] == ("ClickDataModule", "description") and is_loadable(path)
                 assert str(raw if described else path) in str(error), (place, value)
                 assert not described or place[2] in OF_ANOTHER_TABLE, (place, value)
     assert refused > 100

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 
-import data.table_data
 import numpy as np
 import pytest
 import torch
@@ -21,11 +20,12 @@ import common.errors
 import common.files
 import common.model.metrics
 import common.paths
-import data.movie_rating_seq
+import data.history.module
+import data.table.module
 from bst.train import DATA as MOVIE_DATA
 from common.data.cache import build_once
 from common.data.data_module import RecommendationDataModule
-from data.census_income import MultiTaskDataModule
+from data.census_income import CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.criteo_data import ClickDataModule
 from data.movie_rating_seq import HistoryDataModule
 from data.samples.census import census_sample
@@ -43,6 +43,7 @@ SETTINGS = {
         "min_count": [1, 2, 5],
     },
     MultiTaskDataModule: {
+        "split": [None, "official"],
         "tasks": [("income",), ("never_married", "income")],
         "min_count": [1, 5],
         "num_bins": [4, 16],
@@ -57,13 +58,19 @@ SETTINGS = {
     },
 }
 OF_LOADING = {"dataset", "data_root", "batch_size", "seed", "num_workers"}  # the same rows, in different batches
-OF_LOADING |= {"weighted", "negative_rate", "negatives"}  # of data without ratings alone: tests/test_interactions.py
+OF_LOADING |= {
+    "weighted",
+    "negative_rate",
+    "negatives",
+    "negatives_power",
+}  # of data without ratings alone: tests/test_interactions.py
+UNUSED = {ClickDataModule: {"tasks", "num_bins", "label_inputs"}, MultiTaskDataModule: {"dense_transform"}}
 # these functions only open and check; a change of the arrays by them is an error
 HARMLESS = [common.errors, common.files, common.paths, common.data.cache, common.data.parallel, common.data.raw_files]
 MODULES = {
-    ClickDataModule: data.table_data,
-    MultiTaskDataModule: data.table_data,
-    HistoryDataModule: data.movie_rating_seq,
+    ClickDataModule: data.table.module,
+    MultiTaskDataModule: data.table.module,
+    HistoryDataModule: data.history.module,
 }
 
 
@@ -86,7 +93,7 @@ def root(tmp_path, rng) -> Path:
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 300))
     write_1m(tmp_path / "ml-1m", make_ratings(rng, users=30))
     write_interactions(tmp_path / "mine", make_ratings(rng, users=30))
-    (tmp_path / "census-income-kdd").symlink_to(census_sample(1_500, 600))
+    (tmp_path / "census-income-kdd").symlink_to(census_sample(CENSUS_INCOME_KDD, 1_500, 600))
     return tmp_path
 
 
@@ -117,7 +124,7 @@ def same(one: dict[str, list[torch.Tensor]], other: dict[str, list[torch.Tensor]
 def test_settings_that_change_the_arrays_have_a_cache_of_their_own(arrays, module):
     """The result of a setting does not depend on which caches already exist."""
     values = SETTINGS[module]
-    assert set(values) == set(inspect.signature(module).parameters) - OF_LOADING
+    assert set(values) == set(inspect.signature(module).parameters) - OF_LOADING - UNUSED.get(module, set())
     for name, choices in values.items():
         alone = {choice: arrays(module, f"{name}_{choice}", **{name: choice}) for choice in choices}
         for first, second in permutations(choices, 2):
@@ -154,13 +161,13 @@ def test_the_code_that_computes_is_part_of_the_key(root, tmp_path, monkeypatch, 
         used = {path for path in files if Path(path).is_relative_to(repo) and ".venv" not in path and path != __file__}
         modules = [sys.modules[part] if isinstance(part, str) else part for part in code]
         assert used, "was not built"
-        assert not used - {part.__file__ for part in [*modules, *HARMLESS]}, name
+        assert not used - {part.__file__ for part in [*modules, *HARMLESS, MODULES[module]]}, name
         calls.append(name)
         return entry
 
     monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "output"))
     monkeypatch.setattr(MODULES[module], "build_once", traced)
-    module(**DEFAULTS[module] | {"data_root": str(root)} | changed, seed=0).setup()
+    module(**DEFAULTS[module] | {"data_root": str(root), "batch_size": 64} | changed, seed=0).setup()
     assert calls
 
 
@@ -168,13 +175,13 @@ def test_other_code_is_another_entry(tmp_path, monkeypatch, capsys):
     source = tmp_path / "raw.txt"
     source.touch()
     build = lambda folder: (folder / "a.npy").touch()  # noqa: E731
-    one = build_once("code", [source], {}, build, code=[common.data.parallel])
-    assert build_once("code", [source], {}, build, code=[common.data.parallel]) == one
-    text = inspect.getsource
-    monkeypatch.setattr(inspect, "getsource", lambda module: text(module) + "#" * (module is common.data.parallel))
-    capsys.readouterr()
-    assert build_once("code", [source], {}, build, code=[common.data.parallel]) != one and not one.exists()
-    assert "or the code that reads them, have changed" in capsys.readouterr().out
+    name, text = "common.data.parallel", inspect.getsource
+    one = build_once("code", [source], {}, build, code=[name])
+    for added, is_other in (("", False), ("# a comment\n", False), ("THREADS = 3\n", True)):
+        monkeypatch.setattr(inspect, "getsource", lambda module, added=added: f"{text(module)}\n{added}")
+        capsys.readouterr()
+        assert (build_once("code", [source], {}, build, code=[name]) != one) == is_other and one.exists() != is_other
+        assert ("or the code that reads them, have changed" in capsys.readouterr().out) == is_other
 
 
 @pytest.mark.parametrize("module", SETTINGS)
@@ -183,7 +190,7 @@ def test_a_flipped_bit_is_noticed(root, tmp_path, monkeypatch, capsys, module):
     monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "output"))
 
     def state(**changes) -> list[torch.Tensor]:
-        opened = module(**DEFAULTS[module] | {"data_root": str(root)} | changes, seed=0)
+        opened = module(**DEFAULTS[module] | {"data_root": str(root), "batch_size": 64} | changes, seed=0)
         opened.setup()
         return [torch.cat(parts) for parts in zip(*opened.train_dataloader(), strict=True)]
 
@@ -196,7 +203,7 @@ def test_a_flipped_bit_is_noticed(root, tmp_path, monkeypatch, capsys, module):
         path.write_bytes(content)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         capsys.readouterr()
-        if "-columns-" in str(path):  # these are read only when other entries are made from them
+        if "-rows-" in str(path):  # these are read only when other entries are made from them
             assert all(map(torch.equal, whole, state())) and "damaged" not in capsys.readouterr().out
             state(min_count=100 + i)
         again = state()

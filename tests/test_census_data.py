@@ -1,5 +1,6 @@
 """From raw file to batches: what is fitted on which rows, splits, the sample and the real files."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -7,47 +8,51 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from data.census_schema import CENSUS_INCOME_KDD as RELEASE
-from data.table_fit import quantile_edges
-from data.table_preprocessor import TablePreprocessor
 
+from common.data.raw_files import Published
 from common.errors import UserError
 from common.model.metrics import task_metrics
 from common.paths import REPO
-from data import census_income
-from data.census_income import MultiTaskDataModule, correlation
+from data.census_income import ADULT, CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.criteo_data import ClickDataModule
+from data.reader import source_of
+from data.samples.census import census_sample
+from data.table.rows import TableReader, inputs_of, label_name
+from data.table.scoring import TableScorer
 from deepfm.train import DATA as CLICK_DATA
 from multitask.train import DATA
 
-SCHEMA = RELEASE.schema
-INPUTS = [column.name for column in SCHEMA.inputs]
-DENSE = [column.name for column in SCHEMA.of_role("dense")]
+COLUMNS = list(CENSUS_INCOME_KDD.columns)
+INPUTS, DENSE = list(inputs_of(CENSUS_INCOME_KDD)), CENSUS_INCOME_KDD.of_role("dense")
+TRAIN_FILE, TEST_FILE = "census-income.data", "census-income.test"
 TRAIN, TEST = 1_500, 600
 AGE, OCCUPATION = INPUTS.index("age"), INPUTS.index("occupation")
+ADULT_LINE = "39, Private, 77516, Bachelors, 13, Never-married, Sales, Husband, White, Male, 2174, 0, 40, ?, <=50K"
 
 
 @pytest.fixture
 def raw() -> list[list[list[str]]]:
     """Rows of fields of both files."""
-    folder = census_sample(TRAIN, TEST)
-    return [
-        [line.split(", ") for line in (folder / name).read_text().splitlines()]
-        for name in (RELEASE.train_file, RELEASE.test_file)
-    ]
+    folder = census_sample(CENSUS_INCOME_KDD, TRAIN, TEST)
+    return [[line.split(", ") for line in (folder / name).read_text().splitlines()] for name in (TRAIN_FILE, TEST_FILE)]
 
 
 def open_data(root: Path, raw: list[list[list[str]]] | None = None, **settings) -> MultiTaskDataModule:
     if raw is not None:
         (root / "census-income-kdd").mkdir(parents=True)
-        for name, rows in zip((RELEASE.train_file, RELEASE.test_file), raw, strict=True):
+        for name, rows in zip((TRAIN_FILE, TEST_FILE), raw, strict=True):
             text = "".join(", ".join(row) + "\n" for row in rows)
             (root / "census-income-kdd" / name).write_text(text)
-    data = MultiTaskDataModule(**{"seed": 0} | DATA | {"data_root": str(root)} | settings)
+    data = MultiTaskDataModule(**{"seed": 0} | DATA | {"data_root": str(root), "batch_size": 64} | settings)
     data.setup()
     return data
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return abs(float(np.corrcoef(one, other)[0, 1]))
 
 
 def in_file_order(data: MultiTaskDataModule) -> list[np.ndarray]:
@@ -60,7 +65,7 @@ def test_vocabularies_are_fitted_on_training_rows_only(tmp_path, raw, min_count)
     data = open_data(tmp_path, raw, min_count=min_count)
     _, ids, _ = in_file_order(data)
     for i, name in enumerate(INPUTS):
-        values = [[row[SCHEMA.names.index(name)] for row in rows] for rows in raw]
+        values = [[row[COLUMNS.index(name)] for row in rows] for rows in raw]
         counts = Counter(values[0])
         known = sorted(text for text, count in counts.items() if count >= min_count and text != "?")
         expected = [1 if v == "?" else known.index(v) + 2 if v in known else 0 for v in values[0] + values[1]]
@@ -86,7 +91,7 @@ def test_bins_do_not_depend_on_test_rows(tmp_path, raw):
 
 def test_numbers_are_as_in_the_file(tmp_path, raw):
     numbers, _, _ = in_file_order(open_data(tmp_path, raw))
-    columns = [SCHEMA.names.index(name) for name in DENSE]
+    columns = [COLUMNS.index(name) for name in DENSE]
     assert numbers.tolist() == [[float(row[i]) for i in columns] for rows in raw for row in rows]
 
 
@@ -95,13 +100,6 @@ def test_a_column_nearly_all_of_whose_values_are_unseen_is_reported(tmp_path, ra
         row[9] = "Astronaut"
     open_data(tmp_path, raw)
     assert "more than nine in ten validation and test values of 'occupation' are unseen" in capsys.readouterr().out
-
-
-def test_quantile_edges_set_the_least_number_apart():
-    values = np.array([0.0] * 900 + [np.nan] * 50 + list(range(1, 101)))
-    assert quantile_edges(values, 4) == [0, 1, 25, 50, 75, 100]
-    assert quantile_edges(np.array([7.0] * 3), 4) == [7, 8]
-    assert quantile_edges(np.array([np.nan] * 3), 4) == [0, 1]
 
 
 def test_instance_weight_and_task_columns_have_no_influence_on_the_inputs(tmp_path, raw):
@@ -131,7 +129,8 @@ def test_batches_hold_the_labels_of_the_tasks_in_their_order(tmp_path, raw):
     rows = data.rows["test"][: len(label)]
     expected = in_file_order(data)
     assert (numbers.numpy() == expected[0][rows]).all() and (ids.numpy() == expected[1][rows]).all()
-    assert (label.numpy() == expected[2][rows][:, [2, 0]]).all()
+    order = [list(CENSUS_INCOME_KDD.tasks).index(task) for task in ("education", "income")]
+    assert (label.numpy() == expected[2][rows][:, order]).all()
     assert ids.dtype == torch.int32 and label.dtype == torch.float32
 
 
@@ -140,13 +139,13 @@ def test_batches_hold_the_labels_of_the_tasks_in_their_order(tmp_path, raw):
 )
 def test_labels_of_other_tasks_can_be_inputs(tmp_path, raw, tasks, added):
     data = open_data(tmp_path, raw, tasks=tasks, label_inputs=True, min_count=1)
-    inputs = [name for name in SCHEMA.names if name in added or name in INPUTS]
+    inputs = [name for name in COLUMNS if name in added or name in INPUTS]
     assert [field.name for field in data.encoder.fields] == inputs
     _, ids, label = data.read(data.rows["val"])
     _, _, expected = open_data(tmp_path, tasks=tasks, min_count=1).read(data.rows["val"])
     assert (label == expected).all()
     for name in added:
-        values = [[row[SCHEMA.names.index(name)] for row in rows] for rows in raw]
+        values = [[row[COLUMNS.index(name)] for row in rows] for rows in raw]
         known = ["unseen", "missing", *sorted(set(values[0]))]
         found = [known[i] for i in ids[:, inputs.index(name)]]
         assert found == [values[1][row - TRAIN] for row in data.rows["val"]]
@@ -156,22 +155,24 @@ def test_models_of_one_label_learn_the_income_from_all_other_columns(tmp_path, r
     data = ClickDataModule(**CLICK_DATA | {"dataset": "census-income-kdd", "data_root": str(tmp_path)}, seed=0)
     expected = open_data(tmp_path, raw, tasks=("income",), label_inputs=True, min_count=data.settings["min_count"])
     data.setup()
-    assert data.protocol == expected.protocol and data.schema == expected.schema
-    categorical = [field.source == "text" for field in expected.encoder.fields]
+    assert data.protocol == expected.protocol and data.description.columns == expected.description.columns
+    of_texts = [[field.name for field in m.encoder.fields if field.kind == "text"] for m in (data, expected)]
+    assert of_texts[0] == of_texts[1] == [name for name in COLUMNS if name not in {*DENSE, "income", "instance weight"}]
+    chosen = [[field.kind == "text" for field in m.encoder.fields] for m in (data, expected)]
     for name, rows in data.rows.items():
         (_, ids, label), (_, expected_ids, expected_label) = data.read(rows), expected.read(expected.rows[name])
-        assert (label == expected_label[:, 0]).all() and (ids == expected_ids[:, categorical]).all()
+        assert (label == expected_label[:, 0]).all() and (ids[:, chosen[0]] == expected_ids[:, chosen[1]]).all()
 
 
 def test_encoder_travels_as_plain_values(tmp_path, raw):
     data = open_data(tmp_path, raw)
     torch.save(data.state_dict(), tmp_path / "state.pt")
-    preprocessor = TablePreprocessor(torch.load(tmp_path / "state.pt", weights_only=True))
-    with open(tmp_path / "census-income-kdd" / RELEASE.test_file, "rb") as file:
-        ((inputs, labels, _),) = preprocessor.batches(file, "raw")
+    scorer = TableScorer(torch.load(tmp_path / "state.pt", weights_only=True))
+    ((inputs, labels, _),) = scorer.batches(source_of(tmp_path / "census-income-kdd" / TEST_FILE))
     dense, ids, label = in_file_order(data)
     assert (inputs[0].numpy() == dense[TRAIN:]).all() and (inputs[1].numpy() == ids[TRAIN:]).all()
-    assert (labels.numpy() == label[TRAIN:][:, [0, 1]]).all()
+    order = [list(CENSUS_INCOME_KDD.tasks).index(task) for task in data.tasks]
+    assert (labels.numpy() == label[TRAIN:][:, order]).all()
 
 
 def test_numbers_written_another_way_are_the_same(tmp_path, raw):
@@ -183,20 +184,76 @@ def test_numbers_written_another_way_are_the_same(tmp_path, raw):
     data = open_data(tmp_path / "two", raw)
     for a, b in zip(one, in_file_order(data), strict=True):
         np.testing.assert_array_equal(a, b)
-    with open(tmp_path / "one" / "census-income-kdd" / RELEASE.test_file, "rb") as file:
-        ((inputs, *_),) = TablePreprocessor(data.state_dict()).batches(file, "raw")
+    source = source_of(tmp_path / "one" / "census-income-kdd" / TEST_FILE)
+    ((inputs, *_),) = TableScorer(data.state_dict()).batches(source)
     np.testing.assert_array_equal(inputs[1].numpy(), one[1][TRAIN:])
 
 
 def test_adult_is_recognised_by_its_files(tmp_path):
-    line = "39, Private, 77516, Bachelors, 13, Never-married, Sales, Husband, White, Male, 2174, 0, 40, Cuba, <=50K"
+    """Its test file has a comment and a blank last line, and a dot behind each label."""
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "adult.data").write_text(f"{line}\n" * 8 + "\n")
-    (folder / "adult.test").write_text("|1x3 Cross validator\n" + f"{line}.\n" * 4 + "\n")
-    data = open_data(tmp_path, dataset="mine")
+    (folder / "adult.data").write_text(f"{ADULT_LINE}\n" * 7 + ADULT_LINE.replace("<=50K", ">50K") + "\n\n")
+    (folder / "adult.test").write_text("|1x3 Cross validator\n" + f"{ADULT_LINE}.\n" * 4 + "\n")
+    data = open_data(tmp_path, dataset="mine", tasks=("income", "education"))
     assert [len(rows) for rows in data.rows.values()] == [8, 2, 2]
     assert len(data.cardinalities) == 10
+    labels = in_file_order(data)[2][:, [list(ADULT.tasks).index(task) for task in data.tasks]]
+    assert labels.tolist() == [*[[0, 1]] * 7, [1, 1], *[[0, 1]] * 4]
+    (folder / "adult.test").write_text("|1x3 Cross validator\n" + ADULT_LINE.replace("<=50K", "50K"))
+    with pytest.raises(UserError, match=r"adult.test, line 2, column income: found '50K', expected '<=50K' or"):
+        open_data(tmp_path, dataset="mine")
+
+
+def test_rows_equal_those_of_the_csv_module(tmp_path, raw, monkeypatch):
+    """Whatever the line ends, in small blocks; the labels by their texts."""
+    lines = [", ".join(row) for row in raw[0]]
+    rows = [[text.strip() for text in row] for row in csv.reader(lines, skipinitialspace=True)]
+    monkeypatch.setattr("data.text.BLOCK_BYTES", 2_000)
+    for end in ("\n", "\r\n", "\n\n", " \n", "\n \n"):
+        (tmp_path / "rows").write_bytes("".join(line + end for line in lines).encode())
+        batches = TableReader(CENSUS_INCOME_KDD, {}, ["income"]).batches(source_of(tmp_path / "rows"))
+        found = pa.Table.from_batches(batches).to_pydict()
+        for name, expected in zip(COLUMNS, zip(*rows, strict=True), strict=True):
+            if name in INPUTS:
+                assert found[name] == [float(x) if name in DENSE else x for x in expected], (name, end)
+        assert found[label_name("income")] == [float(row[-1] == "50000+.") for row in rows]
+
+
+def test_every_text_of_a_task_is_on_one_side():
+    for description, education, adults in ((CENSUS_INCOME_KDD, 17, 0), (ADULT, 16, 2)):
+        for task, size in (("income", 2 + adults), ("never_married", 7), ("education", education)):
+            label = description.columns[description.tasks[task]]
+            assert not set(label.positive) & set(label.negative) and len(label.positive + label.negative) == size
+        assert {"instance weight", *description.tasks.values()} <= description.columns.keys() - inputs_of(
+            description
+        ).keys()
+    assert len(COLUMNS) == 42 and len(INPUTS) == 38 and "years of education" not in inputs_of(ADULT)
+
+
+@pytest.mark.parametrize(("column", "text", "message"), [
+    (41, None, "line 7: found 41 fields separated by .*, expected 42"), (41, "- 50000., x", "line 7: found 43 fields"),
+    (41, "- 5000", "line 7, column income: found '- 5000', expected '- 50000.' or '50000"),
+    (41, "?", None), (0, "?", None), (0, "|39", "line 7, column age: found '|39"),
+    (7, "Nevermarried", "line 7, column marital status: found 'Never"),
+    (0, "old", "line 7, column age: found 'old', expected a number"), (0, "nan", "column age: found 'nan'"),
+    (20, "a\0b", "line 7: found a NUL byte"), (20, "caf\xe9", "line 7: found bytes that are not UTF-8"),
+])  # fmt: skip
+def test_damaged_lines_are_named(tmp_path, raw, column, text, message):
+    fields = [", ".join(row) for row in raw[0][:20]]
+    row = raw[0][6]
+    fields[6] = ", ".join([*row[:column], *([] if text is None else [text]), *row[column + 1 :]])
+    (tmp_path / "rows").write_bytes("".join(f"{line}\n" for line in fields).encode("latin-1"))
+    batches = TableReader(CENSUS_INCOME_KDD, {}, list(CENSUS_INCOME_KDD.tasks)).batches(source_of(tmp_path / "rows"))
+    if message is None:  # an unknown label or number
+        found = pa.Table.from_batches(batches).to_pydict()
+        value = found[label_name("income")][6] if column else found["age"][6]
+        assert value is None or np.isnan(value)
+    else:
+        with pytest.raises(
+            UserError, match=f"rows, {message}".replace("|", r"\|") if message.startswith("line") else message
+        ):
+            list(batches)
 
 
 def test_a_folder_without_raw_files_is_an_error(tmp_path):
@@ -206,20 +263,22 @@ def test_a_folder_without_raw_files_is_an_error(tmp_path):
 
 
 def test_sample_is_the_same_in_every_process(tmp_path):
-    code = "from data.census_sample import census_sample; print(census_sample(300, 100))"
+    code = "from data.census_income import CENSUS_INCOME_KDD as KDD\nfrom data.samples.census import census_sample\n"
+    code += "print(census_sample(KDD, 300, 100))"
     environment = os.environ | {"PYTHONHASHSEED": "1", "OUTPUT_ROOT": str(tmp_path)}  # this process has another seed
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True)
-    here, there = census_sample(300, 100), Path(done.stdout.strip())
-    assert here != there and (here / RELEASE.train_file).read_bytes() == (there / RELEASE.train_file).read_bytes()
+    here, there = census_sample(CENSUS_INCOME_KDD, 300, 100), Path(done.stdout.strip())
+    assert here != there and (here / TRAIN_FILE).read_bytes() == (there / TRAIN_FILE).read_bytes()
 
 
 def test_best_possible_auc_is_that_of_the_planted_probabilities(tmp_path, monkeypatch):
-    monkeypatch.setattr(census_income, "census_sample", lambda: census_sample(TRAIN, 20_000))
+    sample = Published("", lambda: census_sample(CENSUS_INCOME_KDD, TRAIN, 20_000))
+    monkeypatch.setitem(MultiTaskDataModule.published, "census-income-kdd", sample)
     data = open_data(tmp_path, tasks=("education", "income", "never_married"))
     assert data.is_sample
     best = task_metrics(data.tasks, data.best_prediction(), data.targets("test"))
-    truth = np.load(data.table_folder / "true_probability.npy")[data.rows["test"]]
-    for name, column in (("income", 0), ("never_married", 1), ("education", 2)):
+    truth = np.load(data.raw_folder / "true_probability.npy")[data.rows["test"]]
+    for name, column in zip(CENSUS_INCOME_KDD.tasks, range(3), strict=True):
         label = data.read(data.rows["test"])[-1][:, data.tasks.index(name)]
         assert abs(truth[:, column].mean() - label.mean()) < 0.02
         # the expected AUC of true probabilities: P(p_i > p_j) for i positive, j negative

@@ -11,7 +11,6 @@ import ray
 
 from common.errors import UserError
 from dlrm.train import train
-from tests.criteo_rows import make_lines, write_lines
 
 
 class KillOnce(pl.Callback):
@@ -32,16 +31,9 @@ class KillOnce(pl.Callback):
 
 
 @pytest.fixture
-def settings(tmp_path, rng, monkeypatch) -> dict:
-    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+def settings(criteo, monkeypatch) -> dict:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield {
-        "data_root": str(tmp_path),
-        "bottom_mlp_units": (8,),
-        "top_mlp_units": (8,),
-        "embedding_dim": 4,
-        "batch_size": 60,
-    }
+    yield {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "embedding_dim": 4, "batch_size": 60}
     ray.shutdown()
 
 

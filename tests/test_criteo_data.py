@@ -1,7 +1,6 @@
 """From raw file to batches: what is fitted on which rows, splits, caches, and order and resumption of the loaders."""
 
 import gzip
-import math
 import multiprocessing
 import os
 import signal
@@ -11,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.table_categories import MISSING
-from data.table_preprocessor import TablePreprocessor
 
 from common.data.loader import BatchLoader, EpochSampler, MemmapDataset
 from common.errors import UserError
 from common.model.metrics import auc
-from data import table_data
-from data.criteo_data import ClickDataModule
+from data.criteo_data import CRITEO, ClickDataModule
+from data.reader import Reader, source_of
+from data.table import module
+from data.table.encoder import MISSING
+from data.table.scoring import TableScorer
 from deepfm.train import DATA
 from tests.criteo_rows import MISSING_DENSE, make_lines, parse_plainly, write_lines
 from tests.test_table_splits import published_folds
@@ -34,7 +34,7 @@ def lines(rng) -> list[str]:
 def open_data(root: Path, lines: list[str] | None = None, **settings) -> ClickDataModule:
     if lines is not None:
         write_lines(root / "criteo" / "train.txt", lines)
-    data = ClickDataModule(**{"seed": 0} | DATA | {"data_root": str(root)} | settings)
+    data = ClickDataModule(**{"seed": 0} | DATA | {"data_root": str(root), "batch_size": 64} | settings)
     data.setup()
     return data
 
@@ -81,26 +81,6 @@ def test_log_numbers_are_centred_and_scaled_by_the_training_rows(tmp_path, lines
     assert (both_ids[:, :13] == 1).tolist() == missing.tolist() and ids.shape == (ROWS, 26)
 
 
-def test_the_clamped_log_is_scaled_but_not_centred(tmp_path, lines):
-    data = open_data(tmp_path, lines, dense_transform="clamped_log")
-    raw = np.array(parse_plainly(lines)["dense"], float)
-    logs = np.log1p(np.where(raw == MISSING_DENSE, 0, np.maximum(raw, 0)))
-    np.testing.assert_allclose(everything(data)[0], logs / logs[: ROWS * 6 // 7].std(0), rtol=1e-5)
-
-
-def test_bucket_numbers_are_categories_of_the_x4_rule(tmp_path, lines):
-    data = open_data(tmp_path, lines, dense_transform="bucket", min_count=1)
-    numbers, ids, _ = everything(data)
-    assert numbers.shape == (ROWS, 0) and ids.shape == (ROWS, 39)
-    raw = [row[4] for row in parse_plainly(lines)["dense"]]
-    bucket = [None if x == MISSING_DENSE else math.floor(math.log(x) ** 2) if x > 2 else x for x in raw]
-    known = {b for b in bucket[: ROWS * 6 // 7] if b is not None}
-    for id_, b in zip(ids[:, 4], bucket, strict=True):
-        assert id_ == (1 if b is None else 0 if b not in known else id_) and (b not in known or id_ >= 2)
-    same = {}
-    assert all(same.setdefault(id_, b) == b for id_, b in zip(ids[:, 4], bucket, strict=True) if id_ > 1)
-
-
 def test_time_split(tmp_path, lines):
     data = open_data(tmp_path, lines)
     rows = [data.rows[name] for name in ("train", "val", "test")]
@@ -138,10 +118,48 @@ def test_encoder_survives_a_checkpoint(tmp_path, lines):
 def scored(root: Path, data: ClickDataModule) -> list[np.ndarray]:
     """Inputs of the rows of train.txt, encoded with just a checkpoint."""
     torch.save(data.state_dict(), root / "state.pt")
-    preprocessor = TablePreprocessor(torch.load(root / "state.pt", weights_only=True))
-    with open(root / "criteo" / "train.txt", "rb") as file:
-        inputs = [inputs for inputs, *_ in preprocessor.batches(file, "f")]
-    return [torch.cat(parts).numpy() for parts in zip(*inputs, strict=True)]
+    scorer = TableScorer(torch.load(root / "state.pt", weights_only=True))
+    batches = scorer.batches(source_of(root / "criteo" / "train.txt"))
+    return [torch.cat(parts).numpy() for parts in zip(*(inputs for inputs, *_ in batches), strict=True)]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("block", [400, 8 << 20])
+def test_rows_equal_those_of_a_plain_parser(tmp_path, rng, monkeypatch, labelled, block):
+    monkeypatch.setattr("data.text.BLOCK_BYTES", block)
+    lines = make_lines(rng, 300, labelled)
+    batches = list(Reader(CRITEO, scoring=not labelled).batches(source_of(write_lines(tmp_path / "rows", lines))))
+    expected = parse_plainly(lines, labelled)
+
+    def rows(names: list[str]) -> list[list]:
+        columns = ([value for batch in batches for value in batch.column(name).to_pylist()] for name in names)
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    assert rows(CRITEO.of_role("categorical")) == expected["categorical"]
+    assert [[MISSING_DENSE if x is None else x for x in row] for row in rows(CRITEO.of_role("dense"))] == expected[
+        "dense"
+    ]
+    if labelled:
+        assert [int(text) for (text,) in rows(["label"])] == expected["label"]
+
+
+@pytest.mark.parametrize(("column", "text", "message"), [
+    (0, "2", "line 7, column label: found '2', expected '0' or '1'"), (1, "1.5", "line 7, column I1: found '1.5'"),
+    (0, "label", r"column label: found 'label', expected '0' or '1', .* \(the file must have no header line\)"),
+    (6, "2147483648", "column I6: found '2147483648', expected a 32-bit integer, or nothing"),
+    (9, "x" * 60, r"column I9: found 'x+\.\.\.', expected"),
+    (39, "68fd1e64\tx", "line 7: found 41 fields separated by TAB, expected"), (20, "\0", "line 7: found a NUL byte"),
+])  # fmt: skip
+def test_a_wrong_line_is_named(tmp_path, lines, column, text, message):
+    fields = lines[6].split("\t")
+    lines[6] = "\t".join([*fields[:column], text, *fields[column + 1 :]])
+    with pytest.raises(UserError, match=f"train.txt, .*{message}"):
+        open_data(tmp_path, lines)
+
+
+def test_a_file_without_labels_cannot_be_trained_on(tmp_path, rng):
+    with pytest.raises(UserError, match=r"train.txt, line 1: found 39 fields .* Is it a file without labels"):
+        open_data(tmp_path, make_lines(rng, 20, labelled=False))
 
 
 def test_a_changed_file_is_read_again(tmp_path, lines, capsys):
@@ -176,22 +194,22 @@ def test_a_damaged_cache_is_built_again(tmp_path, lines, capsys, damage):
 def test_a_failed_build_leaves_nothing(tmp_path, lines, outputs):
     with pytest.raises(UserError, match=r"train.txt, line 701: found 1 fields"):
         open_data(tmp_path, [*lines, "broken"])
-    name = next((outputs / "data" / "cache").glob("criteo-columns-*"))
+    name = next((outputs / "data" / "cache").glob("criteo-rows-*"))
     assert not [path for home in name.parent.glob("criteo-*") for path in home.glob("*.partial")]
     assert name.exists()
     assert sum(len(rows) for rows in open_data(tmp_path, lines).rows.values()) == ROWS
 
 
-@pytest.mark.parametrize("step", ["write_columns", "write_encoded"])
+@pytest.mark.parametrize("step", ["write_rows", "write_encoded"])
 def test_a_file_that_changes_while_it_is_prepared(tmp_path, lines, monkeypatch, step):
-    write, raw = getattr(table_data, step), tmp_path / "criteo" / "train.txt"
+    write, raw = getattr(module, step), tmp_path / "criteo" / "train.txt"
 
     def replaced_meanwhile(*arguments) -> None:
         write_lines(raw, [*lines, *lines])
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(table_data, step, replaced_meanwhile)
+        patch.setattr(module, step, replaced_meanwhile)
         with pytest.raises(UserError, match=r"train.txt changed while being read; start again"):
             open_data(tmp_path, lines)
     assert sum(len(rows) for rows in open_data(tmp_path).rows.values()) == 2 * ROWS
@@ -217,7 +235,7 @@ def test_killed_while_building_and_started_again(tmp_path, rng):
 
 def test_missing_files_and_settings_out_of_range(tmp_path):
     (tmp_path / "criteo").mkdir()
-    with pytest.raises(UserError, match=r"has no train.txt .*python data/criteo_data.py"):
+    with pytest.raises(UserError, match=r"has no train.txt.*python data/criteo_data.py"):
         open_data(tmp_path)
     for settings, message in (
         ({"split": "hash"}, "split is"),
@@ -228,7 +246,7 @@ def test_missing_files_and_settings_out_of_range(tmp_path):
         with pytest.raises(UserError, match=message):
             ClickDataModule(**{"seed": 0} | DATA | settings)
     line = make_lines(np.random.default_rng(0), 1)[0][1:]
-    with pytest.raises(UserError, match=r"train.txt: found 9 rows; a split needs at least 10"):
+    with pytest.raises(UserError, match=r"train.txt: found 9 rows with a label; a split needs at least 10"):
         open_data(tmp_path, ["1" + line] * 9)
     with pytest.raises(UserError, match=r"train.txt: found at most 9 rows of one class"):
         open_data(tmp_path, ["0" + line, "1" + line] * 9, split="random")

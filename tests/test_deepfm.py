@@ -6,28 +6,15 @@ import pytest
 import torch
 
 from deepfm.deepfm import DeepFM
-from tests.checks import (
-    OPTIMIZER,
-    build,
-    check_batch_of_one,
-    check_learns_one_batch,
-    check_reload,
-    check_rows_do_not_mix,
-)
+from tests import checks
+from tests.checks import OPTIMIZER, build
 
 NUMBERS, SIZES, DIM = 3, [4, 6, 5], 4
 
 
 def make_model(**changes) -> DeepFM:
-    settings = {
-        "num_dense": NUMBERS,
-        "cardinalities": SIZES,
-        "embedding_dim": DIM,
-        "hidden_units": [16, 8],
-        "dropout": 0.0,
-        "batch_norm": False,
-        "on_regression": False,
-    }
+    settings = {"num_dense": NUMBERS, "cardinalities": SIZES, "embedding_dim": DIM, "hidden_units": [16, 8]}
+    settings |= {"dropout": 0.0, "batch_norm": False, "on_regression": False}
     model = build(DeepFM, settings, changes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -63,10 +50,10 @@ def test_only_categories():
 
 
 def test_as_every_model():
-    check_rows_do_not_mix(make_model(), make_batch(4))
-    check_batch_of_one(make_model(), make_batch(3))
-    check_learns_one_batch(make_model(), make_batch(32))
-    check_reload(make_model(), make_batch(4))
+    checks.check_rows_do_not_mix(make_model(), make_batch(4))
+    checks.check_batch_of_one(make_model(), make_batch(3))
+    checks.check_learns_one_batch(make_model(), make_batch(32))
+    checks.check_reload(make_model(), make_batch(4))
 
 
 def test_starts_near_the_loss_of_a_coin():

@@ -19,15 +19,8 @@ NUMBERS, SIZES, DIM = 13, [3 + field for field in range(26)], 4
 
 
 def make_model(**changes) -> DLRM:
-    settings = {
-        "num_dense": NUMBERS,
-        "cardinalities": SIZES,
-        "embedding_dim": DIM,
-        "bottom_mlp_units": [16, 8],
-        "top_mlp_units": [12, 6],
-        "self_interaction": False,
-        "dropout": 0.0,
-    }
+    settings = {"num_dense": NUMBERS, "cardinalities": SIZES, "embedding_dim": DIM, "self_interaction": False}
+    settings |= {"bottom_mlp_units": [16, 8], "top_mlp_units": [12, 6], "dropout": 0.0}
     return build(DLRM, settings, changes).eval()
 
 

@@ -1,7 +1,6 @@
 """docs/extending.md: each recipe works when it is applied to a copy of the repo."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 
 from common.paths import REPO
 from tests.criteo_rows import make_lines, write_lines
+from tests.script_process import run_process
 
 BLOCK = re.compile(r"^ *```(python|bash|diff)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 TRAIN = """
@@ -63,22 +63,23 @@ def extended(tmp_path_factory) -> Path:
     return folder
 
 
-def run(folder: Path, data_root: Path, *command: str) -> str:
-    environment = os.environ | {"DATA_ROOT": str(data_root), "OUTPUT_ROOT": str(data_root / "out")}
-    environment["PYTHONPATH"] = str(folder)
-    done = subprocess.run([sys.executable, *command], cwd=data_root, env=environment, capture_output=True, text=True)
+def run(folder: Path, data_root: Path, code: str) -> str:
+    script = data_root / "script.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}")
+    done = run_process(script, folder=data_root, DATA_ROOT=data_root, OUTPUT_ROOT=data_root / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_its_tests_pass(extended, tmp_path):
     tests = [str(extended / "tests" / f"test_{name}.py") for name in ("label_smoothing", "dcn", "events_data")]
-    run(extended, tmp_path, "-m", "pytest", "-n", "0", "--rootdir", str(extended), *tests)
+    options = ["-n", "0", "--rootdir", str(extended)]
+    run(extended, tmp_path, f"import pytest\nsys.exit(pytest.main({options + tests}))")
 
 
 def test_its_models_train_and_score(extended, tmp_path, rng):
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 300))
-    aucs, rows, searched = json.loads(run(extended, tmp_path, "-c", TRAIN).splitlines()[-1])
+    aucs, rows, searched = json.loads(run(extended, tmp_path, TRAIN).splitlines()[-1])
     assert aucs[2] > 0.6  # of the planted events; the rows of the other two are random
     assert rows == 300
     assert "embedding_l2" in searched

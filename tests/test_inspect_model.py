@@ -31,14 +31,8 @@ def run(tmp_path_factory) -> tuple[str, Path]:
     raw = write_lines(root / "criteo" / "train.txt", ["\t".join(row) for row in fields])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OUTPUT_ROOT", str(root))
-        small = {
-            "hidden_units": (8,),
-            "embedding_dim": 3,
-            "batch_size": 32,
-            "learning_rate": 0.02,
-            "on_regression": False,
-        }
-        return train(data_root=str(root), **small)["checkpoint"], raw
+        small = {"hidden_units": (8,), "embedding_dim": 3, "batch_size": 32, "learning_rate": 0.02}
+        return train(data_root=str(root), on_regression=False, **small)["checkpoint"], raw
 
 
 def test_the_column_that_makes_the_click_matters(run, capsys):
@@ -48,12 +42,8 @@ def test_the_column_that_makes_the_click_matters(run, capsys):
     assert len(table) == 39 and table["column"].iloc[0] == "C3" and table["low"].iloc[0] > 0.3
     others = table.iloc[1:]
     assert others["rise"].abs().max() < 0.02 and (others["low"] < 0.01).all()
-    assert {path.name for path in Path(found["folder"]).iterdir()} == {
-        "embeddings.csv",
-        "embeddings.png",
-        "importance.csv",
-        "importance.png",
-    }
+    files = {f"{name}.{suffix}" for name in ("embeddings", "importance") for suffix in ("csv", "png")}
+    assert {path.name for path in Path(found["folder"]).iterdir()} == files
     printed = capsys.readouterr().out
     assert "Nearest to C3 051eb851:" in printed and found["folder"] in printed
 

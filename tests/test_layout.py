@@ -56,3 +56,22 @@ def test_arrows_go_one_way():
             assert not other.startswith(MODELS), where
         if other.endswith(".train"):
             assert name in ("tune_dlrm", "multitask.compare") or name.startswith("benchmarks"), where
+
+
+def test_the_walk_of_a_line():
+    """From deepfm/train.py along imports to all code of data/ that a raw line runs through before it is a batch."""
+    touched = {"data.reader", "data.text", "data.values", "data.table.rows", "data.table.encoder"}
+    ways = {"deepfm.train": 0}  # files of data/ opened on the shortest way, the last one included
+    for name in (queue := ["deepfm.train"]):
+        for other in sorted(IMPORTS[name] - ways.keys()):
+            ways[other] = ways[name] + other.startswith("data.")
+            queue.append(other)
+    assert max(ways[name] for name in touched) <= 5 and len(touched) <= 5
+    # what else works on columns of rows would have to be opened too
+    others = {
+        name
+        for name in ways
+        if name.startswith("data.") and "pyarrow" in (REPO / f"{name.replace('.', '/')}.py").read_text()
+    }
+    others = {name for name in others if not name.startswith("data.history")} - touched
+    assert others <= {"data.attributes", "data.schema", "data.table.module", "data.movie_rating_seq"}, others

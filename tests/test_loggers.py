@@ -15,16 +15,16 @@ from common.training.seeds import train_seeds
 from deepfm.deepfm import DeepFM
 from deepfm.train import OPTIMIZER, train
 from dlrm.train import train as train_dlrm
-from tests.criteo_rows import make_lines, write_lines
 from tests.test_resume import Interrupted, interrupt
 
-SMALL = {"hidden_units": (8,), "embedding_dim": 3, "max_epochs": 2, "batch_size": 10, "patience": 9}  # 60 steps a epoch
-
-
-@pytest.fixture(autouse=True)
-def rows(tmp_path, rng, monkeypatch) -> None:
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
+SMALL = {
+    "hidden_units": (8,),
+    "embedding_dim": 3,
+    "max_epochs": 2,
+    "batch_size": 10,
+    "patience": 9,
+}  # 60 steps an epoch
+pytestmark = pytest.mark.usefixtures("criteo")
 
 
 def read_events(folder: Path) -> tuple[dict[str, dict[int, float]], dict[str, int]]:

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sklearn.metrics import log_loss, roc_auc_score
 from torch.utils.data import TensorDataset
 
 from common.errors import UserError
+from common.model.comparison import auc_difference
 from multitask.expert_usage import ExpertUsage, dead_experts, expert_usage, plot_gates
 from multitask.mmoe import MMoE, PiecewiseLinear
 from tests.checks import build, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
@@ -18,18 +20,9 @@ BINS, DIM = 3, 4
 
 
 def make_model(variant: str = "mmoe", tasks: list[str] = TASKS, **changes) -> MMoE:
-    settings = {
-        "variant": variant,
-        "bin_edges": EDGES,
-        "cardinalities": SIZES,
-        "tasks": tasks,
-        "task_weights": [1.0] * len(tasks),
-        "num_experts": 3,
-        "expert_units": [8, 5],
-        "tower_units": [6],
-        "embedding_dim": DIM,
-        "dropout": 0.0,
-    }
+    settings = {"variant": variant, "bin_edges": EDGES, "cardinalities": SIZES, "tasks": tasks, "num_experts": 3}
+    settings |= {"task_weights": [1.0] * len(tasks), "expert_units": [8, 5], "tower_units": [6], "embedding_dim": DIM}
+    settings["dropout"] = 0.0
     model = build(MMoE, settings, changes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -162,3 +155,30 @@ def test_loss_weight_makes_the_losses_of_training_and_validation_equal():
 def test_bad_settings_are_refused(changes, words):
     with pytest.raises(UserError, match=words):
         make_model(**changes)
+
+
+def test_a_label_that_is_not_known_is_left_out():
+    """Of its task's loss, by hand, and of its gradient; of metrics and intervals, as on the known rows alone."""
+    model = make_model(task_weights=[1.0, 0.5, 2.0])
+    logits, label, weight = torch.randn(6, 3, requires_grad=True), torch.randint(2, (6, 3)).float(), torch.rand(6)
+    label[[0, 3, 4], 1], label[:, 2], label[0, 0] = math.nan, math.nan, math.nan
+    expected = 0.0
+    for k, task_weight in enumerate([1.0, 0.5]):
+        rows = [row for row in range(6) if not math.isnan(label[row, k])]
+        probabilities = [1 / (1 + math.exp(-logits[row, k].item())) for row in rows]
+        losses = [-math.log(p if label[row, k] == 1 else 1 - p) for row, p in zip(rows, probabilities, strict=True)]
+        expected += task_weight * sum(weight[row].item() * x for row, x in zip(rows, losses, strict=True)) / len(rows)
+    loss = model.loss(logits, label, weight)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert ((logits.grad == 0) == label.isnan()).all()
+
+    label, (one, other) = torch.randint(2, (50, 3)).float(), torch.rand(2, 50, 3)
+    label[:20, 1] = math.nan
+    found, metrics = model.metrics.compare(one, other, label), model.metrics.measure(one, label)
+    for k, task in enumerate(TASKS):
+        rows = slice(20 * (k == 1), 50)
+        assert metrics[f"auc_{task}"] == pytest.approx(roc_auc_score(label[rows, k], one[rows, k]), abs=1e-6)
+        assert found[f"auc_{task}"] == auc_difference(one[rows, k], other[rows, k], label[rows, k])
+    losses = [log_loss(label[20 * (k == 1) :, k], one[20 * (k == 1) :, k].double()) for k in range(3)]
+    assert metrics["log_loss"] == pytest.approx(sum(losses) / 3)

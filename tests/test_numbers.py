@@ -14,6 +14,7 @@ from dlrm.train import train as train_dlrm
 from multitask.train import train as train_mmoe
 from tests.criteo_rows import make_lines, write_lines
 from tests.movie_rows import make_ratings, write_1m
+from tests.test_predict import SMALL_BST
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -23,17 +24,7 @@ TRAINERS = {
     "deepfm": (train_deepfm, CLICKS | {"hidden_units": (8,)}),
     "dlrm": (train_dlrm, CLICKS | {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "dropout": 0.2}),
     "multitask": (train_mmoe, {"batch_size": 256, "num_experts": 2, "expert_units": (8, 4), "tower_units": (4,)}),
-    "bst": (
-        train_bst,
-        {
-            "batch_size": 64,
-            "embedding_dim": 8,
-            "num_heads": 2,
-            "num_factors": 4,
-            "hidden_units": (8,),
-            "history_length": 5,
-        },
-    ),
+    "bst": (train_bst, SMALL_BST),
 }
 
 

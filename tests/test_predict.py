@@ -3,8 +3,6 @@
 import gzip
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,6 @@ from sklearn.metrics import log_loss, roc_auc_score
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError
 from common.model.metrics import click_metrics
-from common.paths import REPO
 from common.training.fit import QUIET_TRAINER
 from data.census_income import CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.criteo_data import ClickDataModule
@@ -38,14 +35,8 @@ from tests.script_process import run_process
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 ONE_EPOCH = {"max_epochs": 1, "precision": "32-true"}
-SMALL_BST = {
-    "embedding_dim": 8,
-    "num_heads": 2,
-    "num_factors": 4,
-    "hidden_units": (8,),
-    "batch_size": 64,
-    "history_length": 5,
-}
+SMALL_BST = {"embedding_dim": 8, "num_heads": 2, "num_factors": 4, "hidden_units": (8,), "batch_size": 64}
+SMALL_BST |= {"history_length": 5}
 
 
 def train_on(train: Callable, root: Path, outputs: Path, **settings) -> Path:
@@ -91,14 +82,11 @@ def deepfm(root, tmp_path_factory) -> Path:
         return train_on(train_deepfm, root, Path(os.environ["OUTPUT_ROOT"]), hidden_units=(8,), embedding_dim=3)
 
 
-@pytest.mark.parametrize(
-    ("train", "settings"),
-    [
-        (train_deepfm, {"hidden_units": (8,), "embedding_dim": 3}),
-        (train_deepfm, {"hidden_units": (8,), "embedding_dim": 3, "dense_transform": "bucket"}),
-        (train_dlrm, {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "embedding_dim": 4}),
-    ],
-)
+SMALL, SMALL_DLRM = {"hidden_units": (8,), "embedding_dim": 3}, {"bottom_mlp_units": (8,), "top_mlp_units": (8,)}
+CLICKS = [(train_deepfm, SMALL), (train_deepfm, SMALL | {"dense_transform": "bucket"}), (train_dlrm, SMALL_DLRM)]
+
+
+@pytest.mark.parametrize(("train", "settings"), CLICKS)
 def test_criteo_equals_the_test_step(tmp_path, outputs, root, lines, train, settings):
     checkpoint = train_on(train, root, outputs, **settings)
     defaults = DEEPFM_DATA if train is train_deepfm else DLRM_DATA
@@ -126,14 +114,13 @@ def test_without_labels_gz_and_standard_input(tmp_path, root, lines, deepfm):
     (tmp_path / "test.txt.gz").write_bytes(packed)
     predict(deepfm, tmp_path / "test.txt.gz", tmp_path / "gz.csv")
     assert (tmp_path / "gz.csv").read_bytes() == expected
-    command = [sys.executable, REPO / "predict.py", deepfm, "-"]
-    piped = subprocess.run(command, cwd=tmp_path, input=(tmp_path / "test.txt").read_bytes(), capture_output=True)
-    assert piped.returncode == 0, piped.stderr
-    assert piped.stdout == expected and b"300 rows" in piped.stderr
-    given = {0: (tmp_path / "test.txt.gz", os.O_RDONLY)}
-    redirected = run_process("predict.py", deepfm, "-", folder=tmp_path, streams=given)
-    assert redirected.returncode == 0, redirected.stderr
-    assert redirected.stdout.encode() == expected and "300 rows" in redirected.stderr
+    os.mkfifo(tmp_path / "pipe")
+    plain = (tmp_path / "test.txt").read_bytes()
+    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(plain,), daemon=True).start()
+    for given in (tmp_path / "pipe", tmp_path / "test.txt.gz"):
+        done = run_process("predict.py", deepfm, "-", folder=tmp_path, streams={0: (given, os.O_RDONLY)})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.encode() == expected and "300 rows" in done.stderr
 
 
 def test_unseen_categories_are_counted(tmp_path, lines, deepfm):
@@ -213,20 +200,16 @@ def test_errors(tmp_path, root, lines, deepfm):
         predict(deepfm, tmp_path / "cut.gz", tmp_path / "out.csv")
 
 
-@pytest.mark.parametrize(
-    ("given", "number", "stream", "message"),
-    [
-        ("train.txt", 1, (Path("/dev/full"), os.O_WRONLY), "cannot write standard output: No space left on device."),
-        ("train.txt", 1, None, "cannot write standard output: it is closed."),
-        ("-", 0, None, "cannot read standard input: it is closed."),
-        ("-", 0, (Path(os.devnull), os.O_WRONLY), "cannot read standard input: Bad file descriptor."),
-    ],
-)
-def test_streams_that_fail(tmp_path, root, deepfm, given, number, stream, message):
-    given = root / "criteo" / given if given == "train.txt" else given
-    done = run_process("predict.py", deepfm, given, folder=tmp_path, streams={number: stream})
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == f"error: {message}"
+def test_streams_that_fail(tmp_path, root, deepfm):
+    for number, stream, message in (
+        (1, (Path("/dev/full"), os.O_WRONLY), "cannot write standard output: No space left on device."),
+        (1, None, "cannot write standard output: it is closed."),
+        (0, None, "cannot read standard input: it is closed."),
+    ):
+        given = root / "criteo" / "train.txt" if number else "-"
+        done = run_process("predict.py", deepfm, given, folder=tmp_path, streams={number: stream})
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1] == f"error: {message}"
 
 
 def test_the_output_keeps_what_it_is_given(tmp_path, root, deepfm):
@@ -263,13 +246,9 @@ def test_the_suffix_says_what_is_written(tmp_path, root, deepfm):
     raw = root / "criteo" / "train.txt"
     results = [predict(deepfm, raw, tmp_path / f"p{suffix}") for suffix in (".csv", ".csv.gz", ".parquet")]
     assert (tmp_path / "p.csv.gz").read_bytes()[:2] == b"\x1f\x8b"
-    plain, packed, parquet = (
-        pd.read_csv(tmp_path / "p.csv", dtype="float32"),
-        pd.read_csv(tmp_path / "p.csv.gz", dtype="float32"),
-        pd.read_parquet(tmp_path / "p.parquet"),
-    )
-    pd.testing.assert_frame_equal(plain, packed)
-    pd.testing.assert_frame_equal(plain, parquet)
+    plain, packed = (pd.read_csv(tmp_path / name, dtype="float32") for name in ("p.csv", "p.csv.gz"))
+    for frame in (packed, pd.read_parquet(tmp_path / "p.parquet")):
+        pd.testing.assert_frame_equal(plain, frame)
     assert all(type(value) is float for value in results[0]["metrics"]["probability"].values())
     for name in ("p.txt", "p.csv.bz2", "p"):
         with pytest.raises(UserError, match=rf"cannot write .*{name}: expected a name that ends in \.csv, \.csv\.gz"):
@@ -318,18 +297,13 @@ def proportion_confint(clicks: int, rows: int) -> tuple[float, float]:
     return (centre - half) / (1 + z**2 / rows), (centre + half) / (1 + z**2 / rows)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_foreign_checkpoints(tmp_path, deepfm):
+    for change, message in (
         ({"model": "Other"}, "found the model 'Other', expected one of DeepFM"),
         ({"model": None}, "found the model None"),
         ({"model": "DLRM"}, "does not fit this version of DLRM"),
-        ({"hyper_parameters": {}}, "does not fit"),
-        ({"ClickDataModule": {}}, "does not fit"),
-        ({"state_dict": {}}, "does not fit"),
-    ],
-)
-def test_foreign_checkpoints(tmp_path, deepfm, change, message):
-    MappedCheckpointIO().save_checkpoint(load_checkpoint(deepfm) | change, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=message):
-        load(tmp_path / "other.ckpt")
+        *(({part: {}}, "does not fit") for part in ("hyper_parameters", "ClickDataModule", "state_dict")),
+    ):
+        MappedCheckpointIO().save_checkpoint(load_checkpoint(deepfm) | change, tmp_path / "other.ckpt")
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / "other.ckpt")

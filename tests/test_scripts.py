@@ -25,6 +25,7 @@ CONTRACT |= {"versions"}
 def test_deepfm_as_it_is_on_the_sample(tmp_path, outputs):
     done = run_process("deepfm/train.py", folder=tmp_path, DATA_ROOT=tmp_path / "nothing")
     assert done.returncode == 0, done.stderr
+    assert "GPU available" not in done.stderr
     assert "using the built-in sample. `python data/criteo_data.py` gets the real data." in done.stdout
     folder = outputs / "runs" / "deepfm" / "version_0"
     results = json.loads((folder / "results.json").read_text())

@@ -13,9 +13,10 @@ from sklearn.metrics import roc_auc_score
 
 import seeds
 from common.errors import UserError
-from common.model.metrics import task_metrics
+from common.model.metrics import ClickMetrics, RatingMetrics, task_metrics
+from common.model.ranking import RankingMetrics
 from common.training.predictions import PREDICTIONS
-from common.training.seeds import averaged_metrics, paired_difference, train_seeds, values, with_sd
+from common.training.seeds import averaged_metrics, metrics_of, paired_difference, train_seeds, values, with_sd
 from compare_runs import compare_runs
 from data.census_income import CENSUS_INCOME_KDD
 from data.samples.census import census_sample
@@ -26,19 +27,13 @@ from tests.criteo_rows import make_lines, write_lines
 SMALL = {"hidden_units": (8,), "embedding_dim": 3, "max_epochs": 1, "batch_size": 64}
 
 
-@pytest.fixture
-def rows(tmp_path, rng, monkeypatch) -> Path:
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    return write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 700))
-
-
 def counted_fits(monkeypatch) -> list:
     fits, fit = [], pl.Trainer.fit
     monkeypatch.setattr(pl.Trainer, "fit", lambda *a, **k: (fits.append(1), fit(*a, **k)))
     return fits
 
 
-def test_the_command_continues_and_adds_seeds(rows, outputs, capsys, monkeypatch):
+def test_the_command_continues_and_adds_seeds(criteo, outputs, capsys, monkeypatch):
     fits = counted_fits(monkeypatch)
     variants = {"plain": SMALL, "wide": SMALL | {"hidden_units": (16,)}}
     two = seeds.seeds("deepfm", "2", variants)
@@ -57,11 +52,11 @@ def test_the_command_continues_and_adds_seeds(rows, outputs, capsys, monkeypatch
         seeds.seeds("deepfm", "x")
 
 
-def test_other_rows_are_not_taken_for_finished_runs(rows, tmp_path, rng):
+def test_other_rows_are_not_taken_for_finished_runs(criteo, tmp_path, rng):
     train_seeds(train, [1], tmp_path / "runs", **SMALL)
     with pytest.raises(UserError, match=r"seed_1 had other settings: \{'dropout': 0.2\}"):
         train_seeds(train, [1], tmp_path / "runs", **SMALL, dropout=0.5)
-    write_lines(rows, make_lines(rng, 720))
+    write_lines(criteo, make_lines(rng, 720))
     with pytest.raises(UserError, match="seed_1 had other data"):
         train_seeds(train, [1], tmp_path / "runs", **SMALL)
 
@@ -80,9 +75,10 @@ def test_averaged_predictions_of_two_tasks(tmp_path):
     assert task_metrics(tasks, one, target) == pytest.approx(runs[0]["test"], abs=1e-5)
     labels = [line.strip().endswith("50000+.") for line in (sample / "census-income.test").open()]
     assert frames[0]["target income"].tolist() == [float(labels[row - 1_500]) for row in frames[0]["row"]]
-    frames[1].iloc[::-1].to_parquet(path)
-    with pytest.raises(UserError, match="are not for the same test rows"):
-        averaged_metrics(runs)
+    for other in (frames[1].iloc[::-1], frames[1].assign(row=frames[1]["row"] + 1)):
+        other.to_parquet(path)
+        with pytest.raises(UserError, match="are not for the same test rows"):
+            averaged_metrics(runs)
     path.unlink()
     with pytest.raises(UserError, match=f"{PREDICTIONS} is missing"):
         averaged_metrics(runs)
@@ -96,6 +92,12 @@ def test_paired_difference_is_students():
     assert (mean, low, high) == pytest.approx((0.015, 0.015 - half, 0.015 + half), abs=1e-6)
 
 
+def test_results_tell_their_metrics():
+    kinds = {"rmse mae": RatingMetrics, "auc gauc log_loss": ClickMetrics, "hr ndcg": RankingMetrics}
+    assert all(type(metrics_of(names.split())) is kind for names, kind in kinds.items())
+    assert metrics_of(["auc_a", "auc_b", "auc_mean", "log_loss"]).tasks == ["a", "b"]
+
+
 def test_undefined_metrics_are_nan():
     runs = [{"test": {"auc": None}, "baselines": {"constant": {"auc": 0.5}}}]
     assert np.isnan(values(runs, "auc"))[0] and values(runs, "auc", "constant")[0] == 0.5
@@ -106,7 +108,7 @@ def test_equal_numbers_have_no_spread():
     assert with_sd([0.1] * 3) == "0.1000" and with_sd([0.1, 0.3]) == "0.2000 ± 0.1414"
 
 
-def test_runs_are_compared_on_the_same_rows(rows, tmp_path, rng, outputs, capsys):
+def test_runs_are_compared_on_the_same_rows(criteo, tmp_path, rng, outputs, capsys):
     runs = [train(**SMALL, dropout=dropout) for dropout in (0.0, 0.5)]
     write_lines(tmp_path / "other_root" / "criteo" / "train.txt", make_lines(rng, 500))
     runs.append(train(**SMALL, data_root=str(tmp_path / "other_root")))

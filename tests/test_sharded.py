@@ -14,6 +14,7 @@ from common.errors import UserError
 from dlrm import sharded
 from dlrm.dlrmnet import DLRM
 from dlrm.sharded import ShardedDLRM
+from tests.script_process import processes
 from tests.test_dlrm import make_batch, make_model
 
 STEPS, ROWS = 20, 16
@@ -96,7 +97,7 @@ def test_two_processes_equal_one(tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    multiprocessing.spawn(compare, (port, tmp_path), 2)
+    multiprocessing.start_processes(compare, (port, tmp_path), 2, start_method=processes.get_start_method())
 
 
 def test_needs_several_processes():

@@ -140,44 +140,28 @@ def test_killed_and_started_again_with_failing_trials(start, outputs, monkeypatc
     assert f"optimizer={best['settings']['optimizer']!r}," in output
 
 
-def test_all_fail(outputs, monkeypatch, tmp_path, rng):
+def test_all_fail(outputs, monkeypatch, criteo):
     def fail(trial, space, settings, options, study, folder, begun) -> None:
         for _ in range(options["trials"]):
             end_trial(study, folder, new_trial(study), "failed", "UserError: optimizer is 'none'")
 
-    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("tune_dlrm.run_search", fail)
-    message = (
-        f"all 2 trials failed; the first one: UserError: optimizer is 'none'\nFix the cause, then remove {outputs}"
-    )
-    with pytest.raises(UserError, match=message):
+    message = "all 2 trials failed; the first one: UserError: optimizer is 'none'\nFix the cause, then remove "
+    with pytest.raises(UserError, match=f"{message}{outputs}"):
         search(trials=2)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("trials", 0),
-        ("fixed", 3),
-        ("reduction_factor", 1),
-        ("gpus_per_trial", -1),
-        ("space", []),
-        ("concurrent_trials", "1"),
-    ],
-)
-def test_constants_out_of_range_are_refused(outputs, name, value):
-    with pytest.raises(UserError, match=f"{name} is {re.escape(repr(value))}; it must be"):
-        search(**{name: value})
-    assert not (outputs / "runs").exists()
+WRONG = {"trials": 0, "fixed": 3, "reduction_factor": 1, "gpus_per_trial": -1, "space": [], "concurrent_trials": "1"}
+UNSEARCHED = [2e-3, tune.grid_search([1e-3]), tune.randn(), tune.sample_from(lambda spec: 1e-3), {"low": 1e-3}]
 
 
-@pytest.mark.parametrize(
-    "entry", [2e-3, tune.grid_search([1e-3, 2e-3]), tune.randn(), tune.sample_from(lambda spec: 1e-3), {"low": 1e-3}]
-)
-def test_entries_of_the_space_that_cannot_be_searched_are_refused(outputs, entry):
-    with pytest.raises(UserError, match=re.escape("SPACE['learning_rate'] must be tune.choice, ")):
-        search(space={"top_mlp_units": tune.choice([(8,)]), "learning_rate": entry})
+def test_what_cannot_be_searched_is_refused(outputs):
+    for name, value in WRONG.items():
+        with pytest.raises(UserError, match=f"{name} is {re.escape(repr(value))}; it must be"):
+            search(**{name: value})
+    for entry in UNSEARCHED:
+        with pytest.raises(UserError, match=re.escape("SPACE['learning_rate'] must be tune.choice, ")):
+            search(space={"top_mlp_units": tune.choice([(8,)]), "learning_rate": entry})
     assert not (outputs / "runs").exists()
 
 
@@ -188,19 +172,15 @@ def test_an_output_root_that_cannot_be_written_is_refused(monkeypatch, tmp_path)
         search()
 
 
-def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch, outputs, tmp_path, rng):
+def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch, outputs, criteo):
     def refuse(*values: object, **keywords: object) -> None:
         raise UserError("no Ray here")
 
-    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("common.cluster.search.start_ray", refuse)
-    for group, edited in (
-        ("OPTIMIZER", {}),
-        ("OPTIMIZER", {}),
+    for group, edited in [("OPTIMIZER", {})] * 2 + [
         ("OPTIMIZER", {"optimizer": "adagrad"}),
         ("DATA", {"num_workers": 1}),
-    ):
+    ]:
         with monkeypatch.context() as patch, pytest.raises(UserError, match="no Ray here"):
             patch.setattr(f"dlrm.train.{group}", getattr(dlrm.train, group) | edited)
             search()
@@ -211,10 +191,29 @@ def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch,
     assert len(list((outputs / "runs" / "tune_dlrm").iterdir())) == 2
 
 
-def test_validation_rows_of_one_class_are_refused_before_any_trial(monkeypatch, outputs, tmp_path, rng):
+def test_a_search_goes_on_with_its_time_and_with_the_same_rows_alone(monkeypatch, outputs, criteo, rng):
+    def run_search(trial, space, settings, options, study, folder, begun) -> None:
+        begins.append(begun)
+        study.set_user_attr("seconds", 1000.0)
+        raise UserError("no Ray here")
+
+    begins, lines = [], make_lines(rng, 701)
+    write_lines(criteo, lines)
+    monkeypatch.setattr("tune_dlrm.run_search", run_search)
+    for _ in range(2):
+        with pytest.raises(UserError, match="no Ray here"):
+            search()
+    assert 900 < begins[0] - begins[1] < 1000  # the second search begins 1000 seconds earlier than it was started
+    write_lines(
+        criteo, [("1" if lines[5][0] == "0" else "0") + line[1:] if line is lines[5] else line for line in lines]
+    )
+    with pytest.raises(UserError, match=r"version_0 had other data: \{'fingerprint': \d+\}"):
+        search()
+
+
+def test_validation_rows_of_one_class_are_refused_before_any_trial(monkeypatch, outputs, criteo, rng):
     lines = [("0" + line[1:]) if i >= 600 else line for i, line in enumerate(make_lines(rng, 700))]
-    write_lines(tmp_path / "criteo" / "train.txt", lines)
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    write_lines(criteo, lines)
     monkeypatch.setattr("common.cluster.search.start_ray", None)  # must not be called
     with pytest.raises(UserError, match=r"all 50 validation rows of 'criteo' are of one class: trials cannot be comp"):
         search()
@@ -240,20 +239,11 @@ def test_a_damaged_file_of_a_search_blocks_no_later_one(tmp_path, capsys, name, 
     ("batch_size", "validations"),
     [(300, 2), (120, 5), (86, 3)],  # of 600 rows: 2, 5 and 7 batches, the last of which no validation follows
 )
-def test_a_trial_is_finished_however_many_validations_it_has(
-    monkeypatch, outputs, tmp_path, rng, batch_size, validations
-):
-    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+def test_a_trial_is_finished_however_many_validations_it_has(monkeypatch, tmp_path, criteo, batch_size, validations):
     reports = []
     monkeypatch.setattr("common.cluster.search.tune.report", reports.append)
-    small = {
-        "bottom_mlp_units": (4,),
-        "top_mlp_units": (4,),
-        "embedding_dim": 2,
-        "patience": 9,
-        "validations_per_epoch": 3,
-    }
-    train(**small, data_root=str(tmp_path), batch_size=batch_size, callbacks=[TuneReporter()], test=False)
+    small = {"bottom_mlp_units": (4,), "top_mlp_units": (4,), "embedding_dim": 2, "max_epochs": 1}
+    train(**small, validations_per_epoch=3, batch_size=batch_size, callbacks=[TuneReporter()], test=False)
 
     study = open_study(tmp_path, "val_auc")
     progress, scheduler = SearchProgress(study, tmp_path, 1, 0), scheduler_of(study)
@@ -276,9 +266,7 @@ def test_a_trial_is_finished_however_many_validations_it_has(
         ({"workers_per_trial": 4}, "cpus_per_trial times workers_per_trial: 4 CPUs are needed, but Ray has 2 "),
     ],
 )
-def test_a_trial_that_fits_on_no_machine_is_refused(monkeypatch, outputs, tmp_path, rng, asked, message):
-    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+def test_a_trial_that_fits_on_no_machine_is_refused(monkeypatch, criteo, asked, message):
     monkeypatch.setattr("common.cluster.search.start_ray", lambda *values, **keywords: None)
     monkeypatch.delattr("common.cluster.search.tune.Tuner")  # it would wait forever
     machines = [{"Alive": True, "Resources": {"CPU": 2.0}}] * 2 + [{"Alive": False, "Resources": {"GPU": 1.0}}]
@@ -323,14 +311,15 @@ def test_a_full_disk_leaves_a_trial_to_go_on_with(monkeypatch, tmp_path):
 def test_a_trial_that_is_stopped_at_its_end_is_finished(tmp_path, epoch, state):
     study = open_study(tmp_path, "val_auc")
     trial = SimpleNamespace(config={"number": new_trial(study)}, last_result={"complete": False, "epoch": epoch})
-    progress = SearchProgress(study, tmp_path, 2, 0)
+    progress = SearchProgress(study, tmp_path, 2, time.monotonic() - 100)
     progress.on_trial_result(0, [], trial, {"validation": 1, "epoch": epoch, "val_auc": 0.7})
     progress.on_trial_complete(0, [], trial)
     assert study.trials[0].user_attrs["state"] == state and study.trials[0].value == 0.7
+    assert 100 < study.user_attrs["seconds"] < 150
 
 
 @pytest.mark.parametrize("error", [UserError("Make room."), OSError(28, "No space left on device")])
-def test_a_full_disk_ends_a_search_with_a_message(monkeypatch, outputs, tmp_path, rng, error):
+def test_a_full_disk_ends_a_search_with_a_message(monkeypatch, outputs, criteo, error):
     class Tuner:
         def __init__(self, *values: object, **keywords: object):
             pass
@@ -341,8 +330,6 @@ def test_a_full_disk_ends_a_search_with_a_message(monkeypatch, outputs, tmp_path
             except Exception:  # as Ray does with what its callbacks raise
                 raise tune.TuneError("a traceback")  # noqa: B904
 
-    write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     monkeypatch.setattr("common.cluster.search.tune.Tuner", Tuner)
     for name in ("start_ray", "check_resources", "tune.with_parameters", "tune.with_resources"):
         monkeypatch.setattr(f"common.cluster.search.{name}", lambda *values, **keywords: None)

@@ -63,11 +63,11 @@ def raw_file(folder: Path, name: str) -> Path:
     raise missing_file(folder, f"no {name} (nor {name}.gz)")
 
 
-def missing_file(folder: Path, lack: str) -> UserError:
-    """An error that says what the folder has instead."""
-    return UserError(
-        f"{folder} has {lack}; {_content(folder)}. Remove the folder to download the data or to use the sample."
-    )
+def missing_file(folder: Path, lack: str, published: Mapping[str, Published] | None = None) -> UserError:
+    """An error that says what the folder has instead, and names the command if it downloads this dataset."""
+    known = (published or {}).get(folder.name)
+    how = f" Remove the folder, and `{known.command}` gets the data." if known else ""
+    return UserError(f"{folder} has {lack}; {_content(folder)}.{how}")
 
 
 def _content(folder: Path) -> str:

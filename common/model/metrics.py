@@ -1,7 +1,7 @@
 """Metrics of whole splits: predictions and targets are collected, and gathered over ranks at the end of a split."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -99,12 +99,6 @@ class TaskMetrics(PredictionMetric):
             f"auc_{task}": auc_difference(*(part[known[:, k], k] for part in (prediction, other, target)))
             for k, task in enumerate(self.tasks)
         }
-
-
-def metrics_of(names: Collection[str]) -> PredictionMetric:
-    """The metric class that measures metrics of these names, such as those in a results.json."""
-    tasks = [name.removeprefix("auc_") for name in names if name.startswith("auc_") and name != "auc_mean"]
-    return TaskMetrics(tasks) if tasks else RatingMetrics() if "rmse" in names else ClickMetrics()
 
 
 def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:

@@ -130,6 +130,9 @@ def build_trainer(
 
     Raises: UserError for what is no callback, and for rows that cannot be trained on.
     """
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     training, mode, last = settings.training, mode_of(monitor), folder / LAST_CHECKPOINT
     check_rows(model, data, settings)
     used: list[pl.Callback] = [*callbacks, ours.RandomState()]
@@ -172,9 +175,6 @@ def fit(
     """Train from the last checkpoint in the folder; without one, from the setting start_from, or from the start."""
     last = folder / LAST_CHECKPOINT
     gc.collect()  # Trainer and module refer to each other, so those of an earlier run may still be in memory
-    for package in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(package).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
     keep_freed_memory()
     if trainer.is_global_zero:
         print_steps(training["max_epochs"], len(data.train_dataloader()), trainer.precision, data)

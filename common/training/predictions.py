@@ -25,10 +25,11 @@ def write_predictions(
     target, predictions: (N,), or (N, K) for K tasks, each of which gets its own column, such as "target income".
     """
     groups, kept = data.groups("test"), getattr(data, "kept", None)
-    columns: dict[str, Any] = {"row": np.asarray(data.rows["test"])} | (kept("test") if kept else {})
+    row = {"row": np.asarray(data.rows["test"])}
+    columns: dict[str, Any] = row | (kept("test") if kept else {}) | row  # kept columns come second, and yield
     columns |= {} if groups is None else {"group": groups}
     for name, values in {"target": target, **predictions}.items():
-        names = columns_of(name, data.tasks if values.dim() == 2 else [])
+        names = columns_of(name, getattr(data, "tasks", []) if values.dim() == 2 else [])
         columns |= dict(zip(names, values.numpy().reshape(len(values), -1).T, strict=True))
     with atomic_write(folder / PREDICTIONS) as file:
         pd.DataFrame(columns).to_parquet(file, index=False)

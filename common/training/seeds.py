@@ -1,7 +1,7 @@
 """Runs with several seeds: mean and spread, metrics of the averaged predictions, and paired differences."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from common.errors import check
-from common.model.metrics import metrics_of
+from common.model.metrics import ClickMetrics, PredictionMetric, RatingMetrics, TaskMetrics
+from common.model.ranking import RankingMetrics
 from common.training.predictions import read_predictions
 
 CONFIDENCE = 0.95  # of all intervals
@@ -47,21 +48,28 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, floa
     return float(np.mean(ours - theirs)), float(low), float(high)
 
 
+def metrics_of(names: Collection[str]) -> PredictionMetric:
+    """The metric class that measures metrics of these names, such as those in a results.json."""
+    tasks = [name.removeprefix("auc_") for name in names if name.startswith("auc_") and name != "auc_mean"]
+    kinds = {"ndcg": RankingMetrics, "rmse": RatingMetrics, "auc": ClickMetrics}
+    return TaskMetrics(tasks) if tasks else next(kind for name, kind in kinds.items() if name in names)()
+
+
 def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
     """Test metrics of the mean prediction of several runs.
 
     Raises: UserError if a run has no predictions, or the runs have different test rows.
     """
-    found = [read_predictions(each["run_folder"], ["target", "prediction"]) for each in results]
-    target, groups = found[0][0]["target"], found[0][1]
+    found = [read_predictions(each["run_folder"], ["row", "target", "prediction"]) for each in results]
+    first, groups = found[0]
     for each, (columns, _) in zip(results, found, strict=True):
         check(
-            np.array_equal(columns["target"], target, equal_nan=True),
+            all(np.array_equal(columns[name], first[name], equal_nan=True) for name in ("row", "target")),
             f"{results[0]['run_folder']} and {each['run_folder']} are not for the same test rows in the same order. "
             "Only runs with the same data, split, target and number of processes can be averaged.",
         )
     mean = np.mean([columns["prediction"] for columns, _ in found], 0, np.float64)
-    return metrics_of(results[0]["test"]).measure(torch.tensor(mean), torch.tensor(target).double(), groups)
+    return metrics_of(results[0]["test"]).measure(torch.tensor(mean), torch.tensor(first["target"]).double(), groups)
 
 
 def summary_table(groups: dict[str, list[Results]]) -> pd.DataFrame:

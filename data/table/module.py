@@ -86,7 +86,9 @@ class TableDataModule(RecommendationDataModule):
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
         check_settings({"min_count": min_count, "weighted": weighted, "negative_rate": negative_rate})
-        check_settings({"label_inputs": label_inputs} | ({} if tasks is None else {"tasks": tasks}))
+        # MMoE takes several tasks and encodes numbers itself
+        check_settings({"dense_transform": dense_transform} if tasks is None else {"tasks": tasks})
+        check_settings({"label_inputs": label_inputs})
         check(
             split in ("time", "random", "official", None),
             f"split is {split!r}; it must be 'time', 'random' or 'official'.",
@@ -133,7 +135,7 @@ class TableDataModule(RecommendationDataModule):
                 'unseen or rare in training. Give such a column the role "excluded", or lower min_count.',
                 flush=True,
             )
-        if unlabelled := self.summary["unlabelled"]:
+        if unlabelled := self.summary["unlabelled"] + self._drop_unlabelled():
             print(f"{where}: {unlabelled:,} rows have no label; they are left out.", flush=True)
         self._keep_negatives()
 
@@ -169,6 +171,15 @@ class TableDataModule(RecommendationDataModule):
         )
         used = description.model_copy(update={"columns": columns})
         return used if self.weighted else without_weights(used)
+
+    def _drop_unlabelled(self) -> int:
+        """Leave out rows of which no task to train is known, and count them."""
+        before = sum(map(len, self.rows.values()))
+        for part, rows in self.rows.items() if len(self.summary["positive"]) > len(self.tasks) else ():
+            known = ~self.targets(part).isnan().view(len(rows), -1).all(1).numpy()
+            check(bool(known.any()), f"{self.table.where}: no row of the {part} split has a label for {self.tasks}.")
+            self.rows[part] = rows[known]
+        return before - sum(map(len, self.rows.values()))
 
     def _keep_negatives(self) -> None:
         """Keep only a share of the training rows without a click, chosen by the seed."""
