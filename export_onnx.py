@@ -13,7 +13,7 @@ import warnings
 from inspect import signature
 from pathlib import Path
 
-from common.errors import UserError, answer_help, check, one_line, run_script
+from common.errors import UserError, answer_help, check, run_script
 
 USAGE = "CHECKPOINT [RAW_FILE]"
 if __name__ == "__main__":
@@ -62,13 +62,7 @@ def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
         # in a temporary folder, not under another name: a model above 2 GiB contains the name of its weights file
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
             beside = Path(folder) / path.name
-            try:
-                _write(model, drawn, beside)
-            except OSError:
-                raise
-            except Exception as error:  # torch.onnx and onnxscript raise many kinds
-                first = one_line(str(error).strip().partition("\n")[0])
-                raise UserError(f"{checkpoint} cannot be converted: {type(error).__name__}: {first}") from error
+            _write(model, drawn, beside)
             beside.with_suffix(".json").write_text(json.dumps(scorer.metadata()))
             difference = _difference(model, inputs, beside)
             check(

@@ -120,7 +120,7 @@ def embeddings(model: Recommender, scorer: Scorer, name: str, inputs: list[Tenso
     if inputs is not None:
         ((index, part),) = (of for of in columns(scorer, inputs)[name] if not inputs[of[0]].is_floating_point())
         seen = inputs[index] if part is None else inputs[index][:, part]
-        table.insert(1, "count", np.bincount(seen[seen >= 0].flatten(), minlength=ids.max(initial=0) + 1)[ids])
+        table.insert(1, "count", np.bincount(seen[seen >= 0], minlength=ids.max(initial=0) + 1)[ids])
     return table
 
 

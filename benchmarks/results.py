@@ -1,7 +1,7 @@
 """The README's results: `python benchmarks/results.py run [NAME...]` trains, `python benchmarks/results.py` writes.
 
 The first trains RUNS, or those named, with all SEEDS on the real data in DATA_ROOT; if it is interrupted, the same
-command continues. The second writes the tables of README.md and docs/results.md, once everything has been trained. The
+command continues. The second writes the tables of README.md and docs/results.md, with the runs that have been made. The
 only numbers typed by hand are those from elsewhere.
 """
 
@@ -93,21 +93,22 @@ def folder_of(name: str) -> Path:
 
 
 def results_of(name: str) -> list[Results]:
-    """Raises: UserError if a seed has not been trained, or on the built-in sample."""
+    """Of the seeds that have been trained. Raises: UserError if that was on the built-in sample."""
     found = []
-    for seed in SEEDS:
-        folder = folder_of(name) / f"seed_{seed}"
-        check((folder / "results.json").exists(), f"{folder} is unfinished: `python benchmarks/results.py run {name}`.")
-        found.append(read_json(folder / "results.json") | {"run_folder": str(folder)})
-        check(not found[-1]["is_sample"], f"{folder} is not of real data: set DATA_ROOT, and remove it.")
+    for path in (folder_of(name) / f"seed_{seed}" / "results.json" for seed in SEEDS):
+        if path.exists() and "test" in (results := read_json(path)):
+            check(not results["is_sample"], f"{path} is not of real data: set DATA_ROOT, and remove its folder.")
+            found.append(results | {"run_folder": str(path.parent)})
     return found
 
 
 def write() -> None:
-    """Replace the tables of both pages."""
+    """Replace the tables of both pages by those of the runs that have been made."""
     first, tables, commands = [], defaultdict(list), ""
-    for name, run in RUNS.items():
-        results = results_of(name)
+    made = {name: results for name in RUNS if (results := results_of(name))}
+    check(bool(made), f"{folder_of('')} has no results: `python benchmarks/results.py run` first.")
+    for name, results in made.items():
+        run, seeds = RUNS[name], "" if len(results) == len(SEEDS) else f" ({len(results)} of {len(SEEDS)} seeds)"
         model, protocol = results[0]["model"], f"{results[0]['protocol']}, {results[0]['rows']['test']:,} test rows"
         metric = next(metric for metric in METRICS if metric in results[0]["test"])
         score, baseline = with_sd(values(results, metric)), strongest(results, metric)
@@ -117,11 +118,11 @@ def write() -> None:
         table = summary_table({model: results})
         averaged = table[metric].get(f"{model}, averaged predictions", "")
         seconds = f"{np.median([each['wall_seconds'] for each in results]):.0f}"
-        row = [model, score, averaged, theirs, difference, ELSEWHERE.get(name, ""), seconds]
+        row = [model + seeds, score, averaged, theirs, difference, ELSEWHERE.get(name, ""), seconds]
         tables[run.data, METRICS[metric], protocol].append(row)
         if name in FIRST_SCREEN:
             theirs = f"{baseline} {values(results, metric, baseline).mean():.4f}"  # must fit on the line
-            first.append([model, run.data, f"{METRICS[metric]} **{score}**", theirs, seconds])
+            first.append([model + seeds, run.data, f"{METRICS[metric]} **{score}**", theirs, seconds])
         changes = ", ".join(f"{key}={value!r}" for key, value in run.changes.items())
         commands += (
             f"## {model}: {run.data}\n\n{protocol}; all seeds: `python benchmarks/results.py run {name}`, one:\n\n"

@@ -102,11 +102,11 @@ def describe(path: Path, items: Path | None = None, users: Path | None = None) -
         notes.append(f"To use them, convert the file and describe the new one: {found}. `{how}`")
     parts, taken = [], set(table.looks)
     for role, other in others.items():
-        ids = next((table.looks[name] for name, (entry, _) in guesses.items() if entry["role"] == role), None)
-        check(ids is not None, f"{path}: no columns look like users and items. Name them user_id and item_id.")
-        more = guess_attributes(other.looks, role, ids, taken)
+        ids = [table.looks[name] for name, (entry, _) in guesses.items() if entry["role"] == role]
+        check(bool(ids), f"{path}: no columns look like users and items. Name them user_id and item_id.")
+        more = guess_attributes(other.looks, role, ids[0], taken)
         is_key = any(entry["role"] == role for entry, _ in more.values())
-        check(is_key, f"{other.path} has no column with the ids of column {ids.name!r} in {path}.")
+        check(is_key, f"{other.path} has no column with the ids of column {ids[0].name!r} in {path}.")
         content[f"{role}_attributes"] = other.content(more)
         parts.append(other.report(more, []))
         taken |= set(more)

@@ -14,21 +14,20 @@ from data.sniff import FEW, Look
 
 REPEATS, MANY = 20, 100  # rows per value of a code, and values, if its name does not say what it is
 GIVES_AWAY, BINS, LEAST = 0.98, 50, 10  # AUC of a column alone, ranges of its numbers, rows of each class
-POSITIVE = r"1|true|yes|y|t|pos|positive|>50k\.?|50000\+\.?"
-NEGATIVE = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
+YES = r"1|true|yes|y|t|pos|positive|>50k\.?|50000\+\.?"
+NO = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
+IDS = "(id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title)"
 USERS = "user|customer|member|client|visitor|reviewer|rater|reader|viewer|buyer|subscriber|session|player|account|u"
 ITEMS = (
     "item|movie|film|product|article|asin|sku|isbn|book|track|song|artist|video|game|anime|news|ad|adgroup|upc|ean|gtin"
     "|creative|business|place|venue|poi|listing|recipe|restaurant|hotel|course|question|offer|goods|i"
 )
-ID = "(_?(id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title))"
 OUTCOME = "clicks?|clk|attributed|convert|conversions?|purchases?|buy|ordered"
 FEEDBACK = (
     r"(is_)?(liked?|follow|comment|forward|share|hate|collect|save|watched|listened|profile_enter)|long_view"
     r"|add_?to_?cart|\w*(play|stay|watch|dwell)(ing)?_?(time|duration|ms|s|sec|seconds)\w*"
 )
 WORDS = {  # of which a name has one
-    "id": "id|ids|key|code|cd|no|nr|hash|idx|uuid|sha1|name|title",
     "rating": "rating|rate|stars?|score|grade|vote|points|overall",
     "time": "time|times|timestamp|date|datetime|dat|ts|at|when|day|dt|hour",
     "other time": r"birth\w*|sign\w*|regist\w+|releas\w+|expir\w+|due|deliver\w*|ship\w*|return\w*|updated?|modified"
@@ -43,8 +42,8 @@ WORDS = {  # of which a name has one
     "|operator|carrier|agent|company|department|job|model|version|language|genre|tag|tab|cluster",
 }
 NAMES = {kind: rf"(\w+_)?({words})(_\w+)?" for kind, words in WORDS.items()} | {
-    "user": rf"(\w+_)?({USERS}){ID}?",
-    "item": rf"(\w+_)?({ITEMS}){ID}?",
+    "user": rf"(\w+_)?({USERS})(_?{IDS})?",
+    "item": rf"(\w+_)?({ITEMS})(_?{IDS})?",
     "outcome": OUTCOME,
     "label": rf"((is|was|has|did|will)_)?({OUTCOME}|churn|label|target|y)(_(flag|label|yn))?|(\w+_)?(label|target)"
     r"|(\w+_)?(clicked|converted|purchased|bought|churned|subscribed)(_\w+)?",
@@ -83,16 +82,15 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
                 guesses[name] = excluded(f"gives the label away? AUC {alone:.3f} alone")
             elif named(look, "feedback"):
                 guesses[name] = excluded("known only after the label?")
-    if late := [name for name, (_, why) in guesses.items() if why.startswith(("gives", "known"))]:
+    if late := [name for name in looks if guesses[name][1].startswith(("gives", "known"))]:
         notes.append(f"Left out: {', '.join(late)}. If one is known before the label, give it the role of an input.")
     content: dict[str, Any] = {}
     if not any(entry["role"] == "time" for entry, _ in guesses.values()):
-        rows = np.arange(next(iter(looks.values())).rows)
-        notes.append("No column is the time: histories and a split by time take the order of the file.")
-        if not is_interactions and any(abs(auc(rows, target) - 0.5) > 0.25 for target in targets):
+        if not is_interactions and any(abs(auc(np.arange(len(target)), target) - 0.5) > 0.25 for target in targets):
             content["split"] = {"by": "random"}
-            notes[-1] = 'No column is the time, and the label sorts the rows: "split" is random.'
-        elif not is_interactions:
+            notes.append('No column is the time, and the label sorts the rows: "split" is random.')
+        else:
+            notes.append("No column is the time: histories and a split by time take the order of the file.")
             notes[-1] += ' If that means nothing, set "split": {"by": "random"}.'
     return {name: guesses[name] for name in looks}, notes, content
 
@@ -100,16 +98,16 @@ def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Gu
 def guess_key(looks: dict[str, Look], role: str) -> Look | None:
     """The column of users or items, rather one that is an id by its name."""
     found = [look for look in looks.values() if named(look, role) and not named(look, "amount") and not look.missing]
+    found = [look for look in found if look.kind == "text" or (look.kind == "number" and look.is_whole)]
     found = [look for look in found if 2 < len(look.values) < look.rows + (role == "item")]
-    whole = [look for look in found if look.kind == "text" or (look.kind == "number" and look.is_whole)]
-    return min(whole, key=lambda look: not named(look, "id"), default=None)
+    return min(found, key=lambda look: not named(look, "code"), default=None)
 
 
 def guess_time(looks: list[Look]) -> Guesses:
     """The time that orders the rows, if there is one; other times are no inputs."""
-    times = {look: look.numbers.max() / look.numbers.min() for look in looks if look.unit and len(look.values) > 1}
+    times = [look for look in looks if look.unit and len(look.values) > 1]
     dated = [look for look in times if look.kind == "date" or named(look, "time")]
-    narrow = [look for look, spread in times.items() if spread < 1.5 and len(look.values) > FEW]
+    narrow = [look for look in times if look.numbers.max() < 1.5 * look.numbers.min() and len(look.values) > FEW]
     narrow = [look for look in narrow if look.unit in ("s", "ms") and not named(look, "code", "kind")]
     guesses = {look.name: excluded("another time, or empty in some rows") for look in dated}
     found = [look for look in dated + narrow if not look.missing]
@@ -147,15 +145,11 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
 
 def label(look: Look) -> Guess:
     """The larger number is positive; of texts, the one that says so, or the rarer one."""
-    yes, no = ([bool(re.fullmatch(pattern, v, re.I)) for v in look.values] for pattern in (POSITIVE, NEGATIVE))
-    if look.numbers is not None:
-        positive, why = int(look.numbers.argmax()), "" if 0 in look.numbers else ", the larger number"
-    elif sum(yes) == 1 or sum(no) == 1:
-        positive, why = yes.index(True) if sum(yes) == 1 else no.index(False), ""
-    else:
-        positive, why = int(look.counts.argmin()), ", the rarer value"
+    says = [bool(re.fullmatch(YES, text, re.I)) - bool(re.fullmatch(NO, text, re.I)) for text in look.values]
+    order = look.numbers if look.kind == "number" else says if says[0] != says[1] else -look.counts
+    positive = int(np.argmax(order))
     entry = {"role": "label", "positive": [look.values[positive]], "negative": [look.values[1 - positive]]}
-    return entry, f"positive: {look.values[positive]!r}{why}, {look.counts[positive] / look.known:.1%}"
+    return entry, f"positive: {look.values[positive]!r}, {look.counts[positive] / look.known:.1%}"
 
 
 def rating(look: Look) -> Guess:
@@ -185,8 +179,8 @@ def input_role(look: Look) -> Guess:
         return excluded(f"{look.conversion[0]}, not converted")
     if distinct == look.known > FEW and (look.kind == "text" or look.is_whole):
         return excluded("unique per row")
-    if look.separator:
-        return TEXT | {"separator": look.separator}, f"several values, {look.separator!r}"
+    if look.kind == "text" and (separator := look.separator):
+        return TEXT | {"separator": separator}, f"several values, {separator!r}"
     if look.kind == "text":
         is_boolean = {value.lower() for value in look.values} == {"true", "false"}
         return (TEXT | {"type": "boolean"} if is_boolean else TEXT), ""
@@ -225,7 +219,7 @@ def auc_alone(look: Look, target: np.ndarray) -> float:
     if look.kind == "list":
         return 0.5
     codes = look.codes
-    if look.numbers is not None and len(look.values) > BINS:
+    if look.kind != "text" and len(look.values) > BINS:
         codes = pd.qcut(look.per_row(look.numbers), BINS, labels=False, duplicates="drop")
     rows = pd.DataFrame({"code": codes, "target": target}).fillna({"code": -1}).dropna()
     half = np.random.default_rng(7).random(len(rows)) < 0.5

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections import Counter
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +143,13 @@ def separator_of(lines: list[str]) -> str:
     """The one that splits most lines into as many fields, and into most fields."""
 
     def fit(separator: str) -> tuple[float, int]:
-        width, count = Counter(width_of(line, separator) for line in lines).most_common(1)[0]
+        rows = map(str.split, lines, repeat("::")) if separator == "::" else csv.reader(lines, delimiter=separator)
+        width, count = Counter(map(len, rows)).most_common(1)[0]
         return (round(count / len(lines), 2), width) if width > 1 else (0, 0)
 
     best = max(SEPARATORS, key=fit)
-    if not fit(best)[1] and fit(" ")[0] > 0.9:
-        return " "
     is_spaced = sum(line.count(", ") == line.count(",") for line in lines) > 0.9 * len(lines)
     return ", " if best == "," and is_spaced else best
-
-
-def width_of(line: str, separator: str) -> int:
-    return len(line.split("::") if separator == "::" else next(csv.reader([line], delimiter=separator)))
 
 
 def all_are(pattern: str, columns: list[list[str]]) -> set[int]:
@@ -188,13 +184,13 @@ class Look:
 
     words: the name in lower case, "user_id" for "userId" and "User ID"; "" if the file has no names. values: the
     distinct ones, in the order of the file, without missing ones. codes (N,): the number of each row's value, -1 if
-    missing (of lists: of each element). numbers (values,): None unless all values are numbers or dates, in seconds.
+    missing (of lists: of each element). numbers (values,): nan unless all values are numbers or dates, in seconds.
     kind: "number", "date", "list" or "text"; numbers that nobody computes with are "text".
     """
 
     def __init__(self, name: str, cells: pa.ChunkedArray, form: Format):
         spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-        self.name, self.rows, self.kind = name, len(cells), "text"
+        self.name, self.rows = name, len(cells)
         self.words = re.sub(r"[^a-z0-9]+", "_", spaced).strip("_") if form.header else ""
         is_list = pa.types.is_list(cells.type)
         texts = pc.list_flatten(cells) if is_list else cells
@@ -203,15 +199,17 @@ class Look:
         self.values: list[str] = values.tolist()
         self.counts = np.bincount(self.codes[self.codes >= 0], minlength=len(values))
         self.known = int(self.counts.sum())
+        self.kind, self.numbers = "text", np.full(len(values), np.nan)
         self.missing = float(np.mean(pc.equal(pc.list_value_length(cells), 0) if is_list else self.codes < 0))
-        self.kind, self.numbers = ("list", None) if is_list else ("text", dates_of(self.values))
         numbers = pd.to_numeric(pd.Series(self.values, dtype=object).str.replace(form.decimal, "."), errors="coerce")
-        if self.numbers is not None:
-            self.kind = "date"
-        elif self.values and not is_list and np.isfinite(numbers.to_numpy(float)).all():
+        if is_list:
+            self.kind = "list"
+        elif (dates := dates_of(self.values)) is not None:
+            self.kind, self.numbers = "date", dates
+        elif np.isfinite(numbers.to_numpy(float)).all():
             self.numbers = numbers.to_numpy(float)
             self.kind = "text" if any(re.fullmatch(r"0\d+|\d{16,}", value) for value in self.values) else "number"
-        self.is_whole = self.numbers is not None and bool((self.numbers == np.floor(self.numbers)).all())
+        self.is_whole = bool((self.numbers == np.floor(self.numbers)).all())
 
     def per_row(self, values: Any) -> np.ndarray:
         """A number (N,) for each row from those of the values, nan if missing."""
@@ -220,7 +218,7 @@ class Look:
     @property
     def unit(self) -> str | None:
         """The unit in which all values are recent times; "date" for dates."""
-        if self.numbers is None:
+        if not self.values:
             return None
         least, most = self.numbers.min(), self.numbers.max()
         units = {"date": 1} if self.kind == "date" else UNITS
@@ -229,7 +227,7 @@ class Look:
     @property
     def separator(self) -> str | None:
         """What separates several values in a cell: parts that come again in other cells."""
-        for separator in LISTS if self.numbers is None else ():
+        for separator in LISTS:
             cells = [value.split(separator) for value in self.values[:10_000]]
             lengths, parts = [len(cell) for cell in cells], {part for cell in cells for part in cell}
             is_usual = 4 * sum(length > 1 for length in lengths) > len(cells)
@@ -244,7 +242,7 @@ class Look:
         """What the values are, if the reader does not know such, and the expression of CONVERSIONS."""
         if len(self.values) < 2 or self.kind in ("list", "date"):
             return None
-        for pattern, (what, expression) in (CONVERSIONS if self.numbers is None else COMPACT_DATES).items():
+        for pattern, (what, expression) in (CONVERSIONS if np.isnan(self.numbers).all() else COMPACT_DATES).items():
             if all_are(pattern, [self.values]):
                 return f"{what} like {self.values[0]!r}", expression
         return None

@@ -33,12 +33,7 @@ class ShardedEmbedding(PackedEmbedding):
     state_dict() holds these rows only; load_state_dict() takes the whole table.
     """
 
-    def __init__(
-        self,
-        cardinalities: Sequence[int],
-        dim: int,
-        pooling: Sequence[str | None] | None = None,
-    ):
+    def __init__(self, cardinalities: Sequence[int], dim: int, pooling: Sequence[str | None] | None = None):
         super().__init__(cardinalities, 0, pooling)
         self.rows = sum(cardinalities)
         self.weight = nn.Parameter(torch.empty(self.rows, dim, device="meta"))
@@ -69,12 +64,11 @@ class ShardedEmbedding(PackedEmbedding):
         """
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
+            size = self.rows * shard.shape[1]
             with tempfile.NamedTemporaryFile(dir=folder) as file:
                 # reserve the space: a full disk is an error now, but would kill the process during a write to the map
-                os.posix_fallocate(file.fileno(), 0, self.rows * shard.shape[1] * shard.element_size())
-                table = torch.from_file(file.name, True, self.rows * shard.shape[1], dtype=shard.dtype).view(
-                    self.rows, -1
-                )
+                os.posix_fallocate(file.fileno(), 0, size * shard.element_size())
+                table = torch.from_file(file.name, True, size, dtype=shard.dtype).view(self.rows, -1)
         for start in range(0, self.rows_per_rank, CHUNK):
             padded = shard.new_zeros(min(CHUNK, self.rows_per_rank - start), shard.shape[1])
             chunk = shard[start : start + CHUNK]

@@ -68,9 +68,9 @@ def test_a_time_is_recent_and_known_in_every_row(tmp_path, rng, y):
     columns, report = guess(tmp_path / "times.csv", frame)
     assert [name for name, role in roles(columns).items() if role == "time"] == ["time_us"], report
     assert columns["time_us"]["unit"] == "us" and "taken for us since 1970" in report
-    assert columns["date"] == {"role": "excluded"} and "dates like 20231114 (%Y%m%d)" in report
+    assert columns["date"] == {"role": "excluded"} and "dates (%Y%m%d) like '20231114'" in report
     columns, report = guess(tmp_path / "none.csv", frame.drop(columns="time_us"))
-    assert "time" not in roles(columns).values() and "takes the order of the file" in report
+    assert "time" not in roles(columns).values() and "take the order of the file" in report
     assert 'pandas.to_datetime(t["date"], format="%Y%m%d")' in report  # it could be one
 
 
@@ -201,11 +201,6 @@ def test_interactions(tmp_path, rng, y):
     assert columns["stars"]["click_from"] in (5, 7)
     columns, report = guess(tmp_path / "sales.csv", interactions(rng, channel_id=rng.integers(1, 3, ROWS)))
     assert roles(columns)["channel_id"] == "categorical" and "every row is a click" in report
-    table = interactions(rng, x=rng.random(ROWS))
-    columns, report = guess(
-        tmp_path / "anonymous.csv", table.assign(user_id=table["user_id"].astype(str).where(y == 1, ""))
-    )
-    assert roles(columns)["user_id"] == "categorical" and "neither user nor item: user_id" in report
 
 
 def test_files_of_items_and_users(tmp_path, rng):
@@ -234,9 +229,6 @@ def test_files_of_items_and_users(tmp_path, rng):
         "nr": "user", "sex": "categorical", "price": "excluded", "since": "excluded"
     }  # fmt: skip
     assert "another file has a column of this name" in report
-    pd.DataFrame(items | {"item_id": range(90)}).to_csv(tmp_path / "items.csv", index=False)  # without the zeros
-    columns, _ = guess(path, log, items=tmp_path / "items.csv")
-    assert columns["item_id"] == {"role": "item", "type": "number"}
     pd.DataFrame({"thing": ["x", "y"], "tags": ["a", "b"]}).to_csv(tmp_path / "items.csv", index=False)
     with pytest.raises(UserError, match=r"items.csv has no column with the ids of column 'item_id' in .*log.csv"):
         describe(path, tmp_path / "items.csv")
@@ -263,20 +255,8 @@ def test_cells_with_several_values(tmp_path, rng, y):
         {"label": y, "tags": [list("abc")[: n % 4] for n in range(ROWS)], "vector": [[0.1, 0.2]] * ROWS}
     )
     columns, report = guess(tmp_path / "lists.parquet", lists.assign(struct=[{"a": 1}] * ROWS))
-    assert roles(columns) == {"label": "label", "tags": "categorical", "vector": "excluded", "struct": "excluded"}
-    assert "holds struct<a: int64>" in report
-
-
-def test_remarks_on_odd_columns(tmp_path, rng, y):
-    charges = np.where(rng.random(ROWS) < 0.02, "-", rng.random(ROWS).round(3).astype(str))
-    frame = pd.DataFrame({"Churn": y, "charges": charges, "fold": rng.integers(0, 5, ROWS), "weight": rng.random(ROWS)})
-    frame["text"] = [f"a rather long text about number {number}, and more of it" for number in range(ROWS)]
-    path = tmp_path / "table.csv"
-    columns, report = guess(path, frame)
-    assert roles(columns) == {
-        "Churn": "label", "charges": "dense", "fold": "excluded", "weight": "weight", "text": "excluded"
-    }  # fmt: skip
-    assert describe(path)[0]["missing"][-1] == "-" and "a split?" in report
+    assert roles(columns) == {"label": "label", "tags": "categorical"}
+    assert "cannot be read: vector (list<element: double>), struct (struct<a: int64>)." in report
 
 
 def test_folders(tmp_path, rng, y):
@@ -291,7 +271,7 @@ def test_folders(tmp_path, rng, y):
     content, report = describe(tmp_path / "log")
     assert content["columns"]["dt"] == {"role": "time", "unit": "date"} and " 10 2024" not in report
     report = describe(tmp_path / "days")[1]
-    assert "12 files, in natural order of their names: day_1.csv, day_2.csv, day_3.csv, ..., day_12.csv." in report
+    assert "12 files, in natural order of their names, from day_1.csv to day_12.csv." in report
 
 
 PLAIN = "click;name;amount\n" + "".join(
@@ -310,7 +290,6 @@ FORMATS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "latin-1": (PLAIN.encode("latin-1"), {"encoding": "latin-1"}),
     "old Mac": (PLAIN.replace("\n", "\r").encode(), {}),
     "Excel": (("sep=;\r\n" + PLAIN).encode(), {"comment": "sep="}),
-    "comments": (("# made\n# by hand\n\n" + PLAIN).encode(), {"comment": "#"}),
     "decimal comma": (PLAIN.replace(".5", ",25").encode(), {"decimal": ","}),
     "trailing": (PLAIN.replace("\n", ";\n").encode(), {}),
     "lone quotes": (PLAIN.replace("Bonn", '"Bonn').encode(), {"quoted": False}),
@@ -350,9 +329,8 @@ def test_a_file_without_names(tmp_path):
     columns, report = guess(path, body)
     assert list(columns) == ["c1", "c2", "c3"] and describe(path)[0]["header"] is False
     assert "Does line 1 (0, Bonn, 0.5) hold values?" in report and f"sed '1i NAME;NAME...' {path}" in report
-    for names in ("0;1;2", "2019;of town;2020"):  # numbers as names; a text above numbers
-        content = f"{names}\n" + (body if names[0] == "0" else body.replace("Köln", "1").replace("Bonn", "2"))
-        assert list(guess(path, content)[0]) == names.split(";")
+    content = "2019;of town;2020\n" + body.replace("Köln", "1").replace("Bonn", "2")  # a text above numbers
+    assert list(guess(path, content)[0]) == ["2019", "of town", "2020"]
     assert list(guess(path, "p;x\n" + "e;y\np;x\n" * 50)[0]) == ["c1", "c2"]  # texts that come again
 
 
@@ -388,12 +366,6 @@ def test_what_must_be_converted_is_told_with_a_command_that_does(tmp_path, monke
         f"{film}:\n" + "".join(f"{n},{n % 5},2005-01-{n % 28 + 1:02d}\n" for n in range(40)) for film in "123"
     )
     assert roles(converted(blocks, error=True))["c4"] == "time"
-    assert roles(converted("".join(f"{n % 2} 1:{n}.5 2:{n * n}\n" for n in range(99)), error=True))["label"] == "label"
-    rows = "".join(f"{n},{n % 2},{n}.5,\n" for n in range(50))
-    assert roles(converted("row,click,x\n" + rows, error=True))["click"] == "label"
-    assert roles(converted("click,x\n" + rows.replace(",\n", "\n"), error=True))["click"] == "label"
-    assert roles(converted("Report\nof 2024\n" + PLAIN, error=True)) == COLUMNS
-    assert roles(converted(PLAIN + PLAIN, error=True)) == COLUMNS
 
 
 @pytest.mark.parametrize(
@@ -402,6 +374,8 @@ def test_what_must_be_converted_is_told_with_a_command_that_does(tmp_path, monke
         ("a,b,a\n1,2,3\n", "the column name 'a' twice"),
         ("a\n1\n2\n", r"found only one column \('a'\)"),
         ("", "is empty"),
+        ("# made by hand\n" + PLAIN, "remove what is above them"),
+        (PLAIN + PLAIN, "the names of the columns in several lines"),
         ("a,b\n", "has no rows"),
         (PLAIN.encode("utf-16"), "is UTF-16.*: convert it with `iconv"),
         ('{"a": 1}\n', "is JSON: convert it with"),
@@ -426,5 +400,3 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         main(str(tmp_path / "table.csv"), "mine")
     with pytest.raises(UserError, match="cannot be the name of a folder"):
         main(str(tmp_path / "table.csv"), "../mine")
-    with pytest.raises(UserError, match=r"usage: python data/describe.py FILE \[NAME\]"):
-        main()

@@ -38,7 +38,7 @@ def pages(tmp_path, monkeypatch):
 
 
 def test_the_pages_have_the_numbers_of_the_runs(pages, outputs, undrawn):
-    with pytest.raises(UserError, match="seed_1 is unfinished"):
+    with pytest.raises(UserError, match="has no results"):
         results.main()
     results.main("run", "deepfm-clicks")
     folders = [outputs / "runs" / "results" / "deepfm-clicks" / f"seed_{seed}" for seed in (1, 2)]

@@ -195,11 +195,9 @@ def test_batch_norm_needs_two_rows(start, criteo, rng, outputs):
 def test_says_what_it_resumes(start, monkeypatch, capsys, outputs):
     start(resume=True)
     assert "No unfinished run" in capsys.readouterr().out
-    interrupt(monkeypatch, DeepFM, "training_step", 12)
-    with pytest.raises(Interrupted):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt(patch, DeepFM, "training_step", 12)
         start()
-    monkeypatch.undo()
-    monkeypatch.setenv("OUTPUT_ROOT", str(outputs))
     with pytest.raises(UserError, match=r"other settings: \{'learning_rate': 0.01\}"):
         start(resume=True, learning_rate=0.02)
     capsys.readouterr()

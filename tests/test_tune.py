@@ -242,7 +242,7 @@ def test_a_damaged_file_of_a_search_blocks_no_later_one(tmp_path, capsys, name, 
 def test_a_trial_is_finished_however_many_validations_it_has(monkeypatch, tmp_path, criteo, batch_size, validations):
     reports = []
     monkeypatch.setattr("common.cluster.search.tune.report", reports.append)
-    small = {"bottom_mlp_units": (4,), "top_mlp_units": (4,), "embedding_dim": 2, "patience": 9}
+    small = {"bottom_mlp_units": (4,), "top_mlp_units": (4,), "embedding_dim": 2, "max_epochs": 1}
     train(**small, validations_per_epoch=3, batch_size=batch_size, callbacks=[TuneReporter()], test=False)
 
     study = open_study(tmp_path, "val_auc")

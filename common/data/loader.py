@@ -1,6 +1,7 @@
 """Batches straight from memory-mapped arrays: row numbers in, tensors out, with no work per row."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,12 @@ class MemmapDataset(Dataset):
 
     def __init__(self, folder: Path, names: Sequence[str]):
         self.paths = [folder / f"{name}.npy" for name in names]
-        self._arrays: list[Tensor] | None = None
         _ = self.arrays  # opened now, so that it stays readable if another process removes the outdated cache
 
-    @property
+    @cached_property
     def arrays(self) -> list[Tensor]:
-        if self._arrays is None:
-            # copy-on-write, because torch wants a writable array; the file is never written
-            self._arrays = [torch.from_numpy(np.load(path, mmap_mode="c")) for path in self.paths]
-        return self._arrays
+        # copy-on-write, because torch wants a writable array; the file is never written
+        return [torch.from_numpy(np.load(path, mmap_mode="c")) for path in self.paths]
 
     def __getitem__(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Row numbers (B,) -> one tensor (B, ...) per array."""
@@ -38,7 +36,7 @@ class MemmapDataset(Dataset):
         return self.arrays[-1].index_select(0, rows)
 
     def __getstate__(self) -> dict:
-        return vars(self) | {"_arrays": None}
+        return {name: value for name, value in vars(self).items() if name != "arrays"}
 
 
 class EpochSampler(Sampler):
@@ -75,8 +73,8 @@ class BatchLoader:
         self.dataset, self.sampler, self.batch_size, self.num_workers = dataset, sampler, batch_size, num_workers
         self.batch_sampler = None  # Lightning expects it of anything with a sampler
         self.position = 0  # batches of the current epoch that have been yielded
-        self.rank = torch.distributed.get_rank() if is_distributed() else 0
-        self.world_size = torch.distributed.get_world_size() if is_distributed() else 1
+        group = torch.distributed
+        self.rank, self.world_size = (group.get_rank(), group.get_world_size()) if is_distributed() else (0, 1)
         check(
             self.world_size <= min(batch_size, len(sampler)),
             f"{self.world_size} processes for batches of {batch_size} from {len(sampler)} rows: each must get a row.",

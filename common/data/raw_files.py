@@ -36,8 +36,8 @@ def find_dataset(dataset: str, data_root: str | None, published: Mapping[str, Pu
         return root / dataset, False
     check(
         dataset in published,
-        f"there is no folder {dataset!r} in {root} ({_content(root)}). Set `dataset` to one of its folders, to "
-        f"a published dataset ({', '.join(published)}), or describe your own file with `python data/describe.py FILE NAME`.",
+        f"there is no folder {dataset!r} in {root} ({_content(root)}). Set `dataset` to one of its folders, to a "
+        f"published dataset ({', '.join(published)}), or describe your file with `python data/describe.py FILE NAME`.",
     )
     chosen = published[dataset]
     setting = f", with {chosen.setting} at its top," if chosen.setting else ""

@@ -72,12 +72,12 @@ def _csv_writer(file: IO, **how: Any) -> Callable[[pd.DataFrame], None]:
 @contextmanager
 def _parquet_writer(file: IO[bytes]) -> Iterator[Callable[[pd.DataFrame], None]]:
     with ExitStack() as stack:
-        writers: list[pa.parquet.ParquetWriter] = []
+        writer: pa.parquet.ParquetWriter | None = None
 
         def write(rows: pd.DataFrame) -> None:
+            nonlocal writer
             table = pa.Table.from_pandas(rows, preserve_index=False)
-            if not writers:
-                writers.append(stack.enter_context(pa.parquet.ParquetWriter(file, table.schema)))
-            writers[0].write_table(table)
+            writer = writer or stack.enter_context(pa.parquet.ParquetWriter(file, table.schema))
+            writer.write_table(table)
 
         yield write

@@ -58,9 +58,7 @@ class Recommender(pl.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         *inputs, target = batch
-        logits = self(*inputs)
-        if self.training_offset:
-            logits = logits + self.training_offset
+        logits = self(*inputs) + self.training_offset
         loss = self.loss(logits, *target) if isinstance(target, (tuple, list)) else self.loss(logits, target)
         if is_distributed():  # DDP averages over ranks as if all had equally many rows
             loader: Any = self.trainer.train_dataloader
@@ -117,9 +115,8 @@ class Recommender(pl.LightningModule):
         checkpoint["model"] = type(self).__name__  # tells predict.py which class to build
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if self._trainer is None:  # called by load_from_checkpoint: nothing is resumed
-            return
-        check_can_resume(checkpoint, self, self.trainer.ckpt_path)
+        if self._trainer is not None:  # otherwise load_from_checkpoint calls it, and nothing is resumed
+            check_can_resume(checkpoint, self, self.trainer.ckpt_path)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         epochs = 0 if self._trainer is None else self.trainer.max_epochs or 0
