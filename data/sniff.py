@@ -139,10 +139,8 @@ def parquet_role(kind: pa.DataType) -> str | None:
 def separator_of(lines: list[str]) -> str:
     """The one that splits most lines into as many fields, and into most fields."""
 
-    def fit(separator: str) -> tuple[float, int]:
-        rows = [
-            line.split("::") if separator == "::" else next(csv.reader([line], delimiter=separator)) for line in lines
-        ]
+    def fit(mark: str) -> tuple[float, int]:
+        rows = [line.split(mark) if mark == "::" else next(csv.reader([line], delimiter=mark)) for line in lines]
         width, count = Counter(map(len, rows)).most_common(1)[0]
         return (round(count / len(lines), 2), width) if width > 1 else (0, 0)
 
