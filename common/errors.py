@@ -39,33 +39,31 @@ def _fail(message: object) -> None:
     sys.exit(1)
 
 
-def answer_help(docstring: str | None, usage: str | None = None) -> None:
+def answer_help(docstring: str | None, usage: str) -> None:
     """Exit if the command line asks for --help, with the script's docstring, or does not match `usage`, with a line.
 
     A script calls it before its imports, which take seconds. usage: names of the arguments, "FILE [NAME]" or
-    "[NAME...]"; "" for none (settings are edited in the file), None to check them later.
+    "[NAME...]"; "" for none (settings are edited in the file).
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((docstring or "").strip())
         sys.exit()
-    if usage is not None:
-        try:
-            check_arguments(sys.argv[1:], usage)
-        except UserError as error:
-            _fail(error)
+    try:
+        check_arguments(sys.argv[1:], usage)
+    except UserError as error:
+        _fail(error)
 
 
 def check_arguments(arguments: list[str], usage: str) -> None:
     """Raise UserError unless the arguments match `usage`: [NAME] is optional, [NAME...] is any number."""
     script, names = sys.argv[0], usage.split()
     least = sum(not name.startswith("[") for name in names)
-    enough = least <= len(arguments) and (len(arguments) <= len(names) or "...]" in usage)
-    check(enough or not usage, f"usage: python {script} {usage}")
-    check(
-        bool(usage) or not arguments,
-        f"{script} takes no arguments; found {shown(' '.join(arguments))}. Settings are edited in the file; "
-        f"`python {script} --help` describes it.",
-    )
+    if least <= len(arguments) and (len(arguments) <= len(names) or "...]" in usage):
+        return
+    check(not usage, f"usage: python {script} {usage}")
+    found = shown(" ".join(arguments))
+    advice = f"Settings are edited in the file; `python {script} --help` describes it."
+    raise UserError(f"{script} takes no arguments; found {found}. {advice}")
 
 
 def _open_standard_streams() -> None:

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from common.errors import check
 from data.reader import Reader, data_files, source_of
-from data.schema import Column, Dataset, Description, Format
+from data.schema import Column, Dataset, Description
 
 Attributes = Mapping[str, pa.RecordBatch]  # by the role of their key, "user" or "item"; the key is the first column
 
@@ -16,18 +16,16 @@ def read_attributes(dataset: Dataset) -> dict[str, pa.RecordBatch]:
     """The attributes of users and items. Raises: UserError for an id that comes twice."""
     found: dict[str, pa.RecordBatch] = {}
     for role, form in dataset.description.attributes.items():
-        key, path = form.only(role), dataset.path(form.file or "")
-        assert key is not None
-        reader, batches = Reader(form), []
+        key, reader, batches = str(form.only(role)), Reader(form), []
         seen: set[str] = set()
-        for source in map(source_of, data_files(path)):
-            before = 0
+        for source in map(source_of, data_files(dataset.path(form.file))):
+            row = 0
             for batch in reader.batches(source):
-                for row, text in enumerate(batch.column(key).to_pylist()):
+                for text in batch.column(key).to_pylist():
                     if text in seen:
-                        raise reader.error(source, before + row, key, text, "an id that no earlier line has")
+                        raise reader.error(source, row, key, text, "an id that no earlier line has")
                     seen.add(text)
-                before += len(batch)
+                    row += 1
                 batches.append(batch.select([key, *(name for name in batch.schema.names if name != key)]))
         found[role] = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
     return found
@@ -63,8 +61,3 @@ def _filled(array: pa.Array) -> pa.Array:
     if pa.types.is_list(array.type):
         return pc.coalesce(array, pa.scalar([], array.type))
     return array.fill_null("") if pa.types.is_string(array.type) else array
-
-
-def lacking(form: Format, table: pa.RecordBatch, ids: pa.Array) -> int:
-    """How many of the ids have no row in a second file."""
-    return int(pc.sum(pc.invert(pc.is_in(ids, value_set=table.column(0)))).as_py() or 0)

@@ -22,22 +22,10 @@ import pyarrow.parquet
 
 from common.data.raw_files import decompressed, gzip_errors
 from common.errors import UserError, check
+from data import values
 from data.schema import Categorical, Column, Dense, Description, Format, Key, Plain, Rating, Time
 from data.text import Text
-from data.values import (
-    INTEGER,
-    NUMBER,
-    BadValue,
-    categories,
-    ids,
-    known,
-    numbers,
-    plain,
-    texts,
-    times,
-    unit_of,
-    weights,
-)  # fmt: skip
+from data.values import BadValue
 
 PARQUET, PARQUET_ROWS = b"PAR1", 1 << 16  # rows read at a time
 NO_KEY = "__HIVE_DEFAULT_PARTITION__"
@@ -276,7 +264,7 @@ class Reader:
     def _checked(self, source: Source, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
         """The columns in the types above. before: rows of the source before this batch."""
         arrays = {key: pa.repeat(pa.scalar(value, pa.string()), len(batch)) for key, value in source.keys.items()}
-        arrays |= {name: plain(batch.column(name)) for name in batch.schema.names}
+        arrays |= {name: values.plain(batch.column(name)) for name in batch.schema.names}
         found = {}
         for name, column in self.columns.items():
             origin = self.origins.get(name, name)
@@ -299,19 +287,19 @@ class Reader:
         match column:
             case Dense() | Rating():
                 required = isinstance(column, Rating) and not self.scoring
-                return numbers(array, self.missing, kind == "integer", required, nan_is_missing=not self.is_text)
+                return values.numbers(array, self.missing, kind == "integer", required, nan_is_missing=not self.is_text)
             case Time():
-                array = known(array, self.missing)
+                array = values.known(array, self.missing)
                 if self.unit is None:
-                    self.unit = column.unit or unit_of(array)
-                return times(array, self.unit or "", required=not self.scoring)
+                    self.unit = column.unit or values.unit_of(array)
+                return values.times(array, self.unit or "", required=not self.scoring)
             case Key():
-                return ids(array, self.missing, kind)
+                return values.ids(array, self.missing, kind)
             case Categorical() if column.pattern:
-                return texts(part(texts(array), column.pattern), kind)
+                return values.texts(part(values.texts(array), column.pattern), kind)
             case Categorical():
-                return categories(array, self.missing, kind, column.separator)
-        return weights(array, self.missing) if column.role == "weight" else texts(array)
+                return values.categories(array, self.missing, kind, column.separator)
+        return values.weights(array, self.missing) if column.role == "weight" else values.texts(array)
 
     # what a message says
 
@@ -339,7 +327,7 @@ class Reader:
             return UserError(f"{source.name}: {error}. Correct the file.")
         row = int(match[1]) - 1 - sum(number < int(match[1]) for number in skipped)
         if match := re.search(r"column #(\d+): .*CSV conversion error to (\w+): invalid value '(.*)'", error):
-            expected = INTEGER if match[2] == "int32" else NUMBER
+            expected = values.INTEGER if match[2] == "int32" else values.NUMBER
             return self.error(source, row, names[int(match[1])], match[3], expected)
         place, fields = self._place(source, row)
         if "invalid UTF8" in error:

@@ -253,10 +253,6 @@ class Description(Format):
             or (isinstance(column, Rating) and (column.positive or column.click_from is not None))
         }
 
-    @property
-    def is_interactions(self) -> bool:
-        return self.only("user") is not None
-
 
 @dataclass(frozen=True)
 class Dataset:

@@ -72,6 +72,8 @@ def _run(command: list[str], folder: Path, variables: dict[str, str], streams: d
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]  # a script may have other tests
     sys.argv = command
     sys.path[:] = [str(Path(command[0]).parent), *(path for path in sys.path if path not in ("", str(REPO)))]
     try:

@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bst.train import DATA
@@ -17,28 +18,15 @@ from common.errors import UserError
 from data.history.scoring import HistoryScorer
 from data.movie_rating_seq import HistoryDataModule
 from data.reader import Source
-from tests.plain_parsers import Form
-from tests.test_fuzz import QUIET, small_blocks  # noqa: F401  # the fixture
-from tests.test_fuzz_datasets import damaged
 from tests.test_interactions import ITEM, STARS, USER, WHEN, make_rows, write
+from tests.test_reader import QUIET
 
 ROWS = make_rows(np.random.default_rng(3), users=6, items=9)
 ATTRIBUTES = {"item_attributes": {"file": "items.csv", "columns": {"id": {"role": "item"}, "kind": {"role": "dense"}}}}
-VALUES = [
-    None,
-    "",
-    "x",
-    -1,
-    1.5,
-    True,
-    [],
-    {},
-    ["0"],
-    {"role": "user"},
-    {"role": "item"},
-    {"role": "time"},
-    "categorical",
-]
+VALUES = [None, "", "x", -1, 1.5, True, [], {}, ["0"], *({"role": role} for role in ("user", "item", "time"))]
+VALUES += ["categorical"]
+FEW = settings(QUIET, max_examples=QUIET.max_examples // 4)  # each is prepared, which takes a while
+PIECES = [bytes([code]) for code in b'\t\r\n\0," -_.9a\xff\xa0'] + [b"nan", b"1e400"]
 
 
 def prepare(root: str, monkeypatch) -> HistoryDataModule:
@@ -57,8 +45,12 @@ def write_all(root: str) -> Path:
     return folder
 
 
-def form_of(path: Path) -> Form:
-    return Form("interactions", tuple(path.read_bytes().splitlines()), b",", list, list, header=1)
+def damaged(draw: Callable, content: bytes) -> bytes:
+    """With pieces inserted, or put in place of others, and perhaps without its end."""
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(content)))
+        content = content[:start] + draw(st.sampled_from(PIECES)) + content[start + draw(st.integers(0, 3)) :]
+    return content[: draw(st.sampled_from([len(content), draw(st.integers(0, len(content)))]))]
 
 
 def plain_rows(content: bytes) -> list[dict[str, str]]:
@@ -69,13 +61,13 @@ def plain_rows(content: bytes) -> list[dict[str, str]]:
 
 
 def test_a_damaged_file_is_prepared_or_refused(monkeypatch):
-    @QUIET
+    @FEW
     @given(st.data())
     def run(draws):
         with tempfile.TemporaryDirectory() as root:
             folder = write_all(root)
             path = folder / draws.draw(st.sampled_from(["log.csv", "items.csv"]))
-            path.write_bytes(damaged(draws.draw, path.read_bytes(), form_of(path)))
+            path.write_bytes(damaged(draws.draw, path.read_bytes()))
             try:
                 data = prepare(root, monkeypatch)
             except UserError as error:
@@ -95,13 +87,13 @@ def test_a_damaged_file_is_prepared_or_refused(monkeypatch):
 
 def test_a_damaged_file_is_scored_or_refused(tmp_path, monkeypatch):
     folder = write_all(str(tmp_path))
-    content, form = (folder / "log.csv").read_bytes(), form_of(folder / "log.csv")
+    content = (folder / "log.csv").read_bytes()
     state = prepare(str(tmp_path), monkeypatch).state_dict()
 
-    @QUIET
+    @FEW
     @given(st.data())
     def run(draws):
-        given = damaged(draws.draw, content, form)
+        given = damaged(draws.draw, content)
         scorer = HistoryScorer(state)
         scorer.history_from_file = draws.draw(st.booleans())
         try:
@@ -117,7 +109,7 @@ def test_a_damaged_file_is_scored_or_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("in_entry", [False, True])
 def test_a_damaged_description_is_refused_or_means_something(monkeypatch, in_entry):
-    @QUIET
+    @FEW
     @given(st.data())
     def run(draws):
         with tempfile.TemporaryDirectory() as root:

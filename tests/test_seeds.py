@@ -109,9 +109,9 @@ def test_equal_numbers_have_no_spread():
 
 
 def test_runs_are_compared_on_the_same_rows(criteo, tmp_path, rng, outputs, capsys):
-    runs = [train(**SMALL, dropout=dropout) for dropout in (0.0, 0.5)]
+    runs = [train(**SMALL, dropout=dropout, on_regression=False) for dropout in (0.0, 0.5)]
     write_lines(tmp_path / "other_root" / "criteo" / "train.txt", make_lines(rng, 500))
-    runs.append(train(**SMALL, data_root=str(tmp_path / "other_root")))
+    runs.append(train(**SMALL, on_regression=False, data_root=str(tmp_path / "other_root")))
     table = compare_runs()
     assert table["run"].tolist() == [f"deepfm/version_{i}" for i in range(3)]
     assert list(table.columns)[3 : list(table.columns).index("auc")] == ["data_root", "dropout"]  # all others are equal

@@ -63,5 +63,5 @@ def test_the_official_split_keeps_the_test_file_whole():
 def test_the_official_split_needs_a_test_file(tmp_path, rng):
     write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 50))
     data = ClickDataModule(**DATA | {"data_root": str(tmp_path), "split": "official"}, seed=0)
-    with pytest.raises(UserError, match="train.txt has no test file; set split to 'time' or 'random'"):
+    with pytest.raises(UserError, match=r"train.txt has no test file; set split to 'time' or 'random'"):
         data.setup()
