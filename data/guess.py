@@ -105,7 +105,7 @@ def guess_key(looks: dict[str, Look], role: str) -> Look | None:
 
 def guess_time(looks: list[Look]) -> Guesses:
     """The time that orders the rows, if there is one; other times are no inputs."""
-    times = [look for look in looks if look.unit and len(look.values) > 1]
+    times = [look for look in looks if len(look.values) > 1 and look.unit]
     dated = [look for look in times if look.kind == "date" or named(look, "time")]
     narrow = [look for look in times if look.numbers.max() < 1.5 * look.numbers.min() and len(look.values) > FEW]
     narrow = [look for look in narrow if look.unit in ("s", "ms") and not named(look, "code", "kind")]

@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 from collections import Counter
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,7 @@ VALUE = "|".join([NUMBER, r"\d{4}-\d\d-\d\d.*", *CONVERSIONS])
 
 def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The entries of columns.json that say how a file is written; the columns, to be read as they are; and notes.
-
-    Raises: UserError for what must be converted.
-    """
+    Raises: UserError for what must be converted."""
     source, file = source_of(path), shlex.quote(str(path))
     entries: dict[str, Any] = {"missing": [*MISSING[1:]]}
     notes: list[str] = []
@@ -69,10 +66,10 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         if start == PARQUET:
             with parquet_errors(source.name):
                 schema = pyarrow.parquet.ParquetFile(stream).schema_arrow
-            columns = {field.name: {"role": parquet_role(field.type)} for field in schema}
-            if unread := [f"{field.name} ({field.type})" for field in schema if not parquet_role(field.type)]:
+            roles = {field.name: parquet_role(field.type) for field in schema}
+            if unread := [f"{field.name} ({field.type})" for field in schema if not roles[field.name]]:
                 notes.append(f"Columns of types that cannot be read: {', '.join(unread)}.")
-            return entries, {name: entry for name, entry in columns.items() if entry["role"]}, notes
+            return entries, {name: {"role": role} for name, role in roles.items() if role}, notes
         content = Text(source.name, start, stream, without_header({})).rest
     content = content[: content.rfind(b"\n") + 1] or content
     try:
@@ -142,8 +139,8 @@ def parquet_role(kind: pa.DataType) -> str | None:
 def separator_of(lines: list[str]) -> str:
     """The one that splits most lines into as many fields, and into most fields."""
 
-    def fit(separator: str) -> tuple[float, int]:
-        rows = map(str.split, lines, repeat("::")) if separator == "::" else csv.reader(lines, delimiter=separator)
+    def fit(mark: str) -> tuple[float, int]:
+        rows = [line.split(mark) if mark == "::" else next(csv.reader([line], delimiter=mark)) for line in lines]
         width, count = Counter(map(len, rows)).most_common(1)[0]
         return (round(count / len(lines), 2), width) if width > 1 else (0, 0)
 
@@ -166,9 +163,8 @@ def has_names(names: list[str], columns: list[list[str]]) -> bool:
 
 def conversion_command(path: Path, entries: dict[str, Any], changes: dict[str, str]) -> str:
     """Writes a file anew as CSV. changes: of columns, expressions of `{}` in pandas; "" for none."""
-    options = {"sep": entries.get("separator"), "encoding": entries.get("encoding")}
-    options |= {"escapechar": entries.get("escapechar"), "skiprows": int("comment" in entries)}
-    options |= {"names": list(changes) if entries.get("header") is False else None}
+    options = {"sep": entries.get("separator")} | {key: entries.get(key) for key in ("encoding", "escapechar")}
+    options |= {"skiprows": int("comment" in entries), "names": [] if entries.get("header", True) else list(changes)}
     given = "".join(f", {name}={json.dumps(value)}" for name, value in options.items() if value)
     read = "parquet({})" if ".parquet" in path.name else f"csv({{}}, dtype=str, keep_default_na=False{given})"
     code = ["import pandas", f"t = pandas.read_{read}".replace("{}", json.dumps(str(path)))]
@@ -217,9 +213,7 @@ class Look:
 
     @property
     def unit(self) -> str | None:
-        """The unit in which all values are recent times; "date" for dates."""
-        if not self.values:
-            return None
+        """The unit in which all values (of which there are some) are recent times; "date" for dates."""
         least, most = self.numbers.min(), self.numbers.max()
         units = {"date": 1} if self.kind == "date" else UNITS
         return next((unit for unit, n in units.items() if RECENT[0] < least / n <= most / n < RECENT[1]), None)
