@@ -19,7 +19,7 @@ from common.paths import data_root
 from tests.criteo_rows import make_lines, write_lines
 
 # the longest files, so that no process has one left when the others are done; those of Ray wait for other processes
-FIRST = [f"test_{name}.py" for name in ("cluster", "tune", "resume", "scripts", "processes", "export", "bst_train")]
+FIRST = [f"test_{name}.py" for name in ("cluster", "tune", "gate", "processes", "scripts", "export", "resume")]
 
 tqdm.set_lock(RLock())  # its own is shared with forked processes, which tests kill: one that held it would stop all
 

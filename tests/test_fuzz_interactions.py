@@ -25,13 +25,16 @@ ROWS = make_rows(np.random.default_rng(3), users=6, items=9)
 ATTRIBUTES = {"item_attributes": {"file": "items.csv", "columns": {"id": {"role": "item"}, "kind": {"role": "dense"}}}}
 VALUES = [None, "", "x", -1, 1.5, True, [], {}, ["0"], *({"role": role} for role in ("user", "item", "time"))]
 VALUES += ["categorical"]
-FEW = settings(QUIET, max_examples=QUIET.max_examples // 4)  # each is prepared, which takes a while
+# each is prepared, which takes a while
+FEW = settings(QUIET, max_examples=QUIET.max_examples // 4)
 PIECES = [bytes([code]) for code in b'\t\r\n\0," -_.9a\xff\xa0'] + [b"nan", b"1e400"]
 
 
 def prepare(root: str, monkeypatch) -> HistoryDataModule:
     monkeypatch.setenv("OUTPUT_ROOT", f"{root}/output")
-    data = HistoryDataModule(**DATA | {"dataset": "mine", "data_root": root, "split": "random"}, seed=0)
+    data = HistoryDataModule(
+        **DATA | {"dataset": "mine", "data_root": root, "split": "random", "batch_size": 16}, seed=0
+    )
     data.setup()
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
         assert all(column.isfinite().all() for batch in loader for column in batch)
