@@ -111,7 +111,8 @@ def test_an_export_that_fails_leaves_the_one_before(tmp_path, outputs, raw, monk
     export(checkpoint)
     before = contents(checkpoint.parent)
     script = tmp_path / "script.py"
-    script.write_text(f"""import resource, runpy
+    script.write_text(f"""import resource, runpy, sys
+sys.path.insert(0, {str(REPO)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, resource.RLIM_INFINITY))
 runpy.run_path({str(REPO / "export_onnx.py")!r}, run_name="__main__")""")
     done = run_process(script, checkpoint, folder=tmp_path)

@@ -146,12 +146,12 @@ def test_what_is_wrong_is_named_with_its_line(data, rows, block, cut):
 @QUIET
 @given(st.data(), ROWS)
 def test_a_damaged_file_is_read_whole_or_refused(data, rows):
-    """Bytes of a .gz or Parquet file are changed, and its end is cut off."""
+    """Bytes of a .gz file are changed (Parquet has no checksum of its metadata); the end of either is cut off."""
     lines, form = data.draw(as_text(rows))
     cells = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
-    content = data.draw(st.sampled_from([gzip.compress(b"".join(lines), mtime=0), parquet(cells)]))
-    damaged = bytearray(content)
-    for _ in range(data.draw(st.integers(0, 2))):
+    compressed = data.draw(st.booleans())
+    damaged = bytearray(gzip.compress(b"".join(lines), mtime=0) if compressed else parquet(cells))
+    for _ in range(data.draw(st.integers(0, 2)) if compressed else 0):
         damaged[data.draw(st.integers(4, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     end = data.draw(st.sampled_from([len(damaged), data.draw(st.integers(4, len(damaged)))]))
     path = Path(os.environ["OUTPUT_ROOT"]) / "rows"
