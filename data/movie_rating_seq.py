@@ -53,10 +53,7 @@ ARCHIVES = {  # by folder below DATA_ROOT
     ),
 }
 PUBLISHED = {
-    name: Published(
-        "python data/movie_rating_seq.py" + (f"`, with DATASET = {name!r} at its top, `" if name != DATASET else ""),
-        movie_sample,
-    )
+    name: Published("python data/movie_rating_seq.py", movie_sample, "" if name == DATASET else f"DATASET = {name!r}")
     for name in ARCHIVES
 }
 AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)  # the first age of each group, as in 1M
