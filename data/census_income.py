@@ -126,8 +126,8 @@ ADULT = _description(
 
 DESCRIPTIONS = {"census-income-kdd": CENSUS_INCOME_KDD, "adult": ADULT}
 PUBLISHED = {
-    name: Published("python data/census_income.py", partial(census_sample, CENSUS_INCOME_KDD), f"DATASET = {name!r}")
-    for name in DESCRIPTIONS
+    name: Published("python data/census_income.py", partial(census_sample, CENSUS_INCOME_KDD), setting)
+    for name, setting in (("census-income-kdd", ""), ("adult", 'DATASET = "adult"'))
 }
 
 
