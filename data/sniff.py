@@ -9,6 +9,7 @@ import re
 import shlex
 from collections import Counter
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from common.errors import UserError, check
-from data.reader import PARQUET, parquet_errors, source_of
+from data.reader import PARQUET, reading, source_of
 from data.schema import UNITS, Format
-from data.text import Text, first_rows
+from data.text import Text
 from data.values import RECENT, BadValue, times
 
 LINES = 1000  # looked at
@@ -65,7 +66,7 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     with source.open() as stream:
         start = stream.read(len(PARQUET))
         if start == PARQUET:
-            with parquet_errors(source.name):
+            with reading(source.name):
                 schema = pyarrow.parquet.ParquetFile(stream).schema_arrow
             roles = {field.name: parquet_role(field.type) for field in schema}
             if unread := [f"{field.name} ({field.type})" for field in schema if not roles[field.name]]:
@@ -94,7 +95,8 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
 
     def read() -> list[list[str]]:
         with source.open() as stream:
-            return first_rows(Text(source.name, b"", stream, without_header(entries)), LINES)
+            text = Text(source.name, b"", stream, without_header(entries))
+            return list(islice((fields for block in text.blocks() for _, fields in text.records(block)), LINES))
 
     try:
         rows = read()

@@ -21,7 +21,7 @@ from common.data.parallel import ordered_map
 from common.errors import check
 from common.files import write_tensors
 from data.attributes import Attributes, join, joined_columns, read_attributes
-from data.reader import Reader, Source, data_files, source_of
+from data.reader import Reader, data_files, source_of
 from data.schema import Column, ColumnSplit, Dataset, Description, Label, Rating
 from data.table.encoder import Field, Number, TableEncoder, fit_column, to_tensor
 from data.table.splits import split_rows
@@ -47,8 +47,8 @@ class TableReader(Reader):
         self.description, self.attributes = description, attributes
         self.tasks = {task: description.tasks[task] for task in tasks}
 
-    def _checked(self, source: Source, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
-        batch = super()._checked(source, batch, before)
+    def _checked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        batch = super()._checked(batch)
         columns = join(self.description, self.attributes, batch)
         derived = [(label_name(task), name, self._label) for task, name in self.tasks.items()]
         if isinstance(self.description.split, ColumnSplit) and not self.scoring:
@@ -58,7 +58,7 @@ class TableReader(Reader):
             try:
                 columns[new] = function(name, array)
             except BadValue as bad:
-                raise self.error(source, before + bad.row, name, array[bad.row], bad.expected) from bad
+                raise self.error(bad.row, name, array[bad.row], bad.expected) from bad
         return pa.RecordBatch.from_pydict(columns)
 
     def _label(self, name: str, array: pa.Array) -> pa.Array:
