@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections import Counter
+from contextlib import suppress
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -73,7 +74,7 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
                 notes.append(f"Columns of types that cannot be read: {', '.join(unread)}.")
             return entries, {name: {"role": role} for name, role in roles.items() if role}, notes
         content = Text(source.name, start, stream, without_header({})).rest
-    content = content[: content.rfind(b"\n") + 1] or content
+    content = content[: content.rfind(b"\n") + 1] or content  # no half letter at its end
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -204,17 +205,17 @@ class Look:
         self.repeats = self.known / max(len(values), 1)  # rows per value
         self.missing = float(np.mean(pc.equal(pc.list_value_length(cells), 0) if is_list else self.codes < 0))
         numbers = pd.to_numeric(pd.Series(self.values, dtype=object).str.replace(form.decimal, "."), errors="coerce")
-        self.numbers, self.kind = numbers.to_numpy(float), "text"
+        self.numbers, self.kind = numbers.to_numpy(float, copy=True), "text"
         if is_list:
             self.kind = "list"
         elif (dates := dates_of(self.values)) is not None:
             self.kind, self.numbers = "date", dates
         elif not np.isfinite(self.numbers).all():
-            self.numbers = np.full(len(values), np.nan)
+            self.numbers[:] = np.nan
         elif not any(re.fullmatch(r"0\d+|\d{16,}", value) for value in self.values):
             self.kind = "number"
         self.is_whole = self.kind == "number" and bool((self.numbers == np.floor(self.numbers)).all())
-        self.is_code = self.is_whole and bool(self.numbers.min() >= -1)
+        self.is_code = self.is_whole and bool((self.numbers >= -1).all())
 
     def guess(self, entry: dict[str, Any], why: str = "") -> None:
         self.entry, self.role, self.why = entry, entry.get("role"), why
@@ -226,9 +227,9 @@ class Look:
     @property
     def unit(self) -> str | None:
         """The unit in which all values (of which there are some) are recent times; "date" for dates."""
-        least, most = self.numbers.min(), self.numbers.max()
         units = {"date": 1} if self.kind == "date" else UNITS
-        return next((unit for unit, n in units.items() if RECENT[0] < least / n <= most / n < RECENT[1]), None)
+        ends = self.numbers.min(), self.numbers.max()
+        return next((unit for unit, n in units.items() if all(RECENT[0] < end / n < RECENT[1] for end in ends)), None)
 
     @cached_property
     def separator(self) -> str | None:
@@ -255,7 +256,6 @@ class Look:
 
 def dates_of(values: list[str]) -> np.ndarray | None:
     """The dates that texts are, in seconds since 1970; None unless the reader takes all for dates."""
-    try:
+    with suppress(BadValue):
         return times(pa.array(values, pa.string()), "date", required=False).to_numpy() if values else None
-    except BadValue:
-        return None
+    return None
