@@ -78,12 +78,12 @@ def ease(together: np.ndarray, penalty: float) -> np.ndarray:
 def rating_baselines(data: HistoryDataModule) -> dict[str, Tensor]:
     """Predicted test ratings or clicks (N,), fitted on train and, as BST's histories include it, on train + val."""
     user, item, rating = data.user_item_target()
-    test, bounds, (offset, unit) = data.rows["test"], data.encoder.scale.range, data.encoder.scale.units
+    test, (least, most), (offset, unit) = data.rows["test"], data.encoder.scale.range, data.encoder.scale.units
     if data.target == "click":  # a linear probability model
-        bounds, (offset, unit) = (0.01, 0.99), (0.0, 1.0)
+        least, most, offset, unit = 0.01, 0.99, 0.0, 1.0
 
     def clipped(predicted: np.ndarray) -> Tensor:
-        return torch.from_numpy((predicted * unit + offset).clip(*bounds).astype(np.float32))
+        return torch.from_numpy((predicted * unit + offset).clip(least, most).astype(np.float32))
 
     def fit(rows: np.ndarray, penalty: float) -> tuple[float, np.ndarray, np.ndarray]:
         """Mean, and the predictions of the biases and of the factorization for all rows (N,), fitted on `rows`."""
