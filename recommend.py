@@ -65,7 +65,7 @@ def recommend(
     begin, listed, ranks = time.perf_counter(), set[int](), []
     with open_table(output, [*checkpoints, raw]) as write:
         following: dict[str, list[str]] = {}  # what users did next
-        for user, item in (row for part in histories.users_of(input_of(raw)) for row in part):
+        for user, item in histories.users_of(input_of(raw)):
             known = following.setdefault(user, [])
             if item is not None and not histories.has(user, item):
                 known.append(item)

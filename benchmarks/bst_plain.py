@@ -14,7 +14,7 @@ from benchmarks.turns import timed
 from bst.bst import BST, NUM_DENSE, USER_FEATURE_DIM
 from bst.train import AUTO, DATA, MODEL, OPTIMIZER
 from common.model.layers import mlp
-from data.history.dataset import PADDING, TIME_GAP_BUCKETS
+from data.history.dataset import PADDING, TIME_GAP_BUCKETS, USER_BIAS_SHRINKAGE
 from data.movie_rating_seq import HistoryDataModule
 
 ROWS = 40_000  # training rows of one measurement
@@ -24,9 +24,11 @@ class PlainRows(Dataset):
     """One row at a time, with its history sliced and padded in Python."""
 
     def __init__(self, data: HistoryDataModule):
-        columns = data.examples().arrays
-        self.item, self.residual, self.expected, self.user_bias, self.user_ids = (a.numpy() for a in columns[:5])
-        self.rating, self.time, self.user, self.start = (a.numpy() for a in columns[5:])
+        columns = [array.numpy() for array in data.examples().arrays]
+        self.item, self.residual, self.total, self.user_ids, self.expected, self.time, first, self.rating, self.user = (
+            columns
+        )
+        self.start = first[self.user]
         self.history_length = data.history_length
 
     def __len__(self) -> int:
@@ -36,7 +38,7 @@ class PlainRows(Dataset):
         past = slice(max(self.start[row], row - self.history_length), row)
         empty = self.history_length - (past.stop - past.start)
         time_gap = np.log2(self.time[row] - self.time[past] + 1.0) * 2
-        user_bias = self.user_bias[row]
+        user_bias = (self.total[row] - self.total[self.start[row]]) / (USER_BIAS_SHRINKAGE + row - self.start[row])
         return (
             self.item[row],
             np.pad(self.item[past], (empty, 0), constant_values=PADDING),

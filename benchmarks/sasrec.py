@@ -88,7 +88,7 @@ def main() -> None:
     settings: dict[str, Any] = DATA | {"target": "item"}
     data = HistoryDataModule(**settings, seed=SEED)
     data.setup()
-    item, start = np.load(data.folder / "item.npy"), np.load(data.events / "start.npy")
+    item, start = np.load(data.folder / "item.npy"), data.event("first")[data.event("user")]
     train = data.rows["train"]
     last = train[np.diff(start[train], append=-1) != 0]  # the last training row of each user
     ends = last[last > start[last]] + 1

@@ -4,15 +4,19 @@
 """
 
 import sys
+from bisect import bisect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from csv import QUOTE_NONE
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
+import pandas as pd
 import pyarrow.compute as pc
 
 from common.data.cache import build_once
@@ -22,18 +26,7 @@ from common.errors import run_script
 from data.history.module import InteractionDataModule
 from data.reader import Reader, data_files, source_of
 from data.samples.movies import movie_sample
-from data.schema import (
-    Categorical,
-    Column,
-    Dataset,
-    Dense,
-    Description,
-    Format,
-    Key,
-    Plain,
-    Rating,
-    Time,
-)
+from data.schema import Categorical, Column, Dataset, Description, Format, Key, Plain, Rating, Time
 
 DATASET = "ml-1m"  # what this script downloads: "ml-1m" or "ml-100k"
 ARCHIVES = {  # by folder below DATA_ROOT
@@ -67,83 +60,57 @@ CLICK_FROM = 4.0  # for BST, whose histories need every rating
 
 def described(folder: Path, clicks: bool) -> Dataset | None:
     """The MovieLens release in a folder, None if there is none. clicks: for DeepFM and DLRM, with ratings as clicks."""
-    target = Rating(positive=LIKED, negative=DISLIKED) if clicks else Rating(click_from=CLICK_FROM)
-
-    def columns(user: str, item: str, rating: str, time: str) -> dict[str, Column]:
-        return {user: _key("user"), item: _key("item"), rating: target, time: Time()}
-
-    def movies(item: str) -> dict[str, Column]:
-        found: dict[str, Column] = {item: _key("item"), "title": Plain(role="kept")}
-        if not clicks:
-            return found | {"genres": Categorical(separator="|")}
-        year = Categorical(source="title", pattern=r"\((?P<year>[0-9]{4})\)$")
-        return found | {"genres": Categorical(), "year": year}  # all genres of a movie as one value
-
-    if path := find_file(folder, "ratings.csv"):  # latest, 20M, 25M, 32M
-        described = Description(
-            file=path.name,
-            columns=columns("userId", "movieId", "rating", "timestamp"),
-            item_attributes=Format(
-                file=raw_file(folder, "movies.csv").name, missing=("(no genres listed)",), columns=movies("movieId")
-            ),
-        )
-        return Dataset("movies", described, folder, str(path))
-    path = find_file(folder, "ratings.dat") or find_file(folder, "u.data")
+    table = find_file(folder, "ratings.csv")  # latest, 20M, 25M, 32M
+    path = table or find_file(folder, "ratings.dat") or find_file(folder, "u.data")
     if path is None:
         return None
+    user, item, time = ("userId", "movieId", "timestamp") if table else ("user", "movie", "time")
+    users: dict[str, Column] = {user: Key(role="user", type="number")}
+    movies: dict[str, Column] = {item: Key(role="item", type="number"), "title": Plain(role="kept")}
+    target = Rating(positive=LIKED, negative=DISLIKED) if clicks else Rating(click_from=CLICK_FROM)
+    columns = users | {item: movies[item], "rating": target, time: Time()}
+    movies["genres"] = Categorical(separator=None if clicks else "|")  # for clicks, all genres of a movie as one value
+    if clicks:
+        movies["year"] = Categorical(source="title", pattern=r"\((?P<year>[0-9]{4})\)$")
+    if table:
+        known = Format(file=raw_file(folder, "movies.csv").name, missing=("(no genres listed)",), columns=movies)
+        description = Description(file=path.name, columns=columns, item_attributes=known)
+        return Dataset("movies", description, folder, str(path))
     separator, second = ("::", folder) if path.name.startswith("ratings") else ("\t", _converted(folder))
-    features: dict[str, Column] = dict.fromkeys(("gender", "age", "occupation"), Categorical())
-    zip_code: dict[str, Column] = {"zip": Categorical() if clicks else Plain(role="excluded")}
-    described = Description(
+    users |= dict.fromkeys(("gender", "age", "occupation"), Categorical())
+    users["zip"] = Categorical() if clicks else Plain(role="excluded")
+    plain: dict[str, Any] = {"header": False, "quoted": False}
+    others = plain | {"separator": "::", "encoding": "latin-1"}
+    description = Description(
         file=path.name,
+        columns=columns,
         separator=separator,
-        header=False,
-        quoted=False,
-        columns=columns("user", "movie", "rating", "time"),
-        item_attributes=_plain(str(raw_file(second, "movies.dat")), "::", movies("movie")),
-        user_attributes=_plain(str(raw_file(second, "users.dat")), "::", {"user": _key("user")} | features | zip_code),
+        item_attributes=Format(file=str(raw_file(second, "movies.dat")), columns=movies, **others),
+        user_attributes=Format(file=str(raw_file(second, "users.dat")), columns=users, **others),
+        **plain,
     )
-    return Dataset("movies", described, folder, str(path))
-
-
-def _key(role: Literal["user", "item"]) -> Key:
-    return Key(role=role, type="number")
-
-
-def _plain(file: str, separator: str, columns: dict[str, Column]) -> Format:
-    return Format(file=file, separator=separator, header=False, quoted=False, encoding="latin-1", columns=columns)
+    return Dataset("movies", description, folder, str(path))
 
 
 def _converted(folder: Path) -> Path:
     """A folder with the movies and users of 100K in the format of 1M."""
-    movies, users = raw_file(folder, "u.item"), raw_file(folder, "u.user")
-    return build_once("movies-100k", [movies, users], {}, partial(_convert, movies, users), code=[__name__])
+    files = [raw_file(folder, "u.item"), raw_file(folder, "u.user")]
+    return build_once("movies-100k", files, {}, partial(_convert, *files), code=[__name__])
 
 
 def _convert(movies: Path, users: Path, target: Path) -> None:
-    flags: dict[str, Column] = dict.fromkeys(GENRES_100K, Categorical())
-    dates: dict[str, Column] = dict.fromkeys(("date", "video date", "url"), Plain(role="excluded"))
-    form = _plain("-", "|", {"movie": _key("item"), "title": Plain(role="kept"), **dates, **flags})
-    lines = []
-    for row in _rows(movies, form):
-        lines.append([row["movie"], row["title"], "|".join(genre for genre in flags if row[genre] == "1")])
-    _write(target / "movies.dat", lines)
-    other: dict[str, Column] = dict.fromkeys(("gender", "occupation", "zip"), Plain(role="kept"))
-    form = _plain("-", "|", {"user": _key("user"), "age": Dense(type="integer"), **other})
-    lines = []
-    for row in _rows(users, form):
-        group = max(first for first in AGE_GROUPS if first <= max(1, row["age"] or 1))
-        lines.append([row["user"], row["gender"], str(group), row["occupation"], row["zip"]])
-    _write(target / "users.dat", lines)
+    def write(name: str, rows: Iterable[Sequence[str]]) -> None:
+        (target / name).write_text("".join("::".join(row) + "\n" for row in rows), encoding="latin-1")
+
+    rows = ([*row[:2], "|".join(compress(GENRES_100K, map(int, row[5:])))] for row in _rows(movies))
+    write("movies.dat", rows)
+    group = lambda age: str(AGE_GROUPS[bisect(AGE_GROUPS[1:], int(age))])  # noqa: E731
+    write("users.dat", ([user, sex, group(age), *rest] for user, age, sex, *rest in _rows(users)))
 
 
-def _rows(path: Path, form: Format) -> Iterator[dict[str, Any]]:
-    for batch in Reader(form).batches(source_of(path)):
-        yield from batch.to_pylist()
-
-
-def _write(path: Path, lines: list[list[str]]) -> None:
-    path.write_text("".join("::".join(cells) + "\n" for cells in lines), encoding="latin-1")
+def _rows(path: Path) -> list[list[str]]:
+    table = pd.read_csv(path, sep="|", header=None, dtype=str, quoting=QUOTE_NONE, encoding="latin-1")
+    return table.fillna("").to_numpy().tolist()
 
 
 class HistoryDataModule(InteractionDataModule):
@@ -151,21 +118,18 @@ class HistoryDataModule(InteractionDataModule):
 
     published = PUBLISHED
 
-    def described(self, folder: Path) -> Dataset:
-        return _movielens(folder)
-
-
-def _movielens(folder: Path) -> Dataset:
-    if movies := described(folder, clicks=False):
-        return movies
-    raise missing_file(folder, "none of ratings.dat, u.data, ratings.csv and columns.json", PUBLISHED)
+    @staticmethod
+    def described(folder: Path) -> Dataset:
+        if movies := described(folder, clicks=False):
+            return movies
+        raise missing_file(folder, "none of ratings.dat, u.data, ratings.csv and columns.json", PUBLISHED)
 
 
 def main() -> None:
     """Download the raw files if there is no folder, and print a summary."""
     ensure_dataset(DATASET, ARCHIVES)
     folder, _ = find_dataset(DATASET, None, PUBLISHED)
-    table = _movielens(folder)
+    table = HistoryDataModule.described(folder)
     users: Counter[str] = Counter()
     movies: set[str] = set()
     rows, total = 0, 0.0

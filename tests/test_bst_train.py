@@ -96,7 +96,7 @@ def test_factorization_reaches_its_minimum(rng):
     assert error.std() < 0.4 * rating.std()
     for m in range(3):
         rows = movie == m
-        gradient = -(error[rows, None] * users[user[rows], :-2]).sum(0) + 0.07 * (rows.sum() + 5) * movies[m, :-2]
+        gradient = -(error[rows, None] * users[user[rows], :-1]).sum(0) + 0.07 * (rows.sum() + 5) * movies[m, :-1]
         np.testing.assert_allclose(gradient, 0, atol=2e-3)
 
 

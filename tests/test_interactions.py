@@ -98,7 +98,7 @@ def test_an_example_sees_its_users_past_alone(tmp_path, rng, split):
     train = [rows[n] for n in data.rows["train"]]
     assert texts[FIRST_ID:] == sorted({item for _, item, _, _ in train})
     least, greatest = min(row[3] for row in train), max(row[3] for row in train)
-    assert data.encoder.scale.range == (least, greatest)
+    assert data.encoder.scale.range == [least, greatest]
     unit = (greatest - least) / 4
     values = [1 + (row[3] - least) / unit for row in rows]
     expected = dict(zip(texts, encoder.expected, strict=True))
@@ -311,7 +311,7 @@ def test_a_label_is_a_click(tmp_path, rng):
     content["columns"][STARS] = {"role": "label", "positive": ["60", "70", "80", "90", "100"]}
     (folder / "columns.json").write_text(json.dumps(content))
     data = open_data(tmp_path)
-    assert data.target == "click" and data.encoder.scale.range == (0, 1)
+    assert data.target == "click" and data.encoder.scale.range == [0, 1]
     found = data.examples().targets(torch.arange(len(rows)))
     assert found.tolist() == [float(row[3] >= 60) for row in in_order(rows)]
     content["columns"][STARS]["negative"] = [str(stars) for stars in range(0, 50, 10)]
@@ -437,7 +437,7 @@ def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
     scorer.history_from_file = True
     header = ["x", USER, ITEM, WHEN, STARS]
     table = [header, *(["", "newcomer", item, seconds, stars] for _, item, seconds, stars in own)]
-    (((newcomer, _), *_),) = scorer.users_of(source(to_csv(table)))
+    ((newcomer, _), *_) = scorer.users_of(source(to_csv(table)))
     candidates, found = scorer.user_inputs(newcomer)
     texts = [scorer.item_text(number) for number in candidates]
     assert not {item for _, item, _, _ in own} & set(texts)

@@ -1,12 +1,13 @@
-"""A user's past before each target, as windows into time-ordered arrays: nothing is copied in advance.
+"""A user's past before a row, as windows into arrays in the order of users and time: nothing is copied in advance.
 
-B: rows of a batch, Q: candidate items of a row, L: length of the history, M: item ids, C: feature columns of a user.
+N: all rows, B: rows of a batch, Q: candidate items of a row, L: length of the history, M: item ids, C: feature columns
+of a user.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,7 @@ from common.errors import UserError, shown
 
 OOV, PADDING, FIRST_ID = 0, 1, 2  # ids: unseen in training, nothing (fills up a history), the first of a vocabulary
 TIME_GAP_BUCKETS = 64  # half powers of two: 0, 1 .. 2^31 seconds (or rows, if times are ranks)
-EVENTS = ["rating", "time", "user", "start"]  # columns in time order, the same for any split
-ENCODED = ["item", "residual", "expected", "user_bias", "user_ids"]  # expected: by item id; user_ids: a row per user
+USER_BIAS_SHRINKAGE = 5.0  # past ratings with residual 0 added to a user's bias
 WEIGHT_BITS = 32  # of the weights that negatives are drawn with: their sum, times the users, fits into 64 bits
 
 Target = Tensor | tuple[Tensor, Tensor]
@@ -26,28 +26,23 @@ Target = Tensor | tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Scale:
-    """What ratings mean. click_from: a "click" is a rating of at least this; None: clicks are not defined.
+    """What ratings mean. range: the least and the greatest; units: the offset and unit of (rating - offset) / unit,
+    which the model sees: it has the spread of MovieLens' ratings.
 
-    The model sees (rating - offset) / unit, which has the spread of MovieLens' ratings. even_chance: the expected
-    rating, in these units, at which a click has probability one half. has_ratings: False if every row is a positive;
-    what is expected of an item is then the log of its popularity.
+    click_from: a "click" is a rating of at least this; None: clicks are not defined. even_chance: the expected rating,
+    in units, at which a click has probability one half. has_ratings: False if every row is a positive; what is expected
+    of an item is then the log of its popularity.
     """
 
-    least: float
-    greatest: float
-    click_from: float | None
-    even_chance: float
-    offset: float = 0.0
-    unit: float = 1.0
+    range: Sequence[float] = (0.0, 1.0)
+    units: Sequence[float] = (0.0, 1.0)
+    click_from: float | None = 1.0
+    even_chance: float = 0.0
     has_ratings: bool = True
 
-    @property
-    def range(self) -> tuple[float, float]:
-        return self.least, self.greatest
-
-    @property
-    def units(self) -> tuple[float, float]:
-        return self.offset, self.unit
+    def in_units(self, rating: np.ndarray) -> np.ndarray:
+        offset, unit = self.units
+        return (rating - offset) / unit
 
     def clicks(self, rating: Tensor) -> Tensor:
         """1 for a rating of at least click_from, otherwise 0; nan stays nan."""
@@ -55,51 +50,82 @@ class Scale:
         return torch.where(rating.isnan(), rating, (rating >= self.click_from).float())
 
 
+class Histories(NamedTuple):
+    """What all users did, by user and time."""
+
+    item: Tensor  # ids (N,)
+    residual: Tensor  # ratings minus those expected of the items (N,)
+    total: Tensor  # sums of the residuals before each row, and of all (N + 1,) float64
+    user_ids: Tensor  # of each user and its features (users, 1 + C)
+    expected: Tensor  # rating, or log of the popularity, of each item id (M,)
+    time: Tensor  # (N,)
+    first: Tensor  # the first row of each user, and N (users + 1,)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the model sees of histories: the last `history_length` rows (L), with ratings or without."""
+
+    history_length: int
+    use_ratings: bool
+    even_chance: float  # of a Scale if the target is a click, otherwise 0
+
+    def inputs(self, data: Histories, items: Tensor, user: Tensor, position: Tensor, now: Tensor) -> list[Tensor]:
+        """Candidates (B, Q) of rows of users (B,) whose past ends before a position (B,) of data, at a time (B,) ->
+        items (B, Q), history (B, L), residual (B, L), time_gap (B, L), user_ids (B, 1 + C), dense (B, Q, 3)."""
+        start = data.first[user]
+        window = position.unsqueeze(1) + torch.arange(-self.history_length, 0)  # (B, L)
+        is_past = window >= start.unsqueeze(1)
+        window.clamp_(min=0)
+        past = position - start
+        bias = (data.total[position] - data.total[start]) / (past + USER_BIAS_SHRINKAGE)  # a shrunken mean
+        bias = bias.float() * self.use_ratings
+        dense = torch.empty(*items.shape, 3)
+        dense[..., 0] = data.expected[items] + bias.unsqueeze(1) - self.even_chance
+        dense[..., 1] = bias.unsqueeze(1)
+        dense[..., 2] = (1.0 + past).log().unsqueeze(1)
+        return [
+            items,
+            data.item[window].where(is_past, PADDING),
+            data.residual[window].where(is_past, 0.0) * self.use_ratings,
+            time_gap_bucket(now.unsqueeze(1) - data.time[window]) * is_past,
+            data.user_ids[user],
+            dense,
+        ]
+
+
+def time_gap_bucket(time_gap: Tensor) -> Tensor:
+    """Buckets of time gaps (seconds or rows) by half powers of two: 0 -> 0, 1 -> 2, 3 -> 4, 7 -> 6 ...; int32."""
+    return (2 * (time_gap.clamp(min=0) + 1.0).log2()).to(torch.int32).clamp(max=TIME_GAP_BUCKETS - 1)
+
+
 class HistoryDataset(MemmapDataset):
-    """Rows whose histories are windows into the arrays ENCODED and EVENTS.
+    """Rows and their pasts. click: whether the target is a click instead of the rating; candidates: own_item, all_items
+    or a SampledItems."""
 
-    history_length: L; click: whether the target is a click instead of the rating; use_ratings: False removes the rating
-    values from the histories; candidates: own_item, all_items or a SampledItems.
-    """
-
-    def __init__(
-        self,
-        events: Path,
-        encoded: Path,
-        scale: Scale,
-        *,
-        history_length: int,
-        click: bool,
-        use_ratings: bool,
-        candidates: "Candidates",
-    ):
+    def __init__(self, events: Path, encoded: Path, scale: Scale, view: View, click: bool, candidates: "Candidates"):
         # the absolute names are not looked for below `encoded`
-        super().__init__(encoded, [*ENCODED, *(str(events / name) for name in EVENTS)])
-        self.scale, self.history_length, self.click, self.use_ratings = scale, history_length, click, use_ratings
-        self.candidates = candidates
+        whole = [str(events / name) for name in ("time", "first", "rating", "user")]
+        super().__init__(encoded, ["item", "residual", "total", "user_ids", "expected", *whole])
+        self.scale, self.view, self.click, self.candidates = scale, view, click, candidates
+
+    @property
+    def histories(self) -> Histories:
+        return Histories(*self.arrays[:-2])
+
+    @property
+    def user(self) -> Tensor:
+        return self.arrays[-1]
 
     def __getitem__(self, rows: Tensor) -> tuple[Any, ...]:
-        """Row numbers (B,) -> items (B, Q), history (B, L), residual (B, L), time_gap (B, L), user_ids (B, 1 + C),
-        dense (B, Q, 3), target (B, Q)."""
-        item, residual, expected, user_bias, user_ids, _, time, user, start = self.arrays
+        """Row numbers (B,) -> View.inputs and target (B, Q)."""
+        data = self.histories
         items, target = self.candidates(self, rows)
-        window = item, residual, time, rows, start[rows], time[rows], self.history_length
-        history, residual, time_gap = history_window(*window)
-        even_chance = self.scale.even_chance if self.click else 0.0
-        bias = user_bias[rows] * self.use_ratings
-        return (
-            items,
-            history,
-            residual * self.use_ratings,
-            time_gap,
-            user_ids[user[rows]],
-            dense_features(expected[items], bias, rows - start[rows], even_chance),
-            target,
-        )
+        return *self.view.inputs(data, items, self.user[rows], rows, data.time[rows]), target
 
     def targets(self, rows: Tensor) -> Tensor:
         """Row numbers (B,) -> ratings or clicks (B,)."""
-        rating = self.arrays[len(ENCODED)][rows]
+        rating = self.arrays[-2][rows]
         return self.scale.clicks(rating) if self.click else rating
 
 
@@ -108,32 +134,32 @@ Candidates = Callable[[HistoryDataset, Tensor], tuple[Tensor, Target]]  # row nu
 
 def own_item(data: HistoryDataset, rows: Tensor) -> tuple[Tensor, Target]:
     """The row's own item alone, with its rating or click."""
-    return data.arrays[0][rows].unsqueeze(1), data.targets(rows).unsqueeze(1)
+    return data.histories.item[rows].unsqueeze(1), data.targets(rows).unsqueeze(1)
 
 
 def all_items(data: HistoryDataset, rows: Tensor) -> tuple[Tensor, Target]:
     """All items. The target is 1 for the row's own, nan for those that the user had before."""
-    item, start, total = data.arrays[0], data.arrays[-1][rows].long(), len(data.arrays[2])
+    item, first, total = data.histories.item, data.histories.first, len(data.histories.expected)
     target = torch.zeros(len(rows), total)
-    past = rows - start
-    row = torch.arange(len(rows)).repeat_interleave(past)
-    earlier = torch.arange(len(row)) + (start - past.cumsum(0) + past)[row]
-    target[row, item[earlier].long()] = torch.nan
+    for row, (start, end) in enumerate(zip(first[data.user[rows]].tolist(), rows.tolist(), strict=True)):
+        target[row, item[start:end].long()] = torch.nan
     target[torch.arange(len(rows)), item[rows].long()] = 1.0  # also if the user had it before
     items = torch.arange(FIRST_ID, total, dtype=torch.int32).expand(len(rows), -1)
     return items, target[:, FIRST_ID:]  # an item that is new to the model is no candidate: a miss
 
 
+@dataclass(frozen=True)
 class SampledItems:
     """The row's own item, whose target is 1, and `count` negatives, drawn anew each epoch."""
 
-    def __init__(self, negatives: "Negatives", count: int, seed: int):
-        self.negatives, self.count, self.seed = negatives, count, seed
+    negatives: "Negatives"
+    count: int
+    seed: int
 
     def __call__(self, data: HistoryDataset, rows: Tensor) -> tuple[Tensor, Target]:
-        own, user = data.arrays[0][rows].unsqueeze(1), data.arrays[-2][rows].numpy()
-        drawn = self.negatives.draw(user, random_bits([self.seed, data.epoch], rows.numpy(), self.count))
-        items = torch.cat([own, torch.from_numpy(drawn)], 1)
+        bits = random_bits([self.seed, data.epoch], rows.numpy(), self.count)
+        drawn = self.negatives.draw(data.user[rows].numpy(), bits)
+        items = torch.cat([data.histories.item[rows].unsqueeze(1), torch.from_numpy(drawn)], 1)
         target = torch.zeros(items.shape)
         target[:, 0] = 1.0
         log_q = self.negatives.log_q
@@ -152,8 +178,7 @@ class Negatives:
         weight = np.ceil(share / share.sum() * 2**WEIGHT_BITS).astype(np.int64)  # integers, so that draws are exact
         self.log_q = torch.from_numpy(np.log(np.maximum(weight, 1) / weight.sum())).float() if power else None
         self.ends, self.span = weight.cumsum(), weight.sum() + 1
-        known = np.unique(user.astype(np.int64) * len(count) + item)
-        user, item = np.divmod(known, len(count))
+        user, item = np.divmod(np.unique(user.astype(np.int64) * len(count) + item), len(count))
         self.first = np.searchsorted(user, np.arange(len(names) + 1))
         self.removed = np.concatenate([[0], weight[item].cumsum()])  # by the known items before
         self.free = weight.sum() - np.diff(self.removed[self.first])
@@ -186,29 +211,3 @@ def random_bits(seed: Sequence[int], rows: np.ndarray, count: int) -> np.ndarray
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
-
-
-def history_window(
-    item: Tensor, residual: Tensor, time: Tensor, position: Tensor, start: Tensor, now: Tensor, length: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Item, residual and time gap to `now` (B, L) of the last rows before `position` (B,), none before `start`."""
-    window = position.unsqueeze(1) + torch.arange(-length, 0)  # (B, L)
-    is_past = window >= start.unsqueeze(1)
-    window.clamp_(min=0)
-    time_gap = time_gap_bucket(now.unsqueeze(1) - time[window]) * is_past
-    return item[window].where(is_past, PADDING), residual[window].where(is_past, 0.0), time_gap
-
-
-def dense_features(expected: Tensor, user_bias: Tensor, past: Tensor, even_chance: float) -> Tensor:
-    """Expected of the items (B, Q) + user bias (B,) (minus even_chance), user bias, log of 1 + the number of past rows
-    (B,): (B, Q, 3)."""
-    dense = expected.new_empty(*expected.shape, 3)
-    dense[..., 0] = expected + user_bias.unsqueeze(1) - even_chance
-    dense[..., 1] = user_bias.unsqueeze(1)
-    dense[..., 2] = (1.0 + past).log().unsqueeze(1)
-    return dense
-
-
-def time_gap_bucket(time_gap: Tensor) -> Tensor:
-    """Buckets of time gaps (seconds or rows) by half powers of two: 0 -> 0, 1 -> 2, 3 -> 4, 7 -> 6 ...; int32."""
-    return (2 * (time_gap.clamp(min=0) + 1.0).log2()).to(torch.int32).clamp(max=TIME_GAP_BUCKETS - 1)

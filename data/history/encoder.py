@@ -3,13 +3,13 @@
 N: rows, M: item ids, A: values of the items' attributes, C: feature columns of a user.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from common.data.data_module import SPLIT_SEED, SPLITS
 from common.errors import check
@@ -22,11 +22,9 @@ SHARES = (0.8, 0.1)  # of training and validation rows, for "time" and "random"
 LEAST_TIMESTAMP = 100_000_000  # seconds since 1970; smaller times are ranks
 ATTRIBUTE_BINS = 16  # per numeric attribute, each with about equally many users or items of the training rows
 USUAL_SPREAD = 4.0  # between the least and the greatest rating of MovieLens, for which BST's settings were chosen
-# pseudo-ratings with residual 0 added to each bias (Surprise's defaults), and to the bias over a user's past
-USER_SHRINKAGE, ITEM_SHRINKAGE = 15.0, 10.0
-USER_BIAS_SHRINKAGE = 5.0
+USER_SHRINKAGE, ITEM_SHRINKAGE = 15.0, 10.0  # ratings with residual 0 added to each bias (Surprise's defaults)
 
-Columns = Mapping[str, np.ndarray]  # user, item (numbers), rating, time, start (N,): in time order
+Columns = Mapping[str, np.ndarray]  # what write_events wrote
 
 
 def split_rows(events: Columns, split: str) -> dict[str, np.ndarray]:
@@ -36,12 +34,11 @@ def split_rows(events: Columns, split: str) -> dict[str, np.ndarray]:
     have training rows only. "time": the same cut-off times for all users. "random" leaks: a training row may be later
     than a test row of the same user.
     """
-    rows = np.arange(len(events["user"]))
+    count = len(events["user"])
     if split == "leave_last":
-        first = np.flatnonzero(events["start"] == rows)
-        counts = np.diff(first, append=len(rows))
-        last = (first + counts - 1)[counts >= 3]
-        part: np.ndarray = np.zeros(len(rows), np.int8)
+        first = events["first"]
+        last = first[1:][np.diff(first) >= 3] - 1
+        part: np.ndarray = np.zeros(count, np.int8)
         part[last - 1], part[last] = 1, 2
     elif split == "time":
         check(
@@ -52,8 +49,7 @@ def split_rows(events: Columns, split: str) -> dict[str, np.ndarray]:
         cuts = np.quantile(events["time"], np.cumsum(SHARES), method="lower")
         part = np.searchsorted(cuts, events["time"], "left")  # equal times are in the same split
     else:
-        drawn = np.random.default_rng(SPLIT_SEED).random(len(rows))
-        part = np.searchsorted(np.cumsum(SHARES), drawn, "right")
+        part = np.searchsorted(np.cumsum(SHARES), np.random.default_rng(SPLIT_SEED).random(count), "right")
     return {name: np.flatnonzero(part == i) for i, name in enumerate(SPLITS)}
 
 
@@ -62,15 +58,16 @@ def fit_scale(ratings: np.ndarray, click_from: float | None, where: str) -> Scal
     least, greatest = float(ratings.min()), float(ratings.max())
     check(least < greatest, f'{where}: all training ratings are {least:g}; give the column the role "excluded".')
     unit = (greatest - least) / USUAL_SPREAD
+    units = least - unit, unit
     if click_from is None:
-        return Scale(least, greatest, None, 0.0, least - unit, unit)
+        return Scale((least, greatest), units, None)
     check(
         least < click_from <= greatest,
         f'{where}: "click_from" is {click_from:g}; it must be above {least:g} and at most {greatest:g}, the least '
         "and greatest training rating.",
     )
     margin = (click_from + float(ratings[ratings < click_from].max())) / 2
-    return Scale(least, greatest, click_from, (margin - least + unit) / unit, least - unit, unit)
+    return Scale((least, greatest), units, click_from, (margin - least + unit) / unit)
 
 
 def fit_biases(
@@ -86,12 +83,6 @@ def fit_biases(
         rest = np.bincount(user, rating - mean - item_bias[item], num_users)
         user_bias = rest / (USER_SHRINKAGE + user_count)
     return mean, user_bias, item_bias
-
-
-def fit_popularity(item: np.ndarray) -> np.ndarray:
-    """The log of how many rows an item has, minus that of the mean (M,): of a row and as many others, the log odds."""
-    counts = np.bincount(item)
-    return np.log(counts + 1) - np.log(counts.mean() + 1)
 
 
 @dataclass
@@ -110,36 +101,6 @@ class HistoryEncoder:
     item_bias: list[float]  # by id
     scale: Scale
 
-    @classmethod
-    def fit(
-        cls,
-        events: Columns,
-        train: np.ndarray,
-        of_users: Mapping[str, Cells],
-        of_items: Mapping[str, Cells],
-        scale: Scale,
-        start_from_biases: bool,
-    ) -> "HistoryEncoder":
-        """of_users, of_items: cells of each attribute; start_from_biases: False leaves every bias at 0."""
-        items, item = np.unique(events["item"][train], return_inverse=True)
-        users, user = np.unique(events["user"][train], return_inverse=True)
-        if scale.has_ratings:
-            rating = in_units(events["rating"][train], scale)
-            mean, _, item_bias = fit_biases(user, item, rating, len(users), len(items))
-        else:
-            mean, item_bias = 0.0, fit_popularity(item)
-        features = [in_bins(cells, users) for cells in of_users.values()]
-        named = {name: in_bins(cells, items) for name, cells in of_items.items()}
-        return cls(
-            items.tolist(),
-            users.tolist(),
-            [sorted({_only(cells[number]) for number in users}) for cells in features],
-            sorted({f"{name}: {text}" for name, cells in named.items() for number in items for text in cells[number]}),
-            mean,
-            [0.0] * FIRST_ID + (item_bias * start_from_biases).tolist(),
-            scale,
-        )
-
     @property
     def num_items(self) -> int:
         return FIRST_ID + len(self.items)
@@ -154,53 +115,22 @@ class HistoryEncoder:
         """Number of ids of the user itself, then of each of its features."""
         return [FIRST_ID + len(self.users), *(1 + len(values) for values in self.feature_values)]
 
-    def attribute_shares(self, of_items: Mapping[str, Cells]) -> Tensor:
-        """(M, A): 1 / number of its values of an attribute for each value of an item."""
-        shares = torch.zeros(self.num_items, self.num_attributes)
-        columns = {value: column for column, value in enumerate(self.attributes)}
-        for name, cells in of_items.items():
-            binned = in_bins(cells, np.array(self.items))
-            for row, number in enumerate(self.items, FIRST_ID):
-                for text in binned[number]:
-                    shares[row, columns[f"{name}: {text}"]] += 1 / len(binned[number])
-        return shares
-
     @property
     def expected(self) -> np.ndarray:
         """Expected rating, or log of the popularity, of each item (M,)."""
         return self.mean + np.array(self.item_bias)
 
     def residuals(self, rating: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """Ratings (N,) minus the expected ratings of the items (N,); 0 if the data has no ratings."""
-        if not self.scale.has_ratings:
-            return np.zeros(len(item))
-        return in_units(rating, self.scale) - self.expected[item]
+        """Ratings (N,) minus those expected of the items with these ids (N,); 0 if the data has no ratings."""
+        return self.scale.in_units(rating) - self.expected[item] if self.scale.has_ratings else np.zeros(len(item))
 
-    def encode(
-        self, events: Columns, of_users: Mapping[str, Cells], start_from_biases: bool
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and array of each of ENCODED, for rows in time order; one at a time, because they may be large."""
-        rows = np.arange(len(events["start"]))
-        yield "user_ids", self._encode_users(events["user"][-1] + 1, of_users)
-        item = encode_ids(events["item"], self.items)
-        yield "item", item
-        yield "expected", self.expected.astype(np.float32)
-        residual = self.residuals(events["rating"], item)
-        yield "residual", residual.astype(np.float32)
-        # over earlier ratings only
-        total = np.concatenate([[0.0], residual.cumsum()[:-1]])
-        total -= total[events["start"]]
-        user_bias = past_user_bias(total, rows - events["start"]) * start_from_biases
-        yield "user_bias", user_bias.astype(np.float32)
-
-    def _encode_users(self, count: int, of_users: Mapping[str, Cells]) -> np.ndarray:
-        """Ids of each user and its features (users, 1 + C) int32."""
-        columns = [encode_ids(np.arange(count), self.users)]
-        for values, cells in zip(self.feature_values, of_users.values(), strict=True):
-            ids = {value: number for number, value in enumerate(values, 1)}
-            texts = map(_only, in_bins(cells, np.array(self.users)))
-            columns.append(np.array([ids.get(text, OOV) for text in texts], np.int32))
-        return np.stack(columns, 1)
+    def encode(self, item: np.ndarray, rating: np.ndarray, start_from_biases: bool) -> dict[str, np.ndarray]:
+        """Some of the arrays of Histories, from all rows' numbers of items and ratings (N,)."""
+        ids = encode_ids(item, self.items)
+        residual = self.residuals(rating, ids)
+        total = np.concatenate([[0.0], residual.cumsum()]) * start_from_biases
+        expected = self.expected.astype(np.float32)
+        return {"item": ids, "residual": residual.astype(np.float32), "total": total, "expected": expected}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -211,9 +141,63 @@ class HistoryEncoder:
         return cls(**state | {"scale": Scale(**state["scale"])})
 
 
-def in_units(rating: np.ndarray, scale: Scale) -> np.ndarray:
-    """Ratings (N,) in the units of the model."""
-    return (rating - scale.offset) / scale.unit
+def write_encoded(
+    events: Columns,
+    rows: Mapping[str, np.ndarray],
+    known: Mapping[str, Any],
+    scale: Scale,
+    start_from_biases: bool,
+    target: Path,
+) -> None:
+    """Fit the encoder on the training rows, and write it, the rows of each split, and all rows encoded by it.
+
+    known: what write_events wrote of users and items; start_from_biases: False leaves every bias at 0.
+    """
+    train = rows["train"]
+    items, item = np.unique(events["item"][train], return_inverse=True)
+    users, user = np.unique(events["user"][train], return_inverse=True)
+    if scale.has_ratings:
+        mean, _, item_bias = fit_biases(user, item, scale.in_units(events["rating"][train]), len(users), len(items))
+    else:  # the log of the popularity, minus that of the mean: of a row and as many others, the log odds
+        counts = np.bincount(item)
+        mean, item_bias = 0.0, np.log(counts + 1) - np.log(counts.mean() + 1)
+    features, user_ids = encode_users(known["user"]["attributes"], users, int(events["user"][-1]) + 1)
+    attributes, shares = encode_attributes(known["item"]["attributes"], items)
+    biases = [0.0] * FIRST_ID + (item_bias * start_from_biases).tolist()
+    encoder = HistoryEncoder(items.tolist(), users.tolist(), features, attributes, mean, biases, scale)
+    arrays = encoder.encode(events["item"], events["rating"], start_from_biases)
+    arrays |= {"user_ids": user_ids, "attribute_shares": shares}
+    for name, array in (arrays | {f"rows_{name}": part for name, part in rows.items()}).items():
+        np.save(target / f"{name}.npy", array)
+    (target / "encoder.json").write_text(json.dumps(encoder.state_dict()))
+
+
+def encode_users(of_users: Mapping[str, Cells], train: np.ndarray, count: int) -> tuple[list[list[str]], np.ndarray]:
+    """The values of each attribute of the training users, and ids of all users and their values (users, 1 + C)."""
+    values, columns = [], [encode_ids(np.arange(count), train)]
+    for cells in of_users.values():
+        texts = [cell[0] if cell else "" for cell in in_bins(cells, train)]
+        values.append(sorted({texts[number] for number in train}))
+        ids = {text: number for number, text in enumerate(values[-1], 1)}
+        columns.append(np.array([ids.get(text, OOV) for text in texts], np.int32))
+    return values, np.stack(columns, 1)
+
+
+def encode_attributes(of_items: Mapping[str, Cells], train: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The values of all attributes of the training items, as "name: value", and the share of each of an item's values:
+    1 / number of its values of that attribute (M, A)."""
+    found = [
+        (row, f"{name}: {text}", 1 / len(cells[number]))
+        for name, cells in ((name, in_bins(cells, train)) for name, cells in of_items.items())
+        for row, number in enumerate(train, FIRST_ID)
+        for text in cells[number]
+    ]
+    values = sorted({value for _, value, _ in found})
+    columns = {value: column for column, value in enumerate(values)}
+    shares = np.zeros((FIRST_ID + len(train), max(1, len(values))), np.float32)
+    for row, value, share in found:
+        shares[row, columns[value]] += share
+    return values, shares
 
 
 def in_bins(cells: Cells, train: np.ndarray) -> list[list[str]]:
@@ -224,16 +208,6 @@ def in_bins(cells: Cells, train: np.ndarray) -> list[list[str]]:
     edges = quantile_edges(*np.unique(values[train], return_counts=True), ATTRIBUTE_BINS)
     bins = np.searchsorted(edges[1:-1], values, side="right").tolist()
     return [[] if cell is None else [f"bin {number}"] for cell, number in zip(cells, bins, strict=True)]
-
-
-def _only(cell: list[str]) -> str:
-    """A user's value of an attribute, "" if unknown."""
-    return cell[0] if cell else ""
-
-
-def past_user_bias(total: np.ndarray, past: np.ndarray) -> np.ndarray:
-    """Shrunken mean residual of `past` earlier ratings, whose residuals sum to `total`."""
-    return total / (USER_BIAS_SHRINKAGE + past)
 
 
 def encode_ids(numbers: np.ndarray, vocabulary: list[int] | np.ndarray) -> np.ndarray:

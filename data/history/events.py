@@ -4,6 +4,8 @@ N: rows.
 """
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,15 @@ Cells = list[Any]  # by number: a list of texts; or a number, None if unknown
 
 
 def write_events(dataset: Dataset, published: bool, target: Path) -> None:
-    """Write user, item (N,) int32 (numbers), rating (N,) float32, time (N,) int64 and start (N,) int32, the user's
-    first row, as .npy: by user and time, rows of equal time in file order. users.json and items.json have the rest.
-    published: whether it is MovieLens, whose ratings are at most 5, and whose files have all users and movies.
+    """Write user, item (N,) int32 (numbers), rating (N,) float32 and time (N,) int64, by user and time, rows of equal
+    time in file order, and first (users + 1,), the first row of each user, as .npy. users.json and items.json have what
+    is known of them. published: whether it is MovieLens, whose ratings are at most 5, and whose files have all users
+    and movies.
 
     Raises: UserError naming file, line and column of what is wrong.
     """
     form = dataset.description
-    paths, reader = data_files(dataset.files["all"]), Reader(form)
+    paths, reader, when = data_files(dataset.files["all"]), Reader(form), form.only("time")
     numbers: dict[str, dict[str, int]] = {key: {} for key in KEYS}
     blocks: list[list[np.ndarray]] = []
     size = sum(path.stat().st_size for path in paths)
@@ -41,38 +44,33 @@ def write_events(dataset: Dataset, published: bool, target: Path) -> None:
         for source in map(source_of, paths):
             for batch in reader.batches(source, bar.update):
                 rating = ratings_of(form, batch)
-                _check_ratings(form, reader, rating, published)
+                valid = (rating >= RATINGS[0]) & (rating <= RATINGS[1]) if published else ~np.isnan(rating)
+                if not valid.all():
+                    row, name = int(valid.argmin()), str(form.only("rating", "label"))
+                    scale = f"a rating from {RATINGS[0]} to {RATINGS[1]:g}"
+                    expected = scale if published else "a value of the label in every row"
+                    raise reader.error(row, name, rating[row], expected)
                 ids = [_numbered(batch.column(str(form.only(key))), numbers[key]) for key in KEYS]
-                blocks.append([*ids, rating, _times(form, batch)])
+                blocks.append([*ids, rating, batch.column(when).to_numpy() if when else np.zeros(len(batch))])
     tables = read_attributes(dataset)
     user, item, rating, time = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
     for key, column in zip(KEYS, (user, item), strict=True):
-        texts, rank = _in_order(list(numbers[key]))
+        texts = _in_order(numbers[key])
+        rank = np.empty(len(texts), np.int32)
+        rank[[numbers[key][text] for text in texts]] = np.arange(len(texts))
         column[:] = rank[column]
-        content: dict[str, Any] = {"ids": texts, "attributes": {}, "titles": texts, "note": ""}
+        content = {"ids": texts, "attributes": {}, "titles": texts, "note": ""}
         if key in tables:
-            content["note"] = _note(dataset, key, tables[key], texts, column, published)
-            content["attributes"], content["titles"] = _known(dataset, key, tables[key], texts)
+            content |= _known(dataset, key, tables[key], texts, column, published)
         (target / f"{key}s.json").write_text(json.dumps(content))
-    order = np.lexsort((np.arange(len(time)) if form.only("time") is None else time, user))  # stable
-    user, item, rating, time = user[order], item[order], rating[order], time[order]
-    first = np.flatnonzero(np.diff(user, prepend=-1))  # of each user
-    start = np.repeat(first, np.diff(first, append=len(user)))
-    if form.only("time") is None:
-        time = np.arange(len(user)) - start
-    # fractions of a second matter only for the order
-    columns = {"user": user, "item": item, "rating": rating, "time": time.astype(np.int64)}
-    for name, values in (columns | {"start": start.astype(np.int32)}).items():
+    order = np.lexsort((time, user))  # stable
+    user = user[order]
+    first = np.searchsorted(user, np.arange(user[-1] + 2))
+    # without times they are ranks; fractions of a second matter only for the order
+    time = time[order].astype(np.int64) if when else np.arange(len(user)) - first[user]
+    columns = {"user": user, "item": item[order], "rating": rating[order], "time": time, "first": first}
+    for name, values in columns.items():
         np.save(target / f"{name}.npy", values)
-
-
-def _check_ratings(form: Format, reader: Reader, rating: np.ndarray, published: bool) -> None:
-    """rating (N,): of the batch that the reader read last."""
-    known = (rating >= RATINGS[0]) & (rating <= RATINGS[1]) if published else ~np.isnan(rating)
-    if not known.all():
-        row, name = int(known.argmin()), str(form.only("rating", "label"))
-        expected = f"a rating from {RATINGS[0]} to {RATINGS[1]:g}" if published else "a value of the label in every row"
-        raise reader.error(row, name, rating[row], expected)
 
 
 def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:
@@ -88,11 +86,6 @@ def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:
     return cells.cast(pa.float32()).to_numpy(zero_copy_only=False)
 
 
-def _times(form: Format, batch: pa.RecordBatch) -> np.ndarray:
-    name = form.only("time")
-    return batch.column(name).to_numpy() if name else np.zeros(len(batch))
-
-
 def _numbered(texts: pa.Array, numbers: dict[str, int]) -> np.ndarray:
     """Numbers of the texts (N,) int32; new texts get the next numbers."""
     encoded = texts.dictionary_encode()
@@ -100,48 +93,42 @@ def _numbered(texts: pa.Array, numbers: dict[str, int]) -> np.ndarray:
     return np.array(known, np.int32)[encoded.indices.to_numpy()]
 
 
-def _in_order(texts: list[str]) -> tuple[list[str], np.ndarray]:
-    """The texts sorted (numerically if all are integers), and the position of each (texts,)."""
-    integers = pc.all(pc.match_substring_regex(pa.array(texts), r"^(0|-?[1-9][0-9]*)$")).as_py()
-    order = sorted(range(len(texts)), key=[int(text) if integers else text for text in texts].__getitem__)
-    rank = np.empty(len(texts), np.int32)
-    rank[order] = np.arange(len(texts))
-    return [texts[i] for i in order], rank
+def _in_order(texts: Iterable[str]) -> list[str]:
+    """Sorted, by value if all are integers."""
+    integers = all(re.fullmatch("0|-?[1-9][0-9]*", text) for text in texts)
+    return sorted(texts, key=int if integers else None)
 
 
-def _known(dataset: Dataset, key: Any, table: pa.RecordBatch, texts: list[str]) -> tuple[dict[str, Cells], list[str]]:
-    """Cells of each attribute in the order of the texts, and the titles; a text without a row is its own title."""
+def _known(
+    dataset: Dataset, key: Any, table: pa.RecordBatch, texts: list[str], column: np.ndarray, published: bool
+) -> dict[str, Any]:
+    """Cells of each attribute in the order of the texts, titles (a text without a row is its own), and a note on those
+    that their own file lacks. column: positions among the texts in the rows (N,)."""
     form = dataset.description.attributes[key]
-    place = pc.index_in(pa.array(texts, pa.string()), table.column(0))
+    path, place = dataset.path(form.file), pc.index_in(pa.array(texts, pa.string()), table.column(0))
+    lacks = place.is_null().to_numpy(zero_copy_only=False)
+    rows = lacks[column]
+    note = f"{lacks.sum():,} of {len(texts):,} {key}s, with {rows.sum():,} of {len(rows):,} rows, are not in {path}."
     check(
-        place.null_count < len(texts),
-        f"{dataset.path(str(form.file))}: column {form.only(key)!r} has none of the {len(texts):,} ids of {key}s in "
-        f'{dataset.where}. If another column holds the ids, give that one the role "{key}".',
+        not published or rows.mean() <= MOST_UNKNOWN,
+        f"{note} The files do not match, or one is cut off: get them again.",
+    )
+    check(
+        not lacks.all(),
+        f"{path}: column {form.only(key)!r} has none of the {len(texts):,} ids of {key}s in {dataset.where}. If "
+        f'another column holds the ids, give that one the role "{key}".',
     )
     columns = {name: _cells(form, table.column(name).take(place)) for name in form.of_role("categorical", "dense")}
     kept = form.only("kept")
     titles = table.column(kept).take(place).to_pylist() if kept else texts
-    return columns, [title or text for title, text in zip(titles, texts, strict=True)]
+    titles = [title or text for title, text in zip(titles, texts, strict=True)]
+    return {"attributes": columns, "titles": titles, "note": note if lacks.any() else ""}
 
 
-def _cells(form: Format, column: pa.ChunkedArray) -> Cells:
+def _cells(form: Format, column: pa.Array) -> Cells:
     cells = column.to_pylist()
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
         return cells
     missing = {*form.missing_texts, None}
     several = ([cell] if isinstance(cell, str | None) else cell for cell in cells)
     return [[text for text in cell if text not in missing] for cell in several]
-
-
-def _note(
-    dataset: Dataset, key: Any, table: pa.RecordBatch, texts: list[str], column: np.ndarray, published: bool
-) -> str:
-    """What to say about users or items of the rows (N,) that their own file lacks, "" if there are none."""
-    lacks = ~pc.is_in(pa.array(texts, pa.string()), table.column(0)).to_numpy(zero_copy_only=False)
-    rows, path = lacks[column], dataset.path(str(dataset.description.attributes[key].file))
-    note = f"{lacks.sum():,} of {len(texts):,} {key}s, with {rows.sum():,} of {len(rows):,} rows, are not in {path}."
-    check(
-        not published or rows.mean() <= MOST_UNKNOWN,
-        f"{note} The files do not match, or one is cut off: get them again.",
-    )
-    return note if lacks.any() else ""

@@ -28,10 +28,11 @@ from data.history.dataset import (
     Negatives,
     SampledItems,
     Scale,
+    View,
     all_items,
     own_item,
 )
-from data.history.encoder import SPLIT_METHODS, HistoryEncoder, fit_scale, in_units, split_rows
+from data.history.encoder import SPLIT_METHODS, HistoryEncoder, fit_scale, split_rows, write_encoded
 from data.history.events import KEYS, write_events
 from data.schema import COLUMNS_FILE, Dataset
 
@@ -76,12 +77,12 @@ class InteractionDataModule(RecommendationDataModule):
         super().__init__(
             dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
         )
+        sampling = {"negatives": negatives, "negatives_power": negatives_power}
+        check_settings({"target": target, "history_length": history_length} | sampling)
+        check(split in SPLIT_METHODS, f"split is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
         self.negatives, self.negatives_power = negatives, negatives_power
         self.target, self.history_length, self.history_ratings = target, history_length, history_ratings
-        check_settings({"target": target, "history_length": history_length})
-        check_settings({"negatives": negatives, "negatives_power": negatives_power})
-        check(split in SPLIT_METHODS, f"split is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
-        self.settings: dict[str, Any] = {"split": split, "start_from_biases": start_from_biases}
+        self.split, self.start_from_biases = split, start_from_biases
 
     def described(self, folder: Path) -> Dataset:
         """The published dataset in a folder. Raises: UserError if there is none."""
@@ -93,21 +94,21 @@ class InteractionDataModule(RecommendationDataModule):
             return
         self.table, self.is_sample = open_dataset(self.dataset, self.data_root, self.published, self.described)
         table, form = self.table, self.table.description
-        check_interactions(table)
-        self.target = self._resolved_target()
+        self.target = resolved_target(table, self.target)
         files, key = sources_of(table), {"columns": form.model_dump(mode="json")}
         write = partial(write_events, table, Path(table.where).name != COLUMNS_FILE)
         self.events = build_once(f"{table.name}-events", files, key, write, code=CODE)
         self.known = {name: json.loads((self.events / f"{name}s.json").read_text()) for name in KEYS}
         for note in filter(None, (self.known[name]["note"] for name in KEYS)):
             say_once(note)
-        self.settings["has_ratings"] = self.target != "item"
-        settings = self.settings | {"events": self.events.name}
-        self.folder = build_once(table.name, files, settings, self._write_encoded, code=ENCODED_CODE)
+        settings = {"split": self.split, "start_from_biases": self.start_from_biases}
+        settings |= {"has_ratings": self.target != "item", "events": self.events.name}
+        self.folder = build_once(f"{table.name}-histories", files, settings, self._write_encoded, code=ENCODED_CODE)
         self.encoder = HistoryEncoder.from_state(json.loads((self.folder / "encoder.json").read_text()))
         self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
-        leaks = " (LEAKS: users' later rows are in training)" if self.settings["split"] == "random" else ""
-        self.protocol = f"{self.settings['split']} split{leaks}"
+        self.protocol = f"{self.split} split"
+        if self.split == "random":
+            self.protocol += " (LEAKS: users' later rows are in training)"
         if self.target == "item":
             items = len(self.encoder.items)
             self.protocol += f", every row a positive, ranked among all {items:,} items of the training rows"
@@ -116,64 +117,39 @@ class InteractionDataModule(RecommendationDataModule):
             for name, pairs in RANKED_PAIRS.items():
                 self.rows[name] = _some(self.rows[name], max(1, pairs // items))
 
-    def _resolved_target(self) -> str:
-        form = self.table.description
-        rating, label = form.only("rating"), form.only("label")
-        if self.target == "auto":
-            return "rating" if rating else "click" if label else "item"
-        check(
-            self.target == "item" or bool(rating or label),
-            f'target is {self.target!r}, but {self.dataset!r} has no ratings. Set target="item".',
-        )
-        check(
-            self.target != "click" or bool(label) or getattr(form.columns[str(rating)], "click_from", None) is not None,
-            'target is "click", but columns.json does not say which ratings are clicks: add "click_from", the least '
-            "rating that is a click, to the column of ratings.",
-        )
-        return self.target
+    def event(self, name: str) -> np.ndarray:
+        """An array of all rows that does not depend on the split, see write_events."""
+        return np.load(self.events / f"{name}.npy", mmap_mode="c")
 
     def _write_encoded(self, target: Path) -> None:
-        """Write the rows of the splits, the encoder fitted on the training rows, and all rows encoded by it."""
-        events = {
-            name: np.load(self.events / f"{name}.npy", mmap_mode="r") for name in (*KEYS, "rating", "time", "start")
-        }
-        rows = split_rows(events, self.settings["split"])
+        events = {name: self.event(name) for name in (*KEYS, "rating", "time", "first")}
+        rows = split_rows(events, self.split)
         check(
             all(map(len, rows.values())),
-            f"{self.table.where}: the split {self.settings['split']!r} leaves no rows for "
+            f"{self.table.where}: the split {self.split!r} leaves no rows for "
             f"{', '.join(name for name, part in rows.items() if not len(part))}; more rows are needed.",
         )
-        train, biases = rows["train"], self.settings["start_from_biases"]
-        of_users, of_items = (self.known[key]["attributes"] for key in KEYS)
-        scale = self._scale(events["rating"][train])
-        encoder = HistoryEncoder.fit(events, train, of_users, of_items, scale, biases)
-        for name, column in encoder.encode(events, of_users, biases):
-            np.save(target / f"{name}.npy", column)
-        for name, part in rows.items():
-            np.save(target / f"rows_{name}.npy", part)
-        (target / "encoder.json").write_text(json.dumps(encoder.state_dict()))
-
-    def _scale(self, ratings: np.ndarray) -> Scale:
-        if self.target == "item":
-            return Scale(0.0, 1.0, 1.0, 0.0, has_ratings=False)
-        form = self.table.description
-        name = str(form.only("rating") or form.only("label"))
-        click_from = getattr(form.columns[name], "click_from", 1.0)
-        return fit_scale(ratings, click_from, f"{self.table.where}, column {name!r}")
+        scale, form = Scale(has_ratings=False), self.table.description
+        if self.target != "item":
+            (name,) = form.of_role("rating", "label")
+            click_from = getattr(form.columns[name], "click_from", 1.0)
+            scale = fit_scale(events["rating"][rows["train"]], click_from, f"{self.table.where}, column {name!r}")
+        write_encoded(events, rows, self.known, scale, self.start_from_biases, target)
 
     def attribute_shares(self) -> torch.Tensor:
         """(M, A): 1 / number of its values of an attribute (genres, say) for each value of an item."""
-        return self.encoder.attribute_shares(self.known["item"]["attributes"])
+        return torch.from_numpy(np.load(self.folder / "attribute_shares.npy"))
 
     def user_item_target(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """User number, item id, and rating in the units of the model (or click) of all rows."""
-        user, item = np.load(self.events / "user.npy"), np.load(self.folder / "item.npy", mmap_mode="r")
+        item = np.load(self.folder / "item.npy")
         target = self.examples().targets(torch.arange(len(item))).numpy()
-        return user, item, target if self.target == "click" else in_units(target, self.encoder.scale)
+        return self.event("user"), item, target if self.target == "click" else self.encoder.scale.in_units(target)
 
     def past_rows(self, split: str) -> np.ndarray:
         """How many rows the user of each row has before it (N,)."""
-        return self.rows[split] - np.load(self.events / "start.npy", mmap_mode="r")[self.rows[split]]
+        rows = self.rows[split]
+        return rows - self.event("first")[self.event("user")[rows]]
 
     def title(self, item: int) -> str:
         """Title of the item with this id."""
@@ -186,25 +162,17 @@ class InteractionDataModule(RecommendationDataModule):
         return torch.from_numpy(truth[:, int(self.target == "click")])
 
     def groups(self, split: str) -> np.ndarray | None:
-        if self.target != "item":
-            return None
-        return np.load(self.events / "user.npy", mmap_mode="r")[self.rows[split]]
+        return self.event("user")[self.rows[split]] if self.target == "item" else None
 
     def examples(self, candidates: Candidates = own_item) -> HistoryDataset:
-        return HistoryDataset(
-            self.events,
-            self.folder,
-            self.encoder.scale,
-            history_length=self.history_length,
-            click=self.target == "click",
-            use_ratings=self.history_ratings,
-            candidates=candidates,
-        )
+        click, scale = self.target == "click", self.encoder.scale
+        view = View(self.history_length, self.history_ratings, scale.even_chance if click else 0.0)
+        return HistoryDataset(self.events, self.folder, scale, view, click, candidates)
 
     def training_examples(self) -> HistoryDataset:
         if self.target != "item":
             return self.examples()
-        user, item = np.load(self.events / "user.npy"), np.load(self.folder / "item.npy")
+        user, item, _ = self.user_item_target()
         count = np.bincount(item[self.rows["train"]], minlength=self.encoder.num_items)
         negatives = Negatives(user, item, count, self.negatives_power, self.known["user"]["ids"])
         return self.examples(SampledItems(negatives, self.negatives, self.seed))
@@ -217,19 +185,17 @@ class InteractionDataModule(RecommendationDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Saved in every checkpoint, so that it suffices to score new rows."""
-        events = {name: np.load(self.events / f"{name}.npy", mmap_mode="c") for name in ("item", "rating", "time")}
-        start = np.load(self.events / "start.npy", mmap_mode="r")
-        part = np.zeros(len(start), np.int8)  # of SPLITS
+        events = {name: self.event(name) for name in ("item", "rating", "time")}
+        part = np.zeros(len(events["item"]), np.int8)  # of SPLITS
         for name in SPLITS:
-            part[np.load(self.folder / f"rows_{name}.npy", mmap_mode="r")] = SPLITS.index(name)
-        events |= {"part": part, "start": np.flatnonzero(start == np.arange(len(start)))}
-        events |= {"user_ids": np.load(self.folder / "user_ids.npy")}
+            part[np.load(self.folder / f"rows_{name}.npy")] = SPLITS.index(name)
+        events |= {"part": part, "start": self.event("first")[:-1], "user_ids": np.load(self.folder / "user_ids.npy")}
         return {
             "encoder": self.encoder.state_dict(),
             "description": self.table.description.model_dump(mode="json"),
             "history_length": self.history_length,
             "history_ratings": self.history_ratings,
-            "start_from_biases": self.settings["start_from_biases"],
+            "start_from_biases": self.start_from_biases,
             "target": self.target,
             "ids": {key: self.known[key]["ids"] for key in KEYS},
             "events": {name: torch.from_numpy(column) for name, column in events.items()},
@@ -243,9 +209,9 @@ def _some(rows: np.ndarray, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SPLIT_SEED).choice(rows, most, replace=False))
 
 
-def check_interactions(table: Dataset) -> None:
-    """UserError unless the description is of interactions that BST can use."""
-    form = table.description
+def resolved_target(table: Dataset, target: str) -> str:
+    """What "auto" means for the table. Raises: UserError unless BST can predict the target from its rows."""
+    form, targets = table.description, table.description.of_role("rating", "label")
     check(
         form.only("user") is not None,
         f'{table.where}: no column has the role "user" or "item"; bst/train.py trains on interactions: describe yours '
@@ -255,9 +221,20 @@ def check_interactions(table: Dataset) -> None:
         form.files is None and form.split is None,
         f'{table.where}: bst/train.py takes one "file" and splits it by itself; leave out "files" and "split".',
     )
-    targets = form.of_role("rating", "label")
     check(
         len(targets) <= 1,
         f"{table.where}: {', '.join(map(repr, targets))} are ratings or labels, but BST takes one. Give the others the "
         'role "excluded".',
     )
+    if target == "auto":
+        return "rating" if form.only("rating") else "click" if targets else "item"
+    check(
+        target == "item" or bool(targets),
+        f'target is {target!r}, but {table.folder.name!r} has no ratings. Set target="item".',
+    )
+    check(
+        target != "click" or getattr(form.columns[targets[0]], "click_from", 1.0) is not None,
+        'target is "click", but columns.json does not say which ratings are clicks: add "click_from", the least '
+        "rating that is a click, to the column of ratings.",
+    )
+    return target

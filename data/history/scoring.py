@@ -3,25 +3,26 @@
 A row that is in the checkpoint is predicted from what its user did before it. Any other is predicted from all that the
 user did up to its time; without a time, from everything, as of the user's last row. If a user had an item several
 times, the time tells which row is meant; without one it is the earliest.
-B: rows of a batch, Q: candidate items of a row, L: length of the history.
+N: rows, B: rows of a batch, Q: candidate items of a row.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from common.data.data_module import SPLITS
-from data.history.dataset import FIRST_ID, OOV, PADDING, dense_features, time_gap_bucket
-from data.history.encoder import HistoryEncoder, encode_ids, past_user_bias
+from data.history.dataset import FIRST_ID, OOV, Histories, View
+from data.history.encoder import HistoryEncoder, encode_ids
 from data.history.events import KEYS, ratings_of
 from data.reader import Reader, Source, keeping, kept_texts
-from data.schema import Description, Format, Key, Plain
+from data.schema import Description, Key, Plain
 from data.table.encoder import nearly_unseen
 from data.values import canonical
 
@@ -29,25 +30,31 @@ PART_ROWS = 8192  # encoded at a time
 UNTIL = {"validation": SPLITS.index("val"), "test": SPLITS.index("test")}
 
 
-class Past(NamedTuple):
-    """A user's last L rows, oldest first, the count of all and the sum of their residuals, and the time it is now."""
+class RowIndex:
+    """Finds rows by user, item and time. user, item, time (N,): of rows in the order of users and time; numbers."""
 
-    item: np.ndarray | Sequence[int]  # ids
-    residual: np.ndarray | Sequence[float]
-    time: np.ndarray | Sequence[int]
-    rows: int
-    total: float
-    now: int
+    def __init__(self, user: np.ndarray, item: np.ndarray, time: np.ndarray):
+        self.moments, self.num_items = np.unique(time), int(item.max()) + 1
+        moment, self.span = np.searchsorted(self.moments, time), len(self.moments) + 1
+        self.by_time = user * self.span + moment  # ascending
+        pair = user * self.num_items + item
+        self.order = np.argsort(pair, kind="stable")
+        self.pair, self.time = pair[self.order], time[self.order]
+        self.pairs, number = np.unique(self.pair, return_inverse=True)
+        self.by_pair = number * self.span + moment[self.order]  # ascending
 
+    def find(self, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """The first row with each user, item and, unless it is nan, time; -1 if there is none."""
+        pair, any_time = user * self.num_items + item, np.isnan(time)
+        moment = np.where(any_time, 0, np.searchsorted(self.moments, time))
+        place = np.searchsorted(self.by_pair, np.searchsorted(self.pairs, pair) * self.span + moment)
+        place = place.clip(max=len(self.pair) - 1)
+        found = (item >= 0) & (self.pair[place] == pair) & (any_time | (self.time[place] == time))
+        return np.where(found, self.order[place], -1)
 
-@dataclass
-class FileRows:
-    """What a file says about a user: the last L rows (id, residual, time), count and sum of all, all items."""
-
-    last: deque[tuple[int, float, int]]
-    count: int = 0
-    total: float = 0.0
-    items: set[int] = field(default_factory=set)  # ids
+    def end(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Where the rows of each user end that are not later than a time, or all if it is nan."""
+        return np.searchsorted(self.by_time, user * self.span + np.searchsorted(self.moments, time, "right"))
 
 
 class HistoryScorer:
@@ -55,41 +62,37 @@ class HistoryScorer:
     that are copied to the output; columns: of the predictions; unseen: rows with a user or item new to the model.
 
     history_from_file: whether the history of a user who is not in the checkpoint consists of the preceding rows of the
-    file (the rated ones, if the data has ratings).
+    file (the rated ones, if the data has ratings), which is then read as a whole.
     """
 
     history_from_file = False
+    histories: Histories
 
     def __init__(self, state: dict[str, Any]):
-        self.encoder = HistoryEncoder.from_state(state["encoder"])
-        self.scale = self.encoder.scale
+        self.encoder, self.start_from_biases = HistoryEncoder.from_state(state["encoder"]), state["start_from_biases"]
         self.form = Description.model_validate(state["description"])
         self.names = str(self.form.only("user")), str(self.form.only("item"))
         self.kept = tuple(self.form.of_role("kept"))
         self.target: str = state["target"]
         self.columns = ({"click": "probability", "rating": "rating", "item": "score"}[self.target],)
         self.unseen, self._rows = dict.fromkeys(self.names, 0), 0
-        self.history_length, self.use_ratings, self.start_from_biases = (
-            state["history_length"],
-            state["history_ratings"],
-            state["start_from_biases"],
-        )
+        even_chance = self.encoder.scale.even_chance if self.target == "click" else 0.0
+        self.view = View(state["history_length"], state["history_ratings"], even_chance)
+        self.texts: list[list[str]] = [state["ids"][key] for key in KEYS]
+        self.users, self.items = ({text: i for i, text in enumerate(texts)} for texts in self.texts)
+        self.item_ids = encode_ids(np.arange(len(self.items)), self.encoder.items)
         events = {name: column.numpy() for name, column in state["events"].items()}
-        self.time, self.part = events["time"], events["part"]
-        self.user_ids = np.append(
-            events["user_ids"], np.full_like(events["user_ids"][:1], OOV), 0
-        )  # new users come last
-        self.start = np.append(events["start"], len(self.time))  # (users + 1,)
-        self.texts = [state["ids"][key] for key in KEYS]
-        self.users = {text: number for number, text in enumerate(self.texts[0])}
-        vocabulary = np.array(self.encoder.items)
-        ids = encode_ids(np.arange(len(self.texts[1])), vocabulary)
-        self.items = {text: (number, int(ids[number])) for number, text in enumerate(self.texts[1])}
-        self.number, self.item = events["item"], ids[events["item"]]
-        self.residual = self.encoder.residuals(events["rating"], self.item)
-        self.total = np.concatenate([[0.0], self.residual.cumsum()])  # of the residuals before a row
-        self.expected = torch.from_numpy(self.encoder.expected).float()
-        self.from_file: dict[str, FileRows] = {}
+        self.num_users, self.user_ids, self.part = len(self.users), events["user_ids"], events["part"]
+        count = len(self.part)
+        self.events = {name: events[name] for name in ("item", "rating", "time")}
+        self.events["user"] = np.repeat(np.arange(self.num_users), np.diff(events["start"], append=count))
+        self._set_histories(self.events)
+        self.from_file: dict[str, set[int]] = defaultdict(set)  # ids of the items of each user of a file
+
+    @cached_property
+    def index(self) -> RowIndex:
+        """Of the rows in the checkpoint."""
+        return RowIndex(self.events["user"], self.events["item"], self.events["time"])
 
     def keep(self, names: Sequence[str]) -> None:
         """Add columns to `kept`. Raises: UserError for one that the table does not have."""
@@ -104,67 +107,70 @@ class HistoryScorer:
         moved: called with the number of bytes read, as they are read. Raises: UserError naming the first line that does
         not have the format of the training data.
         """
-        for batch in self._read(source, Reader(self.form, scoring=True), moved):
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            yield *self._encode(batch), kept_texts(source, columns, self.kept)
+        for batch in self._read(source, moved):
+            texts = kept_texts(source, dict(zip(batch.schema.names, batch.columns, strict=True)), self.kept)
+            item, *place = self._places(batch)
+            target = torch.from_numpy(ratings_of(self.form, batch).copy()).unsqueeze(1)
+            if self.target == "click":
+                target = self.encoder.scale.clicks(target)
+            elif self.target == "item":
+                target.fill_(torch.nan)
+            for start in range(0, len(batch), PART_ROWS):
+                part = slice(start, start + PART_ROWS)
+                inputs = self._inputs(item[part, None], *(column[part] for column in place))
+                for name, ids in zip(self.names, (inputs[4], inputs[0]), strict=True):
+                    self.unseen[name] += int((ids[:, 0] == OOV).sum())
+                self._rows += len(inputs[0])
+                yield inputs, target[part], [column[part] for column in texts]
 
-    def users_of(self, source: Source) -> Iterator[list[tuple[str, str | None]]]:
+    def users_of(self, source: Source) -> Iterator[tuple[str, str | None]]:
         """The users of a file, each with the item of its row if there is a column of items.
 
         With history_from_file the rows are what users did, in the format of `batches`; the items are then None.
         """
         if self.history_from_file:
-            for batch in self._read(source, Reader(self.form, scoring=True)):
-                self._encode(batch)
-                yield [(user, None) for user in batch.column(self.names[0]).to_pylist()]
+            for batch in self._read(source):
+                ids = self._places(batch)[0].tolist()
+                for user, item in zip(batch.column(self.names[0]).to_pylist(), ids, strict=True):
+                    self.from_file[user].add(item)
+                    yield user, None
             return
-        key, name_of_item = self.form.columns[self.names[1]], self.names[1]
-        optional = {**self.form.columns, name_of_item: Plain(role="excluded")}
-        form: Format = self.form.model_copy(update={"columns": optional})
-        for batch in self._read(source, Reader(form, scoring=True, columns=self.names)):
-            users: list[str] = batch.column(self.names[0]).to_pylist()
-            items: list[str | None] = [None] * len(users)
-            if name_of_item in batch.schema.names:
-                items = batch.column(name_of_item).to_pylist()
-                if isinstance(key, Key) and key.type == "number":
-                    items = [canonical(text) if text else text for text in items]
-            yield list(zip(users, items, strict=True))
+        name = self.names[1]
+        key, optional = self.form.columns[name], self.form.columns | {name: Plain(role="excluded")}
+        form = self.form.model_copy(update={"columns": optional})
+        for batch in Reader(form, scoring=True, columns=self.names).batches(source):
+            users = batch.column(self.names[0]).to_pylist()
+            items = batch.column(name).to_pylist() if name in batch.schema.names else [None] * len(users)
+            if isinstance(key, Key) and key.type == "number":
+                items = [canonical(text) if text else text for text in items]
+            yield from zip(users, items, strict=True)
 
     def user_inputs(self, user: str, until: str | None = None) -> tuple[np.ndarray, list[Tensor]]:
         """Ids (Q,) of the items of the training rows that the user did not have, and the inputs of one row with them.
 
         until: "validation" or "test": as of the user's first row of that split; None: as of its last row.
         """
-        past, had = self._past(user, None, None), set()
-        if user in self.users:
-            start, end = self._span(user)
-            if until is not None:
-                held_out = np.flatnonzero(self.part[start:end] == UNTIL[until])
-                end = start + int(held_out[0]) if len(held_out) else end
-                now = self.time[end] if len(held_out) else past.now
-                past = self._known(start, end, now)
-            had |= set(self.item[start:end].tolist())
-        if user in self.from_file:
-            had |= self.from_file[user].items
-        ids = np.array([i for i in range(FIRST_ID, self.encoder.num_items) if i not in had], np.int32)
-        return ids, self._inputs(ids[None], [user], [past])
+        rows, until_row = self._rows_of(user), None
+        if until is not None:
+            until_row = next(iter(self._held_out(user, until)), None)
+        end = rows.stop if until_row is None else until_row
+        had = {*self.histories.item[rows.start : end].tolist(), *self.from_file[user]}
+        ids = np.setdiff1d(np.arange(FIRST_ID, self.encoder.num_items, dtype=np.int32), list(had))
+        now = self.histories.time[end - 1 if until_row is None else end]
+        place = np.array([self._number(user)]), np.array([end]), now.unsqueeze(0).numpy()
+        return ids, self._inputs(ids[None], *place)
 
     def next_items(self, user: str, until: str) -> list[str]:
         """The items of a user's rows of that split."""
-        if user not in self.users:
-            return []
-        start, end = self._span(user)
-        numbers = self.number[start:end][self.part[start:end] == UNTIL[until]]
-        return [self.texts[1][number] for number in numbers]
+        return [self.texts[1][number] for number in self.events["item"][self._held_out(user, until)]]
 
     def has(self, user: str, item: str) -> bool:
         """Whether a user had an item already."""
-        number = self.items.get(item, (-1, OOV))[0]
-        return user in self.users and bool((self.number[slice(*self._span(user))] == number).any())
+        return self.items.get(item) in self.events["item"][self._rows_of(user)].tolist()
 
     def item_id(self, text: str) -> int:
         """The id of an item, 0 if it is new to the model."""
-        return self.items.get(text, (-1, OOV))[1]
+        return int(self.item_ids[self.items[text]]) if text in self.items else OOV
 
     def item_text(self, number: int) -> str:
         """The item with an id of the model."""
@@ -182,102 +188,80 @@ class HistoryScorer:
 
     def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
         """Inputs of random rows with one candidate each."""
-        users = [self.texts[0][number] for number in rng.integers(len(self.users), size=rows)]
+        users = rng.integers(self.num_users, size=rows)
         items = rng.integers(FIRST_ID, self.encoder.num_items, (rows, 1), np.int32)
-        return self._inputs(items, users, [self._past(user, None, None) for user in users])
+        end = self.histories.first.numpy()[users + 1]
+        return self._inputs(items, users, end, self.events["time"][end - 1])
 
     def metadata(self) -> dict[str, Any]:
         """What another program needs to encode a raw row; what users did stays in the checkpoint."""
-        vocabularies = self.encoder.users, self.encoder.items
-        ids = [[part[n] for n in numbers] for part, numbers in zip(self.texts, vocabularies, strict=True)]
-        content = {"users": ids[0], "items": ids[1], "history_length": self.history_length, "target": self.columns[0]}
-        return self.encoder.state_dict() | content
+        users, items = (list(self.values_of(name)) for name in self.names)
+        content = {"users": users, "items": items, "history_length": self.view.history_length}
+        return self.encoder.state_dict() | content | {"target": self.columns[0]}
 
-    def _read(
-        self, source: Source, reader: Reader, moved: Callable[[int], object] | None = None
-    ) -> Iterator[pa.RecordBatch]:
-        for batch in reader.batches(source, moved):
-            for start in range(0, len(batch), PART_ROWS):
-                yield batch.slice(start, PART_ROWS)
+    def _number(self, user: str) -> int:
+        return self.users.get(user, len(self.histories.user_ids) - 1)
 
-    def _encode(self, batch: pa.RecordBatch) -> tuple[list[Tensor], Tensor]:
-        users, items = (batch.column(name).to_pylist() for name in self.names)
-        rating, when = ratings_of(self.form, batch), self.form.only("time")
-        unknown = pa.nulls(len(batch), pa.float64())
-        times = (batch.column(when) if when in batch.schema.names else unknown).to_pylist()
-        ids = np.array([[self.item_id(text)] for text in items], np.int32).reshape(-1, 1)
-        residual = self.encoder.residuals(rating, ids[:, 0])
-        pasts = []
-        for row, (user, item, time) in enumerate(zip(users, items, times, strict=True)):
-            now = None if time is None else int(time)
-            pasts.append(self._past(user, item, now))
-            if self.history_from_file and not np.isnan(residual[row]):
-                self._remember(user, int(ids[row, 0]), float(residual[row]), now)
-        inputs = self._inputs(ids, users, pasts)
-        for name, column in zip(self.names, (inputs[4][:, 0], inputs[0][:, 0]), strict=True):
-            self.unseen[name] += int((column == OOV).sum())
-        self._rows += len(batch)
-        target = torch.tensor(rating).unsqueeze(1)
-        if self.target == "click":
-            target = self.scale.clicks(target)
-        return inputs, torch.full_like(target, torch.nan) if self.target == "item" else target
+    def _rows_of(self, user: str) -> slice:
+        """The rows of a user in self.histories and, if the checkpoint has the user, in self.events."""
+        number = self._number(user)
+        return slice(*self.histories.first[number : number + 2].tolist())
 
-    def _span(self, user: str) -> tuple[int, int]:
-        number = self.users[user]
-        return int(self.start[number]), int(self.start[number + 1])
+    def _held_out(self, user: str, until: str) -> list[int]:
+        """The rows of a user in that split."""
+        rows = self._rows_of(user)
+        return (rows.start + np.flatnonzero(self.part[rows] == UNTIL[until])).tolist()
 
-    def _known(self, start: int, position: int, now: int) -> Past:
-        """The past of a user whose rows begin at `start`, before a position."""
-        rows = slice(max(start, position - self.history_length), position)
-        total = self.total[position] - self.total[start]
-        return Past(self.item[rows], self.residual[rows], self.time[rows], position - start, total, now)
+    def _read(self, source: Source, moved: Callable[[int], object] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of a file, with history_from_file in one batch."""
+        batches = Reader(self.form, scoring=True).batches(source, moved)
+        if not self.history_from_file:
+            return batches
+        return iter(pa.Table.from_batches(batches).combine_chunks().to_batches())
 
-    def _past(self, user: str, item: str | None, time: int | None) -> Past:
-        """What is known of a user before a row; item None: after all rows."""
-        if user not in self.users:
-            rows = self.from_file.get(user)
-            if not rows or not rows.last:
-                return Past((), (), (), 0, 0.0, 0)
-            items, residuals, times = zip(*rows.last, strict=True)
-            return Past(items, residuals, times, rows.count, rows.total, times[-1] if time is None else time)
-        start, end = self._span(user)
-        if item is not None:
-            same = self.number[start:end] == self.items.get(item, (-1, OOV))[0]
-            if time is not None:
-                same &= self.time[start:end] == time
-            first = int(same.argmax())
-            if same[first]:
-                return self._known(start, start + first, self.time[start + first])
-        if time is None:
-            return self._known(start, end, self.time[end - 1])
-        return self._known(start, start + int(np.searchsorted(self.time[start:end], time, "right")), time)
+    def _places(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of each row (N,) the id of its item, its user, where the user's past ends in self.histories, and the time."""
+        texts = batch.column(self.names[0]).to_pylist()
+        user = np.array([self.users.get(text, self.num_users) for text in texts]).clip(max=self.num_users)
+        item = np.array([self.items.get(text, -1) for text in batch.column(self.names[1]).to_pylist()])
+        name, time = self.form.only("time"), np.full(len(batch), np.nan)
+        if name in batch.schema.names:
+            time = np.trunc(batch.column(name).to_numpy(zero_copy_only=False))
+        row, position, times = self.index.find(user, item, time), self.index.end(user, time), self.events["time"]
+        now = np.where(np.isnan(time), times[position - 1], np.nan_to_num(time))
+        position, now = np.where(row < 0, position, row), np.where(row < 0, now, times[row]).astype(np.int64)
+        if self.history_from_file:
+            rows = {"user": user, "item": item, "rating": ratings_of(self.form, batch), "time": time}
+            user, position, now = self._with_file(texts, rows, position, now)
+        return np.where(item < 0, np.int32(OOV), self.item_ids[item]), user, position, now
 
-    def _remember(self, user: str, item: int, residual: float, time: int | None) -> None:
-        rows = self.from_file.setdefault(user, FileRows(deque(maxlen=self.history_length)))
-        rows.items.add(item)
-        if user not in self.users:
-            last = rows.last[-1][2] if rows.last else 0
-            rows.last.append((item, residual, last if time is None else time))
-            rows.count, rows.total = rows.count + 1, rows.total + residual
+    def _with_file(
+        self, texts: list[str], rows: dict[str, np.ndarray], position: np.ndarray, now: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Add the users (N,) of a file who are not in the checkpoint, and their rows, in its order; user, position and
+        time of all rows."""
+        new = np.flatnonzero(rows["user"] == self.num_users)
+        number, names = pd.factorize(np.array(texts, object)[new])
+        new = new[np.argsort(number, kind="stable")]
+        rows["user"][new] = self.num_users + np.sort(number)
+        self.users |= {name: self.num_users + i for i, name in enumerate(names)}
+        time = pd.Series(rows["time"][new]).groupby(rows["user"][new]).ffill().fillna(0).to_numpy()
+        known = ~np.isnan(rows["rating"][new]) | (not self.encoder.scale.has_ratings)
+        position[new], now[new] = len(self.part) + np.append(0, known.cumsum())[:-1], time
+        rows["time"][new] = time
+        added = {name: np.append(old, rows[name][new][known]) for name, old in self.events.items()}
+        self._set_histories(added)
+        return rows["user"], position, now
 
-    def _inputs(self, items: np.ndarray, users: list[str], pasts: list[Past]) -> list[Tensor]:
-        """Ids of the candidates (B, Q), and users and their pasts -> the same inputs as HistoryDataset's."""
-        shape = len(pasts), self.history_length
-        history, residual = np.full(shape, PADDING, np.int32), np.zeros(shape, np.float32)
-        gap = np.zeros(shape, np.int64)
-        for row, past in enumerate(pasts):
-            if length := len(past.item):
-                history[row, -length:], residual[row, -length:] = past.item, past.residual
-                gap[row, -length:] = past.now - np.asarray(past.time)
-        count, total = np.array([past.rows for past in pasts]), np.array([past.total for past in pasts])
-        bias = past_user_bias(total, count) * self.start_from_biases * self.use_ratings
-        even_chance = self.scale.even_chance if self.target == "click" else 0.0
-        ids, rows = torch.from_numpy(items), torch.from_numpy(history)
-        return [
-            ids,
-            rows,
-            torch.from_numpy(residual) * self.use_ratings,
-            time_gap_bucket(torch.from_numpy(gap)) * (rows != PADDING),
-            torch.from_numpy(self.user_ids[[self.users.get(user, -1) for user in users]]),
-            dense_features(self.expected[ids], torch.from_numpy(bias).float(), torch.from_numpy(count), even_chance),
-        ]
+    def _set_histories(self, events: Mapping[str, np.ndarray]) -> None:
+        """events: user, item, rating and time (N,), by user."""
+        users = len(self.users) + 1  # the last, with no rows, stands for all that are new
+        arrays = self.encoder.encode(events["item"], events["rating"], self.start_from_biases)
+        arrays |= {"time": events["time"].astype(np.int64)}
+        arrays |= {"first": np.searchsorted(events["user"], np.arange(users + 1))}
+        more = np.full((users - self.num_users, self.user_ids.shape[1]), OOV, np.int32)
+        arrays["user_ids"] = np.concatenate([self.user_ids, more])
+        self.histories = Histories(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def _inputs(self, items: np.ndarray, user: np.ndarray, position: np.ndarray, now: np.ndarray) -> list[Tensor]:
+        return self.view.inputs(self.histories, *map(torch.from_numpy, (items, user, position, now)))

@@ -4,6 +4,7 @@ expectation before rounding = mean + user + movie + effect of the movie rated ju
 or badly, and part of its residual carries over. Only the order of a history reveals that effect.
 """
 
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -61,23 +62,13 @@ def _write(target: Path, users: int) -> None:
     np.savetxt(target / "ratings.dat", np.stack(columns, 1), "%d", "::")
     in_time = np.lexsort((time[user, step], user))  # the order in which training reads them
     np.save(target / "truth.npy", truth[user, step][in_time])
-    _write_movies(target, has_genre, rng)
-    lines = zip(
-        range(1, users + 1),
-        rng.choice(["M", "F"], users),
-        rng.choice([1, 18, 25, 35, 45, 50, 56], users),
-        rng.integers(21, size=users),
-        strict=True,
-    )
-    (target / "users.dat").write_text(
-        "".join(f"{number}::{gender}::{age}::{occupation}::00000\n" for number, gender, age, occupation in lines)
-    )
-
-
-def _write_movies(target: Path, has_genre: np.ndarray, rng: np.random.Generator) -> None:
-    lines = []
+    movies = []
     for number, flags in enumerate(has_genre, 1):
         title = " ".join(rng.choice(TITLE_WORDS, 3, replace=False))
-        genres = "|".join(genre for genre, flag in zip(GENRES, flags, strict=True) if flag)
-        lines.append(f"{number}::{title} ({rng.integers(1950, 2000)})::{genres}\n")
-    (target / "movies.dat").write_text("".join(lines), encoding="latin-1")
+        movies.append(f"{number}::{title} ({rng.integers(1950, 2000)})::{'|'.join(compress(GENRES, flags))}\n")
+    (target / "movies.dat").write_text("".join(movies), encoding="latin-1")
+    parts = rng.choice(["M", "F"], users), rng.choice([1, 18, 25, 35, 45, 50, 56], users), rng.integers(21, size=users)
+    lines = [
+        f"{number}::{sex}::{age}::{job}::00000\n" for number, (sex, age, job) in enumerate(zip(*parts, strict=True), 1)
+    ]
+    (target / "users.dat").write_text("".join(lines))
