@@ -23,7 +23,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common.files import read_json, write_json
-from common.model.metrics import task_metrics
+from common.model.metrics import TaskMetrics
 from common.paths import output_root
 from common.settings import Settings
 from common.training.seeds import markdown_table, mean_and_sd
@@ -113,7 +113,7 @@ def cached_metrics(path: Path, data: MultiTaskDataModule) -> dict:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         (probability,) = logistic_regression(data).values()
-        write_json(path, task_metrics(data.tasks, probability, data.targets("test")))
+        write_json(path, TaskMetrics(data.tasks).measure(probability, data.targets("test")))
     return read_json(path)
 
 

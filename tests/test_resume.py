@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+import common.training.callbacks
 import common.training.fit
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError, run_script
@@ -102,7 +103,7 @@ def test_ends_the_same(start, whole, monkeypatch, settings, where, name, call):
 @pytest.mark.parametrize("save", [5, 6, 7, 10, 12, 13, 14])
 def test_ends_the_same_after_a_death_right_after_a_checkpoint(start, whole, monkeypatch, outputs, save):
     """Also after timed checkpoints, here after each batch. A validation follows batches 5 and 10."""
-    monkeypatch.setattr(common.training.fit, "CHECKPOINT_MINUTES", 0)
+    monkeypatch.setattr(common.training.callbacks, "CHECKPOINT_MINUTES", 0)
     expected, history = whole(max_epochs=2)
     write, calls = MappedCheckpointIO.save_checkpoint, itertools.count(1)
 
