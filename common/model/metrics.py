@@ -1,7 +1,7 @@
 """Metrics of whole splits: predictions and targets are collected, and gathered over ranks at the end of a split."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,11 +25,12 @@ def mode_of(metric: str) -> Literal["min", "max"]:
 
 
 class PredictionMetric:
-    """Collects the predictions and targets of a split; subclasses turn those of all rows into named numbers.
+    """Collects the predictions and targets of a split; subclasses turn those of all rows into named numbers."""
 
-    measure(prediction, target, groups): the metrics; groups (N,), such as users, if the data has any.
-    compare(prediction, other, target, groups): differences of the main metrics to another prediction's, with intervals.
-    """
+    # (prediction, target, groups=None): groups (N,), such as users, if the data has any
+    measure: Callable[..., dict[str, float]]
+    # (prediction, other, target, groups=None): differences of the main metrics to another prediction's, with intervals
+    compare: Callable[..., Differences]
 
     def __init__(self) -> None:
         self.reset()
@@ -59,12 +60,6 @@ class PredictionMetric:
 
     def compute(self) -> dict[str, float]:
         return self.measure(self.prediction, self.target)
-
-    def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
-        raise NotImplementedError
-
-    def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
-        raise NotImplementedError
 
 
 class ClickMetrics(PredictionMetric):

@@ -1,6 +1,7 @@
 """What the four LightningModules share: the steps of all stages, metrics over whole splits, and the optimizer."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,11 +24,14 @@ from common.process_group import is_distributed
 class Recommender(pl.LightningModule):
     """A model with `forward(*inputs) -> logits`, for batches (*inputs, target).
 
-    A subclass sets `metrics` and has a hyperparameter `optimizer`: the arguments of build_optimizer, i.e. the OPTIMIZER
-    settings of its script.
+    A subclass sets `metrics`, implements `loss` and `predict`, and has a hyperparameter `optimizer`: the arguments of
+    build_optimizer, i.e. the OPTIMIZER settings of its script.
     """
 
     metrics: PredictionMetric
+    loss: Callable[..., Tensor]  # mean loss of a batch: (logits, target), and row weights (B,) if the data has any
+    predict: Callable[[Tensor], Tensor]  # logits -> probabilities or ratings, of the same shape as the target
+    loss_weight: float | None = 1.0  # factor between the validation loss and `loss`; None: they cannot be compared
     training_offset = 0.0
     candidate_inputs: tuple[str, ...] = ()  # the inputs (B, Q, ...) with any number of candidates per row
 
@@ -43,19 +47,6 @@ class Recommender(pl.LightningModule):
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
-    def loss_weight(self) -> float | None:
-        """Factor between the validation loss and `loss`; None if the two cannot be compared."""
-        return 1.0
-
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of a batch. If the data has row weights (B,), they are a third argument."""
-        raise NotImplementedError
-
-    def predict(self, logits: Tensor) -> Tensor:
-        """Probabilities or ratings, of the same shape as the target."""
-        raise NotImplementedError
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         *inputs, target = batch

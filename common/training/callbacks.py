@@ -1,4 +1,4 @@
-"""Callbacks of fit: the metrics log, the checkpoints, and the random state."""
+"""Callbacks of fit: the metrics log, and the checkpoints with what depends on them."""
 
 import math
 import time
@@ -115,17 +115,24 @@ class Checkpoints(Checkpoint):
     """Writes best.ckpt after the best validation so far, and last.ckpt after each one and every CHECKPOINT_MINUTES.
 
     A validation that does not beat the best so far multiplies the learning rate by 0.1 with the schedule "plateau"
-    (BARS' recipe); after `patience` such validations in a row the run stops.
+    (BARS' recipe); after `patience` such validations in a row the run stops. A resumed run draws the same dropout
+    masks, because every rank's random state is saved.
     """
 
     def __init__(self, folder: Path, monitor: str, patience: int | None, schedule: str):
         self.best_path, self.last_path = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
         self.monitor, self.patience, self.schedule = monitor, patience, schedule
         self.best, self.waited = -math.inf, 0  # higher is better; validations since then
+        self.random: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.saved = time.monotonic()
         self.stop(trainer)  # a run may be resumed after it has stopped
+        if len(self.random) == trainer.world_size:
+            torch.set_rng_state(self.random[trainer.global_rank]["cpu"])
+            torch.cuda.set_rng_state_all(self.random[trainer.global_rank]["cuda"])
+        elif trainer.global_rank:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_index) -> None:
         due = trainer.strategy.broadcast(time.monotonic() - self.saved > 60 * CHECKPOINT_MINUTES)
@@ -158,31 +165,11 @@ class Checkpoints(Checkpoint):
         self.saved = time.monotonic()
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "waited": self.waited}
-
-    def load_state_dict(self, state: dict) -> None:
-        vars(self).update(state)
-
-
-class RandomState(pl.Callback):
-    """Saves every rank's random state, so that a resumed run draws the same dropout masks."""
-
-    def __init__(self) -> None:
-        self._restored: list[dict[str, Any]] = []
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if len(self._restored) == trainer.world_size:
-            torch.set_rng_state(self._restored[trainer.global_rank]["cpu"])
-            torch.cuda.set_rng_state_all(self._restored[trainer.global_rank]["cuda"])
-        elif trainer.global_rank:
-            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
-
-    def state_dict(self) -> dict:
         states = [{"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}]
         if is_distributed():
             states *= distributed.get_world_size()
             distributed.all_gather_object(states, states[0])
-        return {"ranks": states}
+        return {"best": self.best, "waited": self.waited, "random": states}
 
     def load_state_dict(self, state: dict) -> None:
-        self._restored = state["ranks"]
+        vars(self).update(state)

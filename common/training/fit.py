@@ -23,7 +23,7 @@ from common.model.recommender import Recommender
 from common.process_group import distributed_trainer_kwargs, is_rank_zero
 from common.settings import Settings, check_names
 from common.training.allocator import keep_freed_memory
-from common.training.callbacks import Checkpoints, MetricsLog, RandomState
+from common.training.callbacks import Checkpoints, MetricsLog
 from common.training.loggers import Trackers
 from common.training.plots import caption, plot_learning_curves
 from common.training.precision import resolve_precision
@@ -68,7 +68,7 @@ def fit_and_test(
     monitor = chosen_monitor(training["monitor"], monitor, model, data)
     log = MetricsLog(folder, Trackers(training["logger"], folder))
     saving = Checkpoints(folder, monitor, training["patience"], settings.optimizer["schedule"])
-    trainer = build_trainer(model, data, training, [log, *callbacks, RandomState(), saving])
+    trainer = build_trainer(model, data, training, [log, *callbacks, saving])
     log.trackers.log_settings(settings.flat() | {"model": model.display_name, "run_folder": str(folder)})
     fit(trainer, model, data, folder, training)
     metrics = evaluate(model, data, training, best, test)
