@@ -17,8 +17,8 @@ import numpy as np
 
 from common.errors import check, run_script
 from common.files import read_json
+from common.model.metrics import LOSSES
 from common.paths import REPO, output_root
-from common.training.fit import LOSSES
 from common.training.results import with_interval
 from common.training.seeds import Results, markdown_table, summary_table, train_seeds, values, with_sd
 

@@ -115,6 +115,7 @@ class BST(Recommender):
         )
         self.save_hyperparameters()
         self.metrics = {"rating": RatingMetrics, "click": ClickMetrics, "item": RankingMetrics}[target]()
+        self.loss_weight = None if target == "item" else 1.0
         # An item's vector is the sum of an id, an attribute and a factor part. Each part has a second vector, added in
         # proportion to the rating's residual. Differs from the paper, whose behaviors carry no rating
         self.items = nn.Embedding(num_items, 2 * embedding_dim)  # dense: a batch of histories touches most items
@@ -142,10 +143,6 @@ class BST(Recommender):
     @property
     def display_name(self) -> str:
         return "BST" if self.hparams["use_sequence"] else "BST without its sequence"
-
-    @property
-    def loss_weight(self) -> float | None:
-        return None if self.hparams["target"] == "item" else 1.0
 
     def forward(
         self, items: Tensor, history: Tensor, residual: Tensor, time_gap: Tensor, user_ids: Tensor, dense: Tensor

@@ -6,10 +6,8 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from subprocess import Popen
 from typing import Any, ParamSpec, TypeVar
 
 from pytorch_lightning.strategies import DDPStrategy
@@ -59,29 +57,23 @@ class LocalDDPStrategy(DDPStrategy):
             self.set_world_ranks()
             backend = distributed.get_default_backend_for_device(self.root_device)
             store = distributed.FileStore(os.environ[RENDEZVOUS], self.world_size)
-            with _watching(getattr(self.launcher, "procs", [])):  # Lightning's launcher has them on the first rank
+            met = threading.Event()
+            threading.Thread(target=self.watch, args=(met,), daemon=True).start()
+            try:
                 distributed.init_process_group(backend, store=store, rank=self.global_rank, world_size=self.world_size)
+            finally:
+                met.set()
             atexit.register(_leave_group)
         super().setup_distributed()
 
-
-@contextmanager
-def _watching(started: Sequence[Popen]) -> Iterator[None]:
-    """End this process if one dies that it waits for, its starter or one that it started: torch would wait on."""
-    starter, met = int(os.environ[STARTER]), threading.Event()
-
-    def watch() -> None:
+    def watch(self, met: threading.Event) -> None:
+        """End this process if one that it waits for dies, its starter or one that it started: torch would wait on."""
+        starter, started = int(os.environ[STARTER]), getattr(self.launcher, "procs", [])  # those of Lightning
         while not met.wait(LOOK_SECONDS):
             if os.getppid() != starter != os.getpid() or any(process.poll() is not None for process in started):
                 remove_rendezvous()
                 sys.stderr.write("error: another process of this run died.\n")
                 os._exit(1)  # not an exception: the main thread is inside torch
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        met.set()
 
 
 def remove_rendezvous() -> None:
@@ -104,16 +96,16 @@ def is_peer_failure(error: RuntimeError) -> bool:
 def distributed_trainer_kwargs(training: Mapping[str, Any], *plugins: object) -> dict[str, Any]:
     """Arguments of Lightning's Trainer for the settings devices, num_nodes and strategy."""
     keywords = {name: training[name] for name in ("devices", "num_nodes", "strategy")}
-    if training["devices"] > 1 and training["num_nodes"] == 1 and training["strategy"] in ("auto", "ddp"):
+    if training["strategy"] == "ray":  # this is a worker of Ray Train, which has started the processes
+        from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+        plugins = *plugins, RayLightningEnvironment()
+        keywords = {"devices": "auto", "strategy": RayDDPStrategy()}
+    elif training["devices"] > 1 and training["num_nodes"] == 1:
         if not {RENDEZVOUS, "LOCAL_RANK", "SLURM_PROCID"} & set(os.environ):  # Lightning, torchrun and Slurm set one
             # the processes that Lightning starts inherit them
             os.environ |= {RENDEZVOUS: f"{tempfile.mkdtemp()}/store", STARTER: str(os.getpid())}
             atexit.register(remove_rendezvous)
         if RENDEZVOUS in os.environ:
             keywords["strategy"] = LocalDDPStrategy()
-    if training["strategy"] == "ray":  # this is a worker of Ray Train, which has started the processes
-        from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
-
-        plugins = *plugins, RayLightningEnvironment()
-        keywords = {"devices": "auto", "strategy": RayDDPStrategy()}
     return keywords | {"accelerator": "auto", "plugins": list(plugins)}

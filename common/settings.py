@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from os import PathLike, fspath
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+from annotated_types import Interval, MinLen
+from pydantic import TypeAdapter, ValidationError
 
-from common.errors import check, shown
+from common.errors import UserError, check, shown
 
 # of dense inputs: a number ("log" is signed and centred), with a 0/1 input for "missing" or with its quantile as a
 # category, or a category alone
@@ -16,48 +18,54 @@ Transform = Literal["log", "log+missing", "log+quantile", "clamped_log", "bucket
 Pooling = Literal["mean", "sum"]  # of the vectors of several values in a cell; the first is the default
 DENSE_TRANSFORMS, POOLINGS = get_args(Transform), get_args(Pooling)
 
-# by name, because a type read off the dicts would follow whoever edits them: a type, the integers of a range, the
-# numbers from one to another (ends included), or a list of choices. Far above any real use, so that a typo is noticed
-COUNT, SIZE, RATE, WEIGHT = range(1, 10**9), range(1, 2**16 + 1), (1e-15, 1000.0), (0.0, 1000.0)
+# far above any real use, so that a typo is noticed
+Count = Annotated[int, Interval(ge=1, le=10**9)]
+Size = Annotated[int, Interval(ge=1, le=2**16)]
+Rate = Annotated[float, Interval(ge=1e-15, le=1000)]
+Weight = Annotated[float, Interval(ge=0, le=1000)]
+Some = MinLen(1)
+# by name, because a type read off the dicts would follow whoever edits them
 RULES: dict[str, Any] = {
     name: rule
     for names, rule in (
-        ("dataset data_root split tasks monitor start_from ray_address storage", str),
+        ("dataset monitor", str),
+        ("data_root split start_from ray_address storage", str | None),
         ("history_ratings start_from_biases weighted label_inputs batch_norm on_regression", bool),
         ("self_interaction use_sequence shard_table resume", bool),
-        ("space fixed", dict),
-        ("min_count batch_size max_epochs validations_per_epoch patience", COUNT),
-        ("trials grace_validations cpus_per_trial concurrent_trials", COUNT),
-        ("embedding_dim num_experts num_heads num_factors num_bins history_length", SIZE),
-        ("hidden_units bottom_mlp_units top_mlp_units tower_units expert_units", SIZE),
-        ("learning_rate embedding_learning_rate", RATE),
-        ("embedding_l2 task_weights gpus_per_trial", WEIGHT),
-        ("devices num_nodes workers_per_trial", range(1, 129)),
-        ("warmup_steps", range(10**9)),
-        ("seed", range(2**32)),
-        ("num_workers", range(129)),
-        ("num_blocks", range(1, 101)),
-        ("negatives", range(1, 10_001)),
-        ("negatives_power", (0.0, 1.0)),
-        ("reduction_factor", range(2, 1001)),
-        ("dropout", (0.0, 0.99)),
-        ("negative_rate", (1e-12, 1.0)),
-        ("dense_transform", list(DENSE_TRANSFORMS)),
-        ("target", ["auto", "rating", "click", "item"]),
-        ("loss", ["softmax", "bce"]),
-        ("variant", ["mmoe", "omoe", "shared_bottom", "single_task"]),
-        ("optimizer", ["adam", "dense_adam", "adagrad", "sgd"]),
-        ("schedule", ["linear", "cosine", "plateau"]),
-        ("precision", ["auto", "32-true", "bf16-mixed"]),
-        ("strategy", ["auto", "ddp", "ray"]),
+        ("space", Annotated[dict, Some]),
+        ("fixed", dict),
+        ("tasks", Annotated[tuple[str, ...], Some]),
+        ("task_weights", tuple[Weight, ...]),
+        ("batch_size max_epochs", Count | Literal["auto"]),  # see Settings.for_rows
+        ("min_count validations_per_epoch trials grace_validations cpus_per_trial", Count),
+        ("patience concurrent_trials", Count | None),
+        ("embedding_dim num_experts num_heads num_factors num_bins history_length", Size),
+        ("hidden_units bottom_mlp_units top_mlp_units tower_units", tuple[Size, ...]),
+        ("expert_units", Annotated[tuple[Size, ...], Some]),
+        ("learning_rate", Rate),
+        ("embedding_learning_rate", Rate | None),
+        ("embedding_l2 gpus_per_trial", Weight),
+        ("devices num_nodes workers_per_trial", Annotated[int, Interval(ge=1, le=128)]),
+        ("warmup_steps", Annotated[int, Interval(ge=0, le=10**9)]),
+        ("seed", Annotated[int, Interval(ge=0, lt=2**32)]),
+        ("num_workers", Annotated[int, Interval(ge=0, le=128)]),
+        ("num_blocks", Annotated[int, Interval(ge=1, le=100)]),
+        ("negatives", Annotated[int, Interval(ge=1, le=10_000)]),
+        ("negatives_power", Annotated[float, Interval(ge=0, le=1)]),
+        ("reduction_factor", Annotated[int, Interval(ge=2, le=1000)]),
+        ("dropout", Annotated[float, Interval(ge=0, lt=1)]),
+        ("negative_rate", Annotated[float, Interval(ge=1e-12, le=1)]),
+        ("dense_transform", Transform),
+        ("target", Literal["auto", "rating", "click", "item"]),
+        ("loss", Literal["softmax", "bce"]),
+        ("variant", Literal["mmoe", "omoe", "shared_bottom", "single_task"]),
+        ("optimizer", Literal["adam", "dense_adam", "adagrad", "sgd"]),
+        ("schedule", Literal["linear", "cosine", "plateau"]),
+        ("precision", Literal["auto", "32-true", "bf16-mixed"]),
+        ("strategy", Literal["auto", "ddp", "ray"]),
     )
     for name in names.split()
 }
-OPTIONAL = {"data_root", "split", "start_from", "ray_address", "storage"}
-OPTIONAL |= {"patience", "concurrent_trials", "embedding_learning_rate"}
-TUPLES = {"hidden_units", "bottom_mlp_units", "top_mlp_units", "tower_units", "expert_units", "tasks", "task_weights"}
-NOT_EMPTY = {"expert_units", "tasks", "space"}
-BY_ROWS = {"batch_size", "max_epochs"}  # may be "auto", see Settings.for_rows
 
 
 def plain(value: Any) -> Any:
@@ -71,28 +79,13 @@ def plain(value: Any) -> Any:
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise UserError for the first setting that is out of range; names without a rule pass."""
     for name, value in settings.items():
-        if name in RULES and not (value is None and name in OPTIONAL) and not (value == "auto" and name in BY_ROWS):
-            holds, expected = _holds(RULES[name], value), _words(RULES[name])
-            if name in TUPLES:
-                holds = isinstance(value, list | tuple) and all(_holds(RULES[name], item) for item in value)
-                expected = f"a tuple, each element {expected}"
-            holds, filled = (holds and bool(value), " and not empty") if name in NOT_EMPTY else (holds, "")
-            other = "None or " if name in OPTIONAL else "'auto' or " if name in BY_ROWS else ""
-            check(holds, f"{name} is {shown(value)}; it must be {other}{expected}{filled}.")
-
-
-def _holds(rule: Any, value: Any) -> bool:
-    if isinstance(rule, tuple):
-        return type(value) in (int, float) and rule[0] <= value <= rule[1]
-    if isinstance(rule, list | range):  # the type first: a range searches for anything but an int one by one
-        return type(value) is type(rule[0]) and value in rule
-    return type(value) is rule
-
-
-def _words(rule: Any) -> str:
-    if isinstance(rule, list | type):
-        return f"one of {', '.join(map(repr, rule))}" if isinstance(rule, list) else f"of type {rule.__name__}"
-    return f"{'an integer' if isinstance(rule, range) else 'a number'} from {rule[0]} to {rule[-1]}"
+        try:
+            TypeAdapter(RULES.get(name, Any)).validate_python(plain(value), strict=True)
+        except ValidationError as error:
+            # pydantic says "Input should be ...", once for each type that is allowed, except None
+            expected = [each["msg"].partition("should ")[2] for each in error.errors()]
+            expected += ["be None"] if type(None) in get_args(RULES[name]) else []
+            raise UserError(f"{name} is {shown(value)}; it must {' or '.join(expected)}.") from error
 
 
 def check_names(changes: Iterable[str], known: Sequence[str]) -> None:
@@ -133,8 +126,7 @@ class Settings:
         """A copy with numbers in place of "auto". rows: for training; usual: batch_size and max_epochs for many."""
         most, least = by_rows(rows)
         numbers = {"batch_size": min(most, usual["batch_size"]), "max_epochs": max(least, usual["max_epochs"])}
-        chosen = {name: number for name, number in numbers.items() if self.flat()[name] == "auto"}
-        return self.changed(chosen)
+        return self.changed({name: number for name, number in numbers.items() if self.flat()[name] == "auto"})
 
     def flat(self) -> dict[str, Any]:
         """All settings by name; loggers are given by their class."""

@@ -19,11 +19,11 @@ def logistic_regression(data: MultiTaskDataModule) -> dict[str, Tensor]:
         for dense, ids, label in map(data.read, data.rows.values())
     )
     probabilities = []
-    for k in range(len(data.tasks)):
-        train, val = (~np.isnan(label[:, k]) for label in (y_train, y_val))
+    for train, val, base in zip(y_train.T, y_val.T, data.base_logits, strict=True):
+        known, known_val = ~np.isnan(train), ~np.isnan(val)
         model = tuned_logistic_regression(
-            x_train[train], y_train[train, k], x_val[val], y_val[val, k], data.training_offset
+            x_train[known], train[known], x_val[known_val], val[known_val], data.training_offset
         )
-        base = torch.full((x_test.shape[0],), data.base_logits[k], dtype=torch.float64).sigmoid()
-        probabilities.append(torch.from_numpy(model.predict_proba(x_test)[:, 1]) if model else base)
+        probability = torch.full((x_test.shape[0],), base, dtype=torch.float64).sigmoid()
+        probabilities.append(torch.from_numpy(model.predict_proba(x_test)[:, 1]) if model else probability)
     return {"logistic regression": torch.stack(probabilities, 1)}

@@ -23,10 +23,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common.files import read_json, write_json
-from common.model.metrics import task_metrics
+from common.model.metrics import TaskMetrics
 from common.paths import output_root
 from common.settings import Settings
-from common.training.seeds import markdown_table, mean_and_sd
+from common.training.seeds import markdown_table
 from data.census_income import MultiTaskDataModule
 from multitask.baselines import logistic_regression
 from multitask.mmoe import DISPLAY_NAMES, MMoE
@@ -113,7 +113,7 @@ def cached_metrics(path: Path, data: MultiTaskDataModule) -> dict:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         (probability,) = logistic_regression(data).values()
-        write_json(path, task_metrics(data.tasks, probability, data.targets("test")))
+        write_json(path, TaskMetrics(data.tasks).measure(probability, data.targets("test")))
     return read_json(path)
 
 
@@ -143,7 +143,7 @@ def summarise(runs: pd.DataFrame, groups: dict) -> pd.DataFrame:
         for i, task in enumerate(groups[group]):
             paper_best, paper_mean = PAPER.get(group, {}).get(model, [(None, None)] * len(groups[group]))[i]
             row = {"group": group, "model": model, "task": task, "runs": len(auc), "best on main": auc[task][best]}
-            row |= dict(zip(("mean", "std"), mean_and_sd(auc[task]), strict=True))
+            row |= {"mean": auc[task].mean(), "std": auc[task].std()}
             rows.append(row | {"paper best": paper_best, "paper mean": paper_mean})
     return pd.DataFrame(rows)
 

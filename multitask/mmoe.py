@@ -52,7 +52,8 @@ class MMoE(Recommender):
         check(variant != "single_task" or len(tasks) == 1, f"variant 'single_task' takes one task; tasks is {tasks}.")
         check(len(task_weights) == len(tasks), f"task_weights is {task_weights}; it must have one for each of {tasks}.")
         self.save_hyperparameters()
-        self.metrics = TaskMetrics(tasks)
+        self.metrics = TaskMetrics(tasks)  # whose log loss is the plain mean over tasks
+        self.loss_weight = sum(task_weights) if len(set(task_weights)) == 1 else None
         self.register_buffer("task_weights", torch.tensor(task_weights, dtype=torch.float32), persistent=False)
         num_gates = {"mmoe": len(tasks), "omoe": 1}.get(variant, 0)
         num_experts = num_experts if num_gates else 1
@@ -92,11 +93,6 @@ class MMoE(Recommender):
         weight = known if weight is None else known * weight.unsqueeze(1)
         losses = functional.binary_cross_entropy_with_logits(logits, target.nan_to_num(), weight, reduction="none")
         return (losses.sum(0) / known.sum(0).clamp(min=1)) @ self.task_weights
-
-    @property
-    def loss_weight(self) -> float | None:
-        weights = self.hparams["task_weights"]  # the validation log loss is the plain mean over tasks
-        return sum(weights) if len(set(weights)) == 1 else None
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

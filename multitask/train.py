@@ -27,7 +27,7 @@ from common.training.fit import fit_and_test
 from common.training.run_folder import claim_run_folder
 from data.census_income import MultiTaskDataModule
 from multitask.baselines import logistic_regression
-from multitask.expert_usage import ExpertUsage, plot_gates
+from multitask.expert_usage import plot_gates
 from multitask.mmoe import MMoE
 
 DATA = dict(
@@ -114,7 +114,7 @@ def train(
             monitor="val_auc_mean",
             baselines=baselines,
             plot=plot_gates,
-            callbacks=[ExpertUsage(folder), *callbacks],
+            callbacks=callbacks,
         )
 
 

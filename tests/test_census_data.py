@@ -14,7 +14,7 @@ import torch
 
 from common.data.raw_files import Published
 from common.errors import UserError
-from common.model.metrics import task_metrics
+from common.model.metrics import TaskMetrics
 from common.paths import REPO
 from data.census_income import ADULT, CENSUS_INCOME_KDD, MultiTaskDataModule
 from data.criteo_data import ClickDataModule
@@ -276,7 +276,7 @@ def test_best_possible_auc_is_that_of_the_planted_probabilities(tmp_path, monkey
     monkeypatch.setitem(MultiTaskDataModule.published, "census-income-kdd", sample)
     data = open_data(tmp_path, tasks=("education", "income", "never_married"))
     assert data.is_sample
-    best = task_metrics(data.tasks, data.best_prediction(), data.targets("test"))
+    best = TaskMetrics(data.tasks).measure(data.best_prediction(), data.targets("test"))
     truth = np.load(data.table.folder / "true_probability.npy")[data.rows["test"]]
     for name, column in zip(CENSUS_INCOME_KDD.tasks, range(3), strict=True):
         label = data.read(data.rows["test"])[-1][:, data.tasks.index(name)]

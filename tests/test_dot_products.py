@@ -36,24 +36,11 @@ def test_inputs_and_gradients_in_any_layout():
     torch.testing.assert_close(found, torch.autograd.grad(loop(vectors, False), vectors, grad))
 
 
-@pytest.mark.parametrize("backward_too", [False, True])
-def test_autocast_multiplies_in_bf16(backward_too):
-    vectors, dot_products = torch.randn(16, 5, 4, requires_grad=True), DotProducts(5, True)
+def test_autocast_multiplies_in_bf16():
+    vectors = torch.randn(16, 5, 4, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        found = dot_products(vectors)
-        grad = torch.autograd.grad(found.sum(), vectors, retain_graph=True)[0] if backward_too else None
-    grad = grad if backward_too else torch.autograd.grad(found.sum(), vectors)[0]
-    expected = loop(vectors, True)
+        found = DotProducts(5, True)(vectors)
+    (grad,), expected = torch.autograd.grad(found.sum(), vectors), loop(vectors, True)
     assert found.dtype == torch.bfloat16 and grad.dtype == torch.float32
     torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.05)
     torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), vectors)[0], rtol=0.02, atol=0.1)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_on_a_gpu():
-    vectors, dot_products = (
-        torch.randn(4, 5, 3, dtype=torch.float64).cuda().requires_grad_(),
-        DotProducts(5, True).cuda(),
-    )
-    torch.testing.assert_close(dot_products(vectors), loop(vectors, True))
-    torch.autograd.gradcheck(dot_products, vectors)

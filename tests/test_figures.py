@@ -24,7 +24,8 @@ from common.cluster.study import (
     trial_folder,
 )
 from common.model.comparison import auc_error
-from common.training.plots import BEST_POSSIBLE, plot_clicks, plot_learning_curves, reliability
+from common.training.plots import plot_clicks, plot_learning_curves, reliability
+from common.training.results import BEST_POSSIBLE
 
 
 def test_reliability_has_the_bins_that_rows_bear_and_covers_the_truth(rng):
@@ -99,8 +100,10 @@ def test_learning_curves_show_what_was_measured_where(drawn, tmp_path):
     ]
     tested = {"DeepFM": 0.755, "regression": 0.72, "constant": 0.5, BEST_POSSIBLE: 0.78}
     metrics = {name: {"auc": auc} for name, auc in tested.items()}
-    plot_learning_curves(history, "val_auc", "max", 1.0, metrics, "a title", tmp_path / "curves.png")
-    loss, auc = drawn["curves.png"].axes
+    results = {"model": "DeepFM", "test": metrics["DeepFM"], "best_possible": metrics[BEST_POSSIBLE]}
+    results["baselines"] = {name: metrics[name] for name in ("regression", "constant")}
+    plot_learning_curves(history, "val_auc", 1.0, results, "a title", tmp_path)
+    loss, auc = drawn["learning_curves.png"].axes
     training, validation = loss.get_lines()
     assert training.get_xdata().tolist() == [0.25, 0.75, 1.25, 1.75]  # means over the steps between validations
     assert validation.get_xdata().tolist() == [0.5, 1.0, 1.5, 2.0] == auc.get_xticks().tolist()
@@ -111,8 +114,8 @@ def test_learning_curves_show_what_was_measured_where(drawn, tmp_path):
     low, high = auc.get_ylim()
     assert low < 0.70 and high > 0.78
     metrics["regression"]["auc"] = 0.3  # would flatten the curve
-    plot_learning_curves(history, "val_auc", "max", None, metrics, "a title", tmp_path / "curves.png")
-    loss, auc = drawn["curves.png"].axes
+    plot_learning_curves(history, "val_auc", None, results, "a title", tmp_path)
+    loss, auc = drawn["learning_curves.png"].axes
     assert len(loss.get_lines()) == 1 and auc.get_ylim()[0] > 0.65
 
 

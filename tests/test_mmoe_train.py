@@ -33,15 +33,12 @@ def test_script_runs_from_another_folder(raw, outputs):
     (folder,) = (outputs / "runs" / "multitask").glob("version_*")
     assert done.stdout.splitlines()[-1].endswith(str(folder))
     names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    assert names > {"results.json", "metrics.csv", "gates.csv", "gates.png", "learning_curves.png"}
-    assert "checkpoints/best.ckpt" in names
+    assert names > {"results.json", "metrics.csv", "gates.png", "learning_curves.png", "checkpoints/best.ckpt"}
     results = json.loads((folder / "results.json").read_text())
     keys = {"auc_income", "auc_never_married", "auc_mean", "log_loss"}
     assert keys == results["test"].keys() == results["validation"].keys()
     assert keys == results["baselines"]["logistic regression"].keys()
     assert results["model"] == "MMoE" and not results["is_sample"]
-    gates = pd.read_csv(folder / "gates.csv")
-    assert gates.filter(like="expert_").sum(axis=1).round(4).eq(1).all()
 
 
 @pytest.mark.parametrize("variant, tasks", [("omoe", ("income", "education")), ("single_task", ("education",))])
@@ -51,14 +48,8 @@ def test_other_models_and_tasks(raw, variant, tasks):
     assert results["test"].keys() == {*(f"auc_{task}" for task in tasks), "auc_mean", "log_loss"}
 
 
-@pytest.mark.parametrize(
-    ("tasks", "line"),
-    [
-        (("income",), "are of one class, so their AUC is undefined: the checkpoint is chosen by log loss."),
-        (("income", "education"), "are of one class of income, whose AUC is undefined: val_auc_mean is that of"),
-    ],
-)
-def test_tasks_of_one_class_in_validation(raw, outputs, capsys, tasks, line):
+@pytest.mark.parametrize("tasks", [("income",), ("income", "education")])
+def test_tasks_of_one_class_in_validation(raw, outputs, capsys, tasks):
     sample = raw / "census-income-kdd"
     folder = raw / "flat"
     folder.mkdir()
@@ -67,7 +58,8 @@ def test_tasks_of_one_class_in_validation(raw, outputs, capsys, tasks, line):
     (folder / "census-income.test").write_text(text.replace(" 50000+.", " - 50000."))
     settings = SMALL | {"max_epochs": 5, "patience": 2, "learning_rate": 0.01}
     results = train(dataset="flat", data_root=str(raw), tasks=tasks, task_weights=(1.0,) * len(tasks), **settings)
-    assert f"All 300 validation rows {line}" in capsys.readouterr().out
+    note = "All 300 validation rows are of one class, so their AUC is undefined: the checkpoint is chosen by log loss."
+    assert (note in capsys.readouterr().out) == (len(tasks) == 1)
     others = [results["validation"][f"auc_{task}"] for task in tasks[1:]]
     assert math.isnan(results["validation"]["auc_income"])
     assert math.isnan(results["validation"]["auc_mean"]) if not others else results["validation"]["auc_mean"] > 0.5

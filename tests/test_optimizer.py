@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,47 +110,37 @@ def test_l2_reaches_the_tables_alone_and_only_with_an_adam(optimizer):
         build_optimizer(model, 10, optimizer="sgd", **settings)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "dense_adam", "adagrad", "sgd"])
-def test_linear_schedule_ends_at_zero_for_each_group(optimizer):
+def rates(schedule: str, warmup_steps: int, total_steps: int, optimizer: str = "sgd") -> list[list[float]]:
+    """The rates of each step, of a dense layer and of a table, for base rates of 0.1 and 0.4."""
     model = torch.nn.ModuleDict({"table": PackedEmbedding([3], 2), "dense": torch.nn.Linear(2, 1)})
-    rates = {"learning_rate": 0.1, "embedding_learning_rate": 0.4, "embedding_l2": 0.0}
-    built = build_optimizer(model, 4, optimizer=optimizer, **rates, **LINEAR)
-    scheduler, found = built["lr_scheduler"]["scheduler"], []
-    for _ in range(5):
+    settings = {"optimizer": optimizer, "learning_rate": 0.1, "embedding_learning_rate": 0.4, "embedding_l2": 0.0}
+    built = build_optimizer(model, total_steps, **settings, schedule=schedule, warmup_steps=warmup_steps)
+    found = []
+    for _ in range(total_steps + 1):
         found.append([group["lr"] for group in built["optimizer"].param_groups])
         built["optimizer"].step()
-        scheduler.step()
-    assert found == [[0.1 * left, 0.4 * left] for left in (1, 0.75, 0.5, 0.25, 0)]
-
-
-def rates(schedule: str, warmup_steps: int, total_steps: int) -> list[float]:
-    """The rate of each step, for a base rate of 0.1."""
-    model = torch.nn.Linear(2, 1)
-    settings = {"optimizer": "sgd", "learning_rate": 0.1, "embedding_learning_rate": None, "embedding_l2": 0.0}
-    settings |= {"schedule": schedule, "warmup_steps": warmup_steps}
-    built = build_optimizer(model, total_steps, **settings)
-    found = []
-    for _ in range(total_steps):
-        found.append(built["optimizer"].param_groups[0]["lr"])
-        built["optimizer"].step()
-        if "lr_scheduler" in built:
-            built["lr_scheduler"]["scheduler"].step()
+        built["lr_scheduler"]["scheduler"].step()
     return found
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "dense_adam", "adagrad", "sgd"])
+def test_linear_schedule_ends_at_zero_for_each_group(optimizer):
+    assert rates("linear", 0, 4, optimizer) == [[0.1 * left, 0.4 * left] for left in (1, 0.75, 0.5, 0.25, 0)]
 
 
 def test_cosine_is_torchs():
     parameter = torch.nn.Parameter(torch.zeros(1))
     peer = torch.optim.SGD([parameter], lr=0.1)
-    schedule, expected = torch.optim.lr_scheduler.CosineAnnealingLR(peer, 9), []
-    for _ in range(9):
-        expected.append(peer.param_groups[0]["lr"])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(peer, 9)
+    for rate, _ in rates("cosine", 0, 9):
+        assert rate == pytest.approx(peer.param_groups[0]["lr"], abs=1e-12)
         peer.step()
         schedule.step()
-    assert rates("cosine", 0, 9) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "plateau"])
 def test_warm_up_grows_linearly_and_then_the_schedule_begins(schedule):
-    assert rates(schedule, 3, 8) == pytest.approx([0.025, 0.05, 0.075, *rates(schedule, 0, 5)])
+    found, warm = np.array(rates(schedule, 3, 8)), [[0.025, 0.1], [0.05, 0.2], [0.075, 0.3]]
+    assert found == pytest.approx(np.array([*warm, *rates(schedule, 0, 5)]))
     with pytest.raises(UserError, match="warmup_steps is 8; the whole run has 8 steps"):
         rates(schedule, 8, 8)

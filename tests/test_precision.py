@@ -1,7 +1,4 @@
-"""The choice of precision by layer width and batch size, if the processor has bf16.
-
-Also the memory that a step frees.
-"""
+"""The choice of precision by layer width and batch size, if the processor has bf16; the memory that a step frees."""
 
 import platform
 import subprocess
@@ -17,22 +14,20 @@ from common.training import precision
 from common.training.precision import resolve_precision
 
 
-@pytest.fixture
-def native(monkeypatch):
-    monkeypatch.setattr(precision, "has_bf16", lambda: True)
-
-
 @pytest.mark.parametrize(
-    ("widths", "batch_size", "chosen"),
+    ("asked", "widths", "batch_size", "chosen"),
     [
-        ((300, 128), 256, "bf16-mixed"),
-        ((300, 128), 255, "32-true"),
-        ((300, 127, 500), 256, "32-true"),  # no layer is wide on both sides
+        ("auto", (300, 128), 256, "bf16-mixed"),
+        ("auto", (300, 128), 255, "32-true"),
+        ("auto", (300, 127, 500), 256, "32-true"),  # no layer is wide on both sides
+        ("32-true", (300, 128), 256, "32-true"),
+        ("bf16-mixed", (1, 1), 1, "bf16-mixed"),
     ],
 )
-def test_bf16_needs_a_wide_layer_and_large_batches(native, widths, batch_size, chosen):
+def test_bf16_needs_a_wide_layer_and_large_batches(monkeypatch, asked, widths, batch_size, chosen):
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
     layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
-    assert resolve_precision("auto", nn.Sequential(nn.Embedding(999, 999), *layers), batch_size) == chosen
+    assert resolve_precision(asked, nn.Sequential(nn.Embedding(999, 999), *layers), batch_size) == chosen
 
 
 def test_a_processor_without_bf16_computes_in_float32(monkeypatch):
@@ -41,11 +36,6 @@ def test_a_processor_without_bf16_computes_in_float32(monkeypatch):
     assert resolve_precision("auto", nn.Linear(999, 999), 9999) == "32-true"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
     assert resolve_precision("auto", nn.Linear(999, 999), 9999) == "bf16-mixed"
-
-
-def test_a_named_precision_is_taken_as_it_is(native):
-    assert resolve_precision("32-true", nn.Linear(999, 999), 9999) == "32-true"
-    assert resolve_precision("bf16-mixed", nn.Linear(1, 1), 1) == "bf16-mixed"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")

@@ -3,24 +3,21 @@
 import itertools
 import json
 import math
-import random
 import re
 import signal
 import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 from filelock import FileLock
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+import common.training.callbacks
 import common.training.fit
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.errors import UserError, run_script
-from common.training.callbacks import RandomState
 from common.training.run_folder import find_or_create_run
 from deepfm.deepfm import DeepFM
 from deepfm.train import train
@@ -76,9 +73,9 @@ OTHERS = [{"schedule": "linear", "warmup_steps": 8}, {"schedule": "cosine", "war
 DENSE = {"optimizer": "dense_adam", "embedding_l2": 1e-4}
 DEATHS = [
     # a validation follows steps 5, 10, ..., and an epoch has 10
-    *((LINEAR, DeepFM, "training_step", call) for call in (1, 4, 6, 9, 11, 16, 30)),
+    *((LINEAR, DeepFM, "training_step", call) for call in (1, 6, 9, 11, 30)),
     *((PLATEAU, DeepFM, "training_step", call) for call in (4, 11, 16)),
-    *((LINEAR, DeepFM, "validation_step", call) for call in (1, 2, 3)),
+    *((LINEAR, DeepFM, "validation_step", call) for call in (1, 2)),
     *((PLATEAU, DeepFM, "validation_step", call) for call in (2, 3)),
     *((LINEAR, common.training.fit, name, 1) for name in ("write_json", "plot_learning_curves")),
     *((each, DeepFM, "training_step", call) for each in OTHERS for call in (4, 12)),
@@ -102,7 +99,7 @@ def test_ends_the_same(start, whole, monkeypatch, settings, where, name, call):
 @pytest.mark.parametrize("save", [5, 6, 7, 10, 12, 13, 14])
 def test_ends_the_same_after_a_death_right_after_a_checkpoint(start, whole, monkeypatch, outputs, save):
     """Also after timed checkpoints, here after each batch. A validation follows batches 5 and 10."""
-    monkeypatch.setattr(common.training.fit, "CHECKPOINT_MINUTES", 0)
+    monkeypatch.setattr(common.training.callbacks, "CHECKPOINT_MINUTES", 0)
     expected, history = whole(max_epochs=2)
     write, calls = MappedCheckpointIO.save_checkpoint, itertools.count(1)
 
@@ -168,25 +165,7 @@ def test_validation_rows_of_one_class_have_no_auc(start, criteo, rng, outputs, c
     assert content["test"]["auc"] is None and content["test"]["log_loss"] == results["test"]["log_loss"] > 0
 
 
-WRONG = {"learning_rate": [-1, "1e-3", math.nan, 1e30], "embedding_learning_rate": [0.0], "embedding_l2": [-1.0]}
-WRONG |= {"warmup_steps": [-1], "dropout": [1.0, None], "batch_size": [0], "hidden_units": [(8, 0), 8, None]}
-WRONG |= {"max_epochs": [0], "validations_per_epoch": [1.5], "patience": [0], "seed": [-1], "embedding_dim": [10**9]}
-WRONG |= {"num_workers": [10**6], "batch_norm": ["False"], "dataset": [None]}
-
-
-def test_settings_out_of_range_are_refused_before_anything_is_made(start, outputs):
-    for name, value in ((name, value) for name, values in WRONG.items() for value in values):
-        with pytest.raises(UserError, match=f"{name} is {re.escape(repr(value))}; it must be"):
-            start(**{name: value})
-    assert not (outputs / "runs").exists()
-
-
-def test_batch_norm_needs_two_rows(start, criteo, rng, outputs):
-    for settings, least in (({"batch_size": 1}, 2), ({"batch_size": 3, "devices": 2}, 4)):
-        message = rf"batch_size is {settings['batch_size']}, .*must be at least {least}, 2 per process"
-        with pytest.raises(UserError, match=message):
-            start(batch_norm=True, **settings)
-    assert not list(outputs.rglob("*.ckpt"))
+def test_batch_norm_gets_two_rows_at_an_epochs_end(start, criteo, rng):
     write_lines(criteo, make_lines(rng, 702))  # 601 for training: the last row does not make a batch by itself
     results = start(batch_norm=True, batch_size=2, max_epochs=1, validations_per_epoch=1)
     assert results["rows"]["train"] == 601 and math.isfinite(results["test"]["log_loss"])
@@ -201,8 +180,10 @@ def test_says_what_it_resumes(start, monkeypatch, capsys, outputs):
     with pytest.raises(UserError, match=r"other settings: \{'learning_rate': 0.01\}"):
         start(resume=True, learning_rate=0.02)
     capsys.readouterr()
+    left = outputs / "runs" / "deepfm" / "version_1" / "checkpoints" / "last.ckpt.0123abcd.tmp"  # by a kill
+    left.touch()
     start(resume=True)
-    assert f"Continuing {outputs}/runs/deepfm/version_1" in capsys.readouterr().out
+    assert f"Continuing {outputs}/runs/deepfm/version_1" in capsys.readouterr().out and not left.exists()
     assert [path.name for path in sorted((outputs / "runs" / "deepfm").iterdir())] == ["version_0", "version_1"]
 
 
@@ -224,17 +205,6 @@ def test_ctrl_c_says_how_to_go_on(start, monkeypatch, capsys, where, name, call,
     signal.signal(signal.SIGINT, handler)  # Lightning turns it off
     assert ended.value.code == code
     assert re.fullmatch(f"interrupted; {message}.*", capsys.readouterr().err.splitlines()[-1])
-
-
-def test_what_a_kill_left_of_a_checkpoint_is_removed(start, monkeypatch, outputs):
-    with monkeypatch.context() as patch:
-        interrupt(patch, DeepFM, "training_step", 12)
-        with pytest.raises(Interrupted):
-            start()
-    folder = outputs / "runs" / "deepfm" / "version_0" / "checkpoints"
-    (folder / "last.ckpt.0123abcd.tmp").touch()
-    start(resume=True)
-    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_two_that_resume_at_once_take_different_runs(start, monkeypatch, outputs):
@@ -282,30 +252,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_nothing(start,
     held.lock.release()
 
 
-def test_the_callers_random_numbers_stay_the_same(start):
-    def draw() -> list:
-        return [random.random(), np.random.rand(), torch.rand(()).item()]
-
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(3)
-    expected = draw() + draw()
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(3)
-    found = draw()
-    start(max_epochs=1)
-    assert found + draw() == expected
-
-
-def test_what_is_no_callback_folder_or_metric_is_one_line(start):
-    for wrong, message in (
-        ({"callbacks": [3]}, "callbacks: 3 is not a callback of Lightning"),
-        ({"callbacks": RandomState()}, "callbacks is .*RandomState.*; it must be a list"),
-        ({"run_folder": 3}, "run_folder is 3; it must be a path"),
-        ({"monitor": "val_ac"}, "there is no setting 'val_ac'; did you mean 'val_auc'"),
-        ({"monitor": "val_rmse"}, "there is no setting 'val_rmse'"),
-    ):
-        with pytest.raises(UserError, match=message):
-            start(**wrong)
+def test_a_metric_that_there_is_not_is_one_line(start):
+    for wrong, message in (("val_ac", "'val_ac'; did you mean 'val_auc'"), ("val_rmse", "'val_rmse'")):
+        with pytest.raises(UserError, match=f"there is no setting {message}"):
+            start(monitor=wrong)
 
 
 def test_the_monitor_chooses_the_checkpoint_and_patience_may_be_none(start, outputs):

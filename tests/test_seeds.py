@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import seeds
 from common.errors import UserError
-from common.model.metrics import ClickMetrics, RatingMetrics, task_metrics
+from common.model.metrics import ClickMetrics, RatingMetrics, TaskMetrics
 from common.model.ranking import RankingMetrics
 from common.training.predictions import PREDICTIONS
 from common.training.seeds import averaged_metrics, metrics_of, paired_difference, train_seeds, values, with_sd
@@ -71,8 +71,8 @@ def test_averaged_predictions_of_two_tasks(tmp_path):
     one, two = (torch.tensor(frame[[f"prediction {task}" for task in tasks]].to_numpy()) for frame in frames)
     target = torch.tensor(frames[0][[f"target {task}" for task in tasks]].to_numpy())
     mean = (one.double() + two.double()) / 2
-    assert averaged_metrics(runs) == pytest.approx(task_metrics(tasks, mean, target.double()), abs=1e-9)
-    assert task_metrics(tasks, one, target) == pytest.approx(runs[0]["test"], abs=1e-5)
+    assert averaged_metrics(runs) == pytest.approx(TaskMetrics(tasks).measure(mean, target.double()), abs=1e-9)
+    assert TaskMetrics(tasks).measure(one, target) == pytest.approx(runs[0]["test"], abs=1e-5)
     labels = [line.strip().endswith("50000+.") for line in (sample / "census-income.test").open()]
     assert frames[0]["target income"].tolist() == [float(labels[row - 1_500]) for row in frames[0]["row"]]
     for other in (frames[1].iloc[::-1], frames[1].assign(row=frames[1]["row"] + 1)):

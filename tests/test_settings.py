@@ -86,11 +86,10 @@ def test_the_search_takes_its_settings():
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(outputs):
-    for script in SCRIPTS:
-        with pytest.raises(UserError, match=r"there is no setting 'droput'; did you mean 'dropout'\?"):
-            script.train(droput=1)
-        with pytest.raises(UserError, match=r"there is no setting 'zzz'; the settings are dataset, data_root, "):
-            script.train(zzz=1)
+    with pytest.raises(UserError, match=r"there is no setting 'droput'; did you mean 'dropout'\?"):
+        bst.train.train(droput=1)
+    with pytest.raises(UserError, match=r"there is no setting 'zzz'; the settings are dataset, data_root, "):
+        deepfm.train.train(zzz=1)
     with pytest.raises(UserError, match=r"there is no setting 'trial'; did you mean 'trials'\?"):
         tune_dlrm.search(trial=1)
     assert not (outputs / "runs").exists()
@@ -123,6 +122,21 @@ def test_numbers_and_paths_are_taken_as_people_pass_them():
     for wrong in ({"seed": np.float64(1)}, {"batch_norm": np.int64(1)}, {"hidden_units": np.array([0.5])}):
         with pytest.raises(UserError, match="; it must be"):
             Settings(*groups(deepfm.train)).changed(wrong)
+
+
+WRONG = {"learning_rate": [-1, "1e-3", np.nan, 1e30], "embedding_learning_rate": [0.0], "embedding_l2": [-1.0]}
+WRONG |= {"warmup_steps": [-1], "dropout": [1.0, None], "batch_size": [0], "hidden_units": [(8, 0), 8, None]}
+WRONG |= {"max_epochs": [0], "validations_per_epoch": [1.5], "patience": [0], "seed": [-1], "embedding_dim": [10**9]}
+WRONG |= {"num_workers": [10**6], "batch_norm": ["False", 1], "dataset": [None], "optimizer": ["adamw"]}
+
+
+def test_settings_out_of_range_are_refused_before_anything_is_made(outputs):
+    for name, value in ((name, value) for name, values in WRONG.items() for value in values):
+        with pytest.raises(UserError, match=f"{name} is {re.escape(repr(value))}; it must "):
+            deepfm.train.train(**{name: value})
+    assert not (outputs / "runs").exists()
+    with pytest.raises(UserError, match=r"patience is 0; it must be greater than or equal to 1 or be None\."):
+        check_settings({"patience": 0})
 
 
 def test_a_change_reaches_its_group_alone():

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root, a
 
 import numpy as np
 
-import common.training.fit
+import common.training.callbacks
 from bst.train import train as train_bst
 from common.checkpoint import MappedCheckpointIO
 from common.errors import check, run_script
@@ -73,7 +73,7 @@ def run(train: Callable[..., dict], settings: dict, folder: Path, death: int | N
                 os._exit(DIED)
 
         MappedCheckpointIO.save_checkpoint = save_checkpoint
-        common.training.fit.CHECKPOINT_MINUTES = 0
+        common.training.callbacks.CHECKPOINT_MINUTES = 0
         os.environ["RUN_FOLDER"] = str(folder)
         with open(folder.with_suffix(".log"), "a") as log:
             os.dup2(log.fileno(), 1)

@@ -1,97 +1,120 @@
 """Metrics of whole splits: predictions and targets are collected, and gathered over ranks at the end of a split."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
-from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
-from torchmetrics.utilities import dim_zero_cat
 
 from common.model.comparison import auc_difference, rmse_difference
+from common.process_group import is_distributed
 
 Groups = np.ndarray | None
 Differences = dict[str, dict[str, float]]  # difference, low and high by metric
+LOSSES = ("rmse", "mae", "log_loss", "normalized_entropy")  # the metrics that are better when smaller
 
 
-class PredictionMetric(Metric):
-    """Collects the predictions and targets of a split; subclasses turn them into named numbers.
+def mode_of(metric: str) -> Literal["min", "max"]:
+    return "min" if metric.endswith(LOSSES) else "max"
 
-    measure(prediction, target, groups): the metrics; groups (N,), such as users, if the data has any.
-    compare(prediction, other, target, groups): differences of the main metrics to another prediction's, with intervals.
-    """
 
-    full_state_update = False
-    prediction_list: list[Tensor]
-    target_list: list[Tensor]
+class PredictionMetric:
+    """Collects the predictions and targets of a split; subclasses turn those of all rows into named numbers."""
 
-    def __init__(self):
-        super().__init__(sync_on_compute=False)  # `sync` gathers once, at the end of a split
-        self.add_state("prediction_list", [], dist_reduce_fx="cat")
-        self.add_state("target_list", [], dist_reduce_fx="cat")
+    # (prediction, target, groups=None): groups (N,), such as users, if the data has any
+    measure: Callable[..., dict[str, float]]
+    # (prediction, other, target, groups=None): differences of the main metrics to another prediction's, with intervals
+    compare: Callable[..., Differences]
+
+    def __init__(self) -> None:
+        self.reset()
 
     def reset(self) -> None:
-        self.prediction_list, self.target_list = [], []  # gathered, they are tensors, which Metric.reset cannot clear
-        super().reset()
+        self.parts: list[tuple[Tensor, Tensor]] = []
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Prediction and target of a batch, of the same shape (B, ...)."""
-        self.prediction_list.append(prediction.detach().float())
-        self.target_list.append(target.detach())
+        self.parts.append((prediction.detach().float(), target.detach()))
 
-    def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
-        raise NotImplementedError
+    def gather(self) -> None:
+        """Join the batches of all ranks, in the order of ranks, on each of them."""
+        ranks = [(self.prediction.cpu(), self.target.cpu())]
+        if is_distributed():
+            ranks *= distributed.get_world_size()
+            distributed.all_gather_object(ranks, ranks[0])
+        self.parts = ranks
 
-    def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
-        raise NotImplementedError
+    @property
+    def prediction(self) -> Tensor:
+        return torch.cat([prediction for prediction, _ in self.parts])
+
+    @property
+    def target(self) -> Tensor:
+        return torch.cat([target for _, target in self.parts])
 
     def compute(self) -> dict[str, float]:
         return self.measure(self.prediction, self.target)
 
-    @property
-    def prediction(self) -> Tensor:
-        return dim_zero_cat(self.prediction_list)
-
-    @property
-    def target(self) -> Tensor:
-        return dim_zero_cat(self.target_list)
-
 
 class ClickMetrics(PredictionMetric):
-    """Metrics of click probabilities; with groups also the AUC within them."""
+    """AUC, log loss, normalized entropy (log loss / that of the constant click rate; He et al. 2014) and calibration
+    (mean probability / click rate); with groups also the AUC within them. Undefined metrics, such as the AUC of one
+    class, are nan."""
 
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
-        within = {} if groups is None else {"gauc": gauc(prediction, target, groups)}
-        return click_metrics(prediction, target) | within
+        # float64 for means over millions of rows and probabilities near 0 and 1; on the CPU, as Apple's GPUs lack it
+        probability, click = prediction.cpu().double(), target.cpu().double()
+        rate = click.mean()
+        log_loss = functional.binary_cross_entropy(probability, click)
+        entropy = functional.binary_cross_entropy(rate.expand_as(click), click)
+        return {
+            "auc": auc(probability, click),
+            "log_loss": log_loss.item(),
+            "normalized_entropy": (log_loss / entropy).item() if entropy > 0 else math.nan,
+            "calibration": (probability.mean() / rate).item() if rate > 0 else math.nan,
+        } | ({} if groups is None else {"gauc": gauc(prediction, target, groups)})
 
     def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
         return {"auc": auc_difference(prediction, other, target)}
 
 
 class RatingMetrics(PredictionMetric):
-    """Metrics of predicted ratings."""
+    """Root mean squared error and mean absolute error."""
 
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
-        return rating_metrics(prediction, target)
+        error = prediction.cpu().double() - target.cpu().double()
+        return {"rmse": error.square().mean().sqrt().item(), "mae": error.abs().mean().item()}
 
     def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
         return {"rmse": rmse_difference(prediction, other, target)}
 
 
+click_metrics, rating_metrics = ClickMetrics().measure, RatingMetrics().measure
+
+
 class TaskMetrics(PredictionMetric):
-    """AUC of each of several binary tasks, their mean, and the mean log loss; a label that is not known is nan."""
+    """Of several binary tasks (N, K): auc_<task>, auc_mean over the defined ones, and log_loss, the mean over tasks;
+    each over the rows whose label is known, i.e. not nan."""
 
     def __init__(self, tasks: Sequence[str]):
         super().__init__()
         self.tasks = list(tasks)
 
     def measure(self, prediction: Tensor, target: Tensor, groups: Groups = None) -> dict[str, float]:
-        return task_metrics(self.tasks, prediction, target)
+        aucs, losses = [], []
+        for score, label in zip(prediction.T, target.T, strict=True):
+            score, label = score[~label.isnan()], label[~label.isnan()]
+            aucs.append(auc(score, label))
+            losses.append(functional.binary_cross_entropy(score.cpu().double(), label.cpu().double()).item())
+        auc_mean, log_loss = torch.tensor([aucs, losses], dtype=torch.float64).nanmean(1).tolist()
+        named = {f"auc_{task}": value for task, value in zip(self.tasks, aucs, strict=True)}
+        return named | {"auc_mean": auc_mean, "log_loss": log_loss}
 
     def compare(self, prediction: Tensor, other: Tensor, target: Tensor, groups: Groups = None) -> Differences:
         known = ~target.isnan()
@@ -99,28 +122,6 @@ class TaskMetrics(PredictionMetric):
             f"auc_{task}": auc_difference(*(part[known[:, k], k] for part in (prediction, other, target)))
             for k, task in enumerate(self.tasks)
         }
-
-
-def click_metrics(probability: Tensor, click: Tensor) -> dict[str, float]:
-    """AUC, log loss, normalized entropy (log loss / that of the constant click rate; He et al. 2014) and calibration
-    (mean probability / click rate). Undefined metrics, such as the AUC of one class, are nan."""
-    # float64 for means over millions of rows and probabilities near 0 and 1; on the CPU, as Apple's GPUs lack it
-    probability, click = probability.cpu().double(), click.cpu().double()
-    rate = click.mean()
-    log_loss = functional.binary_cross_entropy(probability, click)
-    entropy = functional.binary_cross_entropy(rate.expand_as(click), click)
-    return {
-        "auc": auc(probability, click),
-        "log_loss": log_loss.item(),
-        "normalized_entropy": (log_loss / entropy).item() if entropy > 0 else math.nan,
-        "calibration": (probability.mean() / rate).item() if rate > 0 else math.nan,
-    }
-
-
-def rating_metrics(prediction: Tensor, rating: Tensor) -> dict[str, float]:
-    """Root mean squared error and mean absolute error."""
-    error = prediction.cpu().double() - rating.cpu().double()
-    return {"rmse": error.square().mean().sqrt().item(), "mae": error.abs().mean().item()}
 
 
 def auc(score: Tensor, label: Tensor) -> float:
@@ -157,16 +158,3 @@ def fit_temperature(probability: Tensor, label: Tensor) -> float:
 def tempered(probability: Tensor, temperature: float) -> Tensor:
     """Probabilities after their logits are divided by a temperature."""
     return probability if temperature == 1 else (probability.double().logit() / temperature).sigmoid().float()
-
-
-def task_metrics(tasks: Sequence[str], probability: Tensor, label: Tensor) -> dict[str, float]:
-    """auc_<task> for each column of probabilities and labels (N, K), auc_mean over the defined ones, and log_loss, the
-    mean over tasks; each over the rows whose label is known, i.e. not nan."""
-    aucs, losses = [], []
-    for score, column in zip(probability.T, label.T, strict=True):
-        known = ~column.isnan()
-        aucs.append(auc(score[known], column[known]))
-        losses.append(functional.binary_cross_entropy(score[known].cpu().double(), column[known].cpu().double()).item())
-    auc_mean, log_loss = torch.tensor([aucs, losses], dtype=torch.float64).nanmean(1).tolist()
-    named = {f"auc_{task}": value for task, value in zip(tasks, aucs, strict=True)}
-    return named | {"auc_mean": auc_mean, "log_loss": log_loss}

@@ -5,10 +5,10 @@ from math import cos, pi
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.adam import adam
-from torch.optim.lr_scheduler import LambdaLR, LinearLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from common.errors import check
 from common.model.embedding import PackedEmbedding
@@ -59,15 +59,17 @@ class DenseAdam(LazyAdam):
 
 
 ADAMS = {"adam": LazyAdam, "dense_adam": DenseAdam}
+OPTIMIZERS: dict[str, Any] = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
 DECAYS: dict[str, Callable[[float], float]] = {  # factor of the learning rate, by the share of steps taken
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + cos(pi * done)) / 2,
+    "plateau": lambda done: 1.0,  # the callback Checkpoints lowers the rate itself
 }
 
 
 def build_optimizer(
     model: nn.Module,
-    total_steps: int | None,
+    total_steps: float,
     *,
     optimizer: str,
     learning_rate: float,
@@ -75,18 +77,18 @@ def build_optimizer(
     embedding_l2: float,
     schedule: str,
     warmup_steps: int,
-) -> OptimizerConfig | OptimizerLRSchedulerConfig:
+) -> OptimizerLRSchedulerConfig:
     """Optimizer and learning rate schedule, as LightningModule.configure_optimizers returns them.
 
-    optimizer: "adam" (LazyAdam), "dense_adam", "adagrad" or "sgd". embedding_learning_rate: of the tables; None:
-    learning_rate. embedding_l2: on the table rows that a batch touches, with "dense_adam" on all. schedule: "linear" or
-    "cosine" (to 0 at total_steps), or "plateau" (see PlateauSchedule). For the first warmup_steps the rate rises
-    linearly.
+    total_steps: of the run, inf if that is open. embedding_learning_rate: of the tables; None: learning_rate.
+    embedding_l2: on the table rows that a batch touches, with "dense_adam" on all. For the first warmup_steps the rate
+    rises linearly, then the schedule begins, which reaches its end at total_steps.
 
     Raises: UserError if embedding_l2 is set for an optimizer that cannot apply it to sparse gradients, or warmup_steps
     is not less than the number of steps of the run.
     """
     check(optimizer in ADAMS or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")
+    check(warmup_steps < total_steps, f"warmup_steps is {warmup_steps:,}; the whole run has {total_steps:,} steps.")
     tables = [module.weight for module in model.modules() if isinstance(module, PackedEmbedding)]
     others = [parameter for parameter in model.parameters() if all(parameter is not table for table in tables)]
     embedding_rate = learning_rate if embedding_learning_rate is None else embedding_learning_rate
@@ -94,19 +96,7 @@ def build_optimizer(
         {"params": others, "lr": learning_rate},
         {"params": tables, "lr": embedding_rate, "weight_decay": embedding_l2},
     ]
-    built: torch.optim.Optimizer
-    if optimizer in ADAMS:
-        built = ADAMS[optimizer](groups, fused=True)
-    else:
-        built = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[optimizer](groups)
-    if total_steps is not None:
-        check(warmup_steps < total_steps, f"warmup_steps is {warmup_steps:,}; the whole run has {total_steps:,} steps.")
-    if schedule == "plateau" or total_steps is None:
-        if not warmup_steps:
-            return {"optimizer": built}
-        # multiplies the current rates, which PlateauSchedule may have lowered
-        warmup = LinearLR(built, 1 / (warmup_steps + 1), total_iters=warmup_steps)
-        return {"optimizer": built, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+    built = ADAMS[optimizer](groups, fused=True) if optimizer in ADAMS else OPTIMIZERS[optimizer](groups)
 
     def factor(step: int) -> float:
         if step < warmup_steps:

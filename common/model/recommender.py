@@ -1,5 +1,7 @@
 """What the four LightningModules share: the steps of all stages, metrics over whole splits, and the optimizer."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -27,6 +29,9 @@ class Recommender(pl.LightningModule):
     """
 
     metrics: PredictionMetric
+    loss: Callable[..., Tensor]  # mean loss of a batch: (logits, target), and row weights (B,) if the data has any
+    predict: Callable[[Tensor], Tensor]  # logits -> probabilities or ratings, of the same shape as the target
+    loss_weight: float | None = 1.0  # factor between the validation loss and `loss`; None: they cannot be compared
     training_offset = 0.0
     candidate_inputs: tuple[str, ...] = ()  # the inputs (B, Q, ...) with any number of candidates per row
 
@@ -42,19 +47,6 @@ class Recommender(pl.LightningModule):
 
     def count_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
-    def loss_weight(self) -> float | None:
-        """Factor between the validation loss and `loss`; None if the two cannot be compared."""
-        return 1.0
-
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of a batch. If the data has row weights (B,), they are a third argument."""
-        raise NotImplementedError
-
-    def predict(self, logits: Tensor) -> Tensor:
-        """Probabilities or ratings, of the same shape as the target."""
-        raise NotImplementedError
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         *inputs, target = batch
@@ -84,32 +76,26 @@ class Recommender(pl.LightningModule):
         self.metrics.update(self.predict(self(*inputs).float()), target)
 
     def on_validation_epoch_start(self) -> None:
-        self.metrics.reset()
+        self.metrics.reset()  # not at the end of a split, because fit_and_test reads it
 
-    def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
+    def on_validation_epoch_end(self, split: str = "val") -> None:
+        self.metrics.gather()
+        prediction = self.metrics.prediction
+        # checked before a checkpoint is written, so that a diverged model cannot replace a good one
+        step = self.trainer.global_step  # 0 when a finished checkpoint is tested
+        check(
+            bool(prediction.isfinite().all()),
+            f"predictions for the {split} rows are not finite{f' after step {step}' if step else ''}. "
+            "Earlier checkpoints are kept. A new run with a smaller learning_rate may help.",
+        )
+        measured = self.metrics.measure(prediction, self.metrics.target, self.data.groups(split))
+        self.log_dict({f"{split}_{name}": value for name, value in measured.items()})
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
-
-    def _log_metrics(self, split: str) -> None:
-        self.metrics.sync()  # over all ranks; reset only before the next split, because fit_and_test reads it
-        # checked before a checkpoint is written, so that a diverged model cannot replace a good one
-        step = self.trainer.global_step  # 0 when a finished checkpoint is tested
-        check(
-            bool(self.metrics.prediction.isfinite().all()),
-            f"predictions for the {split} rows are not finite{f' after step {step}' if step else ''}. "
-            "Earlier checkpoints are kept. A new run with a smaller learning_rate may help.",
-        )
-        measured = self.measure(split, self.metrics.prediction, self.metrics.target)
-        self.log_dict({f"{split}_{name}": value for name, value in measured.items()})
-
-    def measure(self, split: str, prediction: Tensor, target: Tensor) -> dict[str, float]:
-        """Metrics of the predictions of this model, or of a baseline, for all rows of a split."""
-        return self.metrics.measure(prediction, target, self.data.groups(split))
+        self.on_validation_epoch_end("test")
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["model"] = type(self).__name__  # tells predict.py which class to build
@@ -121,7 +107,7 @@ class Recommender(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         epochs = 0 if self._trainer is None else self.trainer.max_epochs or 0
         # trainer.estimated_stepping_batches would forget the position of a run resumed within an epoch
-        total_steps = epochs * len(self.data.train_dataloader()) if epochs > 0 else None
+        total_steps = epochs * len(self.data.train_dataloader()) if epochs > 0 else math.inf
         return build_optimizer(self, total_steps, **self.hparams["optimizer"])
 
 

@@ -1,17 +1,16 @@
 """Baselines of a click model on the same encoded rows: the constant click rate and a tuned logistic regression."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from torch import Tensor
 
 from common.model.embedding import field_widths, pooling_weights
 from common.process_group import on_rank_zero
-
-if TYPE_CHECKING:
-    from scipy import sparse
-    from sklearn.linear_model import LogisticRegression
 
 REGULARISATION = [0.005, 0.02, 0.05, 0.1, 0.3, 1, 3, 10, 30]  # candidates for scikit-learn's C
 TOLERANCE = 1.001  # of two validation log losses that are as close, the stronger regularisation is chosen
@@ -19,7 +18,7 @@ TRAIN_ROWS = 1_000_000  # at most; the last ones, which are closest to the test 
 
 
 @on_rank_zero
-def click_baselines(data: Any, regression: "LogisticRegression | None" = None) -> dict[str, Tensor]:
+def click_baselines(data: Any, regression: LogisticRegression | None = None) -> dict[str, Tensor]:
     """Click probabilities (N,) of both baselines for the test rows of a module with batches (dense, ids, label).
 
     regression: as fit_regression returned it; None: it is fitted here.
@@ -33,13 +32,13 @@ def click_baselines(data: Any, regression: "LogisticRegression | None" = None) -
     return {"logistic regression": torch.from_numpy(regression.predict_proba(x_test)[:, 1])} | constant
 
 
-def fit_regression(data: Any) -> "LogisticRegression | None":
+def fit_regression(data: Any) -> LogisticRegression | None:
     """The tuned logistic regression on the training rows; None if they are all of one class."""
     of_numbers = np.repeat(data.of_numbers, data.cardinalities)
     return tuned_logistic_regression(*design(data, "train"), *design(data, "val"), data.training_offset, of_numbers)
 
 
-def design(data: Any, split: str) -> "tuple[sparse.csr_array, np.ndarray]":
+def design(data: Any, split: str) -> tuple[sparse.csr_array, np.ndarray]:
     """Design matrix and labels of a split; at most TRAIN_ROWS training rows."""
     rows = data.rows[split][-TRAIN_ROWS:] if split == "train" else data.rows[split]
     dense, ids, label = data.read(rows)
@@ -53,16 +52,12 @@ def tuned_logistic_regression(
     y_val: np.ndarray,
     offset: float,
     of_numbers: np.ndarray | None = None,
-) -> "LogisticRegression | None":
+) -> LogisticRegression | None:
     """The regression with the best validation log loss; None if all training rows are of one class.
 
     offset: training_offset of the data module. of_numbers: which of the first columns are categories of numbers; where
     they do not help, the regression goes by the numbers themselves.
     """
-    from scipy import sparse
-    from sklearn.linear_model import LogisticRegression  # imported here because it is slow and only needed at the end
-    from sklearn.metrics import log_loss
-
     if len(np.unique(y_train)) == 1:
         return None
     models, losses = [], []
@@ -86,15 +81,9 @@ def tuned_logistic_regression(
 
 
 def one_hot(
-    dense: np.ndarray,
-    ids: np.ndarray,
-    label: np.ndarray,
-    cardinalities: list[int],
-    pooling: list[str | None],
-) -> "tuple[sparse.csr_array, np.ndarray]":
+    dense: np.ndarray, ids: np.ndarray, label: np.ndarray, cardinalities: list[int], pooling: list[str | None]
+) -> tuple[sparse.csr_array, np.ndarray]:
     """Design matrix (N, all ids + dense columns) and labels (N,) or (N, K); cells of several values are pooled."""
-    from scipy import sparse
-
     offsets = (np.cumsum(cardinalities) - cardinalities).astype(np.int32)
     columns = ids + np.repeat(offsets, field_widths(ids.shape[1], pooling))
     known = ids >= 0

@@ -1,21 +1,24 @@
-"""Callbacks of fit: the metrics log, the plateau schedule, early stopping, checkpoints and the random state."""
+"""Callbacks of fit: the metrics log, and the checkpoints with what depends on them."""
 
-import csv
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor, distributed
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from common.errors import UserError
+from common.model.metrics import mode_of
 from common.process_group import is_distributed
 from common.training.loggers import Trackers
+from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
+
+CHECKPOINT_MINUTES = 10  # lost at most when a run dies; there is also a checkpoint after each validation
 
 
 class MetricsLog(pl.Callback):
@@ -30,16 +33,17 @@ class MetricsLog(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.loss_sum, self.batches = 0.0, 0  # since the last validation
         self.seconds, self.samples = 0.0, 0  # of training, without validation
+        self.learning_rate, self.loss = (
+            math.nan,
+            torch.tensor(math.nan),
+        )  # of the last step; tables may have other rates
         self._begin = 0.0
-        self._loss = torch.tensor(math.nan)
-        self.learning_rate, self.loss = math.nan, math.nan  # of the last step; the tables may have another rate
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
-        if not self._begin:
-            self._begin = time.perf_counter()
+        self._begin = self._begin or time.perf_counter()
 
     def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
-        self._loss = loss.detach()
+        self.loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> None:
         """Abort on a non-finite loss or gradient before the step is taken.
@@ -51,28 +55,24 @@ class MetricsLog(pl.Callback):
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         # a sum shows any non-finite element, and is cheap: a table's gradient holds only the rows of the batch
         sums = [(grad._values() if grad.is_sparse else grad).sum() for grad in grads]
-        loss, *sums = torch.stack([self._loss, *sums]).tolist()  # one synchronisation with a GPU
-        total = sum(sums)
-        if not math.isfinite(loss) or not math.isfinite(total):
+        loss, *sums = torch.stack([self.loss, *sums]).tolist()  # one synchronisation with a GPU
+        if not math.isfinite(loss + sum(sums)):
             raise UserError(
-                f"the loss is {loss} and the sum of its gradients {total} in epoch {trainer.current_epoch}, step "
+                f"the loss is {loss} and the sum of its gradients {sum(sums)} in epoch {trainer.current_epoch}, step "
                 f"{trainer.global_step + 1}; the step was not taken. Earlier checkpoints are kept in "
                 f"{self.path.parent / 'checkpoints'}. A new run with a smaller learning_rate may help."
             )
         self.loss_sum += loss
-        self.loss = loss
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_index) -> None:
         self.batches += 1
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # Lightning sets it later
-            metrics = {"train_loss_step": self.loss, "learning_rate": self.learning_rate}
-            self.trackers.log_metrics(metrics, trainer.global_step)
         self.samples += len(batch[0]) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # Lightning sets it later
+            metrics = {"train_loss_step": self.loss.item(), "learning_rate": self.learning_rate}
+            self.trackers.log_metrics(metrics, trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self._begin:
-            self.seconds += time.perf_counter() - self._begin
-            self._begin = 0.0
+        self.seconds, self._begin = self.running_seconds, 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -84,10 +84,7 @@ class MetricsLog(pl.Callback):
         self.trackers.log_metrics({"epoch": epoch, "train_loss": loss} | metrics, trainer.global_step)
         self.loss_sum, self.batches = 0.0, 0
         if trainer.is_global_zero:
-            with open(self.path, "w", newline="") as file:
-                writer = csv.DictWriter(file, list(self.rows[-1]))
-                writer.writeheader()
-                writer.writerows(self.rows)
+            pd.DataFrame(self.rows).to_csv(self.path, index=False)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         print(
             f"epoch {epoch:.2f}  train_loss {loss:.4f}  {shown}  lr {self.learning_rate:.2e}  "
@@ -99,91 +96,80 @@ class MetricsLog(pl.Callback):
         self.trackers.end("failed")
 
     @property
+    def running_seconds(self) -> float:
+        return self.seconds + (time.perf_counter() - self._begin if self._begin else 0.0)
+
+    @property
     def samples_per_second(self) -> float:
         return self.samples / self.seconds if self.seconds else 0.0
 
     def state_dict(self) -> dict:
-        running = time.perf_counter() - self._begin if self._begin else 0.0
         kept = {name: getattr(self, name) for name in ("rows", "loss_sum", "batches", "samples", "learning_rate")}
-        return kept | {"seconds": self.seconds + running}
+        return kept | {"seconds": self.running_seconds}
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
 
 
-class PlateauSchedule(pl.Callback):
-    """Multiplies the learning rate by 0.1 after each validation that does not beat the best so far (BARS' recipe).
+class Checkpoints(Checkpoint):
+    """Writes best.ckpt after the best validation so far, and last.ckpt after each one and every CHECKPOINT_MINUTES.
 
-    A callback, because Lightning steps a plateau scheduler after it has written the epoch's checkpoint, so that a
-    resumed run would miss that step.
+    A validation that does not beat the best so far multiplies the learning rate by 0.1 with the schedule "plateau"
+    (BARS' recipe); after `patience` such validations in a row the run stops. A resumed run draws the same dropout
+    masks, because every rank's random state is saved.
     """
 
-    def __init__(self, monitor: str, mode: Literal["min", "max"]):
-        self.monitor, self.mode = monitor, mode
-        self.scheduler: ReduceLROnPlateau | None = None
-        self._restored: dict | None = None
+    def __init__(self, folder: Path, monitor: str, patience: int | None, schedule: str):
+        self.best_path, self.last_path = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
+        self.monitor, self.patience, self.schedule = monitor, patience, schedule
+        self.best, self.waited = -math.inf, 0  # higher is better; validations since then
+        self.random: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.scheduler = ReduceLROnPlateau(trainer.optimizers[0], self.mode, factor=0.1, patience=0, threshold=0.0)
-        if self._restored:
-            self.scheduler.load_state_dict(self._restored)
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert self.scheduler is not None
-        self.scheduler.step(trainer.callback_metrics[self.monitor].item())
-
-    def state_dict(self) -> dict:
-        return self.scheduler.state_dict() if self.scheduler else {}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._restored = state
-
-
-class ResumableEarlyStopping(EarlyStopping):
-    """EarlyStopping that remembers across a resume that it has stopped the run."""
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        trainer.should_stop = self.wait_count >= self.patience
-
-
-class RelocatableCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint that rebases its saved paths, so that a run can be resumed after its folder was moved."""
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int
-    ) -> None:
-        # not right before a validation, which saves too: on resume Lightning would skip that validation
-        if not trainer.val_check_batch or (batch_index + 1) % trainer.val_check_batch != 0:
-            super().on_train_batch_end(trainer, module, outputs, batch, batch_index)
-
-    def load_state_dict(self, state: dict) -> None:
-        def here(path: str) -> str:
-            return path and str(Path(self.dirpath or ".", Path(path).name))
-
-        paths = {name: here(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        best = {here(path): score for path, score in state["best_k_models"].items()}
-        super().load_state_dict(state | paths | {"best_k_models": best, "dirpath": self.dirpath})
-
-
-class RandomState(pl.Callback):
-    """Saves every rank's random state, so that a resumed run draws the same dropout masks."""
-
-    def __init__(self) -> None:
-        self._restored: list[dict[str, Any]] = []
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if len(self._restored) == trainer.world_size:
-            torch.set_rng_state(self._restored[trainer.global_rank]["cpu"])
-            torch.cuda.set_rng_state_all(self._restored[trainer.global_rank]["cuda"])
+        self.saved = time.monotonic()
+        self.stop(trainer)  # a run may be resumed after it has stopped
+        if len(self.random) == trainer.world_size:
+            torch.set_rng_state(self.random[trainer.global_rank]["cpu"])
+            torch.cuda.set_rng_state_all(self.random[trainer.global_rank]["cuda"])
         elif trainer.global_rank:
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_index) -> None:
+        due = trainer.strategy.broadcast(time.monotonic() - self.saved > 60 * CHECKPOINT_MINUTES)
+        # not right before a validation, which saves too: on resume Lightning would skip that validation
+        if due and (not trainer.val_check_batch or (batch_index + 1) % trainer.val_check_batch != 0):
+            self.save_last(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        score = trainer.callback_metrics[self.monitor].item() * (1 if mode_of(self.monitor) == "max" else -1)
+        if score > self.best:
+            self.best, self.waited = score, 0
+            trainer.save_checkpoint(self.best_path, weights_only=True)
+        else:
+            self.waited += 1
+            if self.schedule == "plateau":
+                # the current rates, and those that the schedule, a constant after the warm-up, goes on from
+                for group in trainer.optimizers[0].param_groups:
+                    group["lr"] *= 0.1
+                scheduler = trainer.lr_scheduler_configs[0].scheduler
+                scheduler.base_lrs = [0.1 * rate for rate in scheduler.base_lrs]
+            self.stop(trainer)
+        self.save_last(trainer)
+
+    def stop(self, trainer: pl.Trainer) -> None:
+        if self.patience is not None and self.waited >= self.patience:
+            trainer.should_stop = True
+
+    def save_last(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.last_path)
+        self.saved = time.monotonic()
 
     def state_dict(self) -> dict:
         states = [{"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}]
         if is_distributed():
             states *= distributed.get_world_size()
             distributed.all_gather_object(states, states[0])
-        return {"ranks": states}
+        return {"best": self.best, "waited": self.waited, "random": states}
 
     def load_state_dict(self, state: dict) -> None:
-        self._restored = state["ranks"]
+        vars(self).update(state)

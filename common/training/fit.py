@@ -7,36 +7,32 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.data_module import RecommendationDataModule
-from common.errors import check, shown
+from common.errors import check
 from common.files import read_json, remove_leftovers, write_json
-from common.model.metrics import fit_temperature
+from common.model.metrics import fit_temperature, mode_of
 from common.model.recommender import Recommender
 from common.process_group import distributed_trainer_kwargs, is_rank_zero
 from common.settings import Settings, check_names
-from common.training import callbacks as ours
 from common.training.allocator import keep_freed_memory
+from common.training.callbacks import Checkpoints, MetricsLog
 from common.training.loggers import Trackers
-from common.training.plots import BEST_POSSIBLE, caption, plot_learning_curves
+from common.training.plots import caption, plot_learning_curves
 from common.training.precision import resolve_precision
 from common.training.predictions import write_predictions
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, keep_unchanged
 from common.training.start_from import start_from
 
-CHECKPOINT_MINUTES = 10  # lost at most when a run dies; there is also a checkpoint at each epoch's end
 QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-LOSSES = ("rmse", "mae", "log_loss", "normalized_entropy")  # the metrics that are better when smaller
 
 
 def fit_and_test(
@@ -68,17 +64,17 @@ def fit_and_test(
         keep_unchanged(folder / "data.json", about_data | {"fingerprint": data.fingerprint}, "data")
     if test and written.exists() and "test" in (finished := read_json(written)):
         return finished | paths
-    check(isinstance(callbacks, list | tuple), f"callbacks is {shown(callbacks)}; it must be a list.")
+    check_labels(data)
     monitor = chosen_monitor(training["monitor"], monitor, model, data)
-    log = ours.MetricsLog(folder, Trackers(training["logger"], folder))
-    trainer = build_trainer(model, data, folder, settings, monitor, [log, *callbacks])
+    log = MetricsLog(folder, Trackers(training["logger"], folder))
+    saving = Checkpoints(folder, monitor, training["patience"], settings.optimizer["schedule"])
+    trainer = build_trainer(model, data, training, [log, *callbacks, saving])
     log.trackers.log_settings(settings.flat() | {"model": model.display_name, "run_folder": str(folder)})
     fit(trainer, model, data, folder, training)
     metrics = evaluate(model, data, training, best, test)
-    prediction, target = model.metrics.prediction.cpu(), model.metrics.target.cpu()
-    others = baselines(data) if test else {}
-    groups = data.groups("test") if test else None
-    best_prediction = data.best_prediction() if data.is_sample and test else None
+    prediction, target = model.metrics.prediction, model.metrics.target
+    others, groups = (baselines(data), data.groups("test")) if test else ({}, None)
+    planted = data.best_prediction() if test and data.is_sample else None
     results = {
         "model": model.display_name,
         "dataset": data.dataset,
@@ -87,11 +83,11 @@ def fit_and_test(
         "seed": training["seed"],
         "settings": settings.flat(),
         **metrics,
-        "baselines": {name: model.measure("test", other, target) for name, other in others.items()},
+        "baselines": {name: model.metrics.measure(other, target, groups) for name, other in others.items()},
         "differences": {
             name: model.metrics.compare(prediction, other, target, groups) for name, other in others.items()
         },
-        "best_possible": None if best_prediction is None else model.measure("test", best_prediction, target),
+        "best_possible": None if planted is None else model.metrics.measure(planted, target, groups),
         "epochs": math.ceil(log.rows[-1]["epoch"]),
         "train_samples_per_second": log.samples_per_second,
         "wall_seconds": time.perf_counter() - start,
@@ -106,10 +102,7 @@ def fit_and_test(
             plot(model, data, prediction, target, folder, others)
             # the training loss of sampled or weighted rows cannot be compared with the validation loss
             weight = None if data.training_offset or settings.data.get("weighted") else model.loss_weight
-            title, path = caption(model, data, folder), folder / "learning_curves.png"
-            tested = {model.display_name: results["test"], **results["baselines"]}
-            tested |= {BEST_POSSIBLE: results["best_possible"]} if results["best_possible"] else {}
-            plot_learning_curves(log.rows, monitor, mode_of(monitor), weight, tested, title, path)
+            plot_learning_curves(log.rows, monitor, weight, results, caption(model, data, folder), folder)
         write_json(written, results)
         if test and not (folder.parent / "settings.json").exists():  # there, it is a baseline of another run
             sign = 1 if mode_of(monitor) == "max" else -1
@@ -119,53 +112,21 @@ def fit_and_test(
 
 
 def build_trainer(
-    model: Recommender,
-    data: RecommendationDataModule,
-    folder: Path,
-    settings: Settings,
-    monitor: str,
-    callbacks: Sequence[pl.Callback],
+    model: Recommender, data: RecommendationDataModule, training: dict[str, Any], callbacks: Sequence[pl.Callback]
 ) -> pl.Trainer:
-    """Lightning's Trainer for these settings, which keeps the best and the last checkpoint in the run's folder.
-
-    Raises: UserError for what is no callback, and for rows that cannot be trained on.
-    """
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    training, mode, last = settings.training, mode_of(monitor), folder / LAST_CHECKPOINT
-    check_rows(model, data, settings)
-    used: list[pl.Callback] = [*callbacks, ours.RandomState()]
-    for callback in used:
-        check(isinstance(callback, pl.Callback), f"callbacks: {shown(callback)} is not a callback of Lightning.")
-    if settings.optimizer["schedule"] == "plateau":
-        used.append(ours.PlateauSchedule(monitor, mode))
-    if patience := training["patience"]:
-        # an AUC may be undefined at first
-        stop = {"patience": patience, "check_finite": False, "check_on_train_epoch_end": False}
-        used.append(ours.ResumableEarlyStopping(monitor, mode=mode, **stop))
-    if on_terminal := sys.stderr is not None and sys.stderr.isatty():  # no bar in log files
-        used.append(TQDMProgressBar(refresh_rate=20, leave=False))  # at every step it would cost more than a small step
-    used += [
-        _checkpoint(folder / BEST_CHECKPOINT, monitor=monitor, mode=mode, save_weights_only=True),
-        _checkpoint(last),
-        _checkpoint(last, train_time_interval=timedelta(minutes=CHECKPOINT_MINUTES)),
-    ]
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()  # no bar in log files
+    bar = [TQDMProgressBar(refresh_rate=20, leave=False)]  # at every step it would cost more than a small step
     return pl.Trainer(
         max_epochs=training["max_epochs"],
         val_check_interval=1 / training["validations_per_epoch"],
         precision=resolve_precision(training["precision"], model, data.batch_size),
-        callbacks=used,
+        callbacks=[*callbacks, *(bar if on_terminal else [])],
         enable_progress_bar=on_terminal,
         **distributed_trainer_kwargs(training, MappedCheckpointIO()),
         **QUIET_TRAINER,
-    )
-
-
-def _checkpoint(path: Path, **when: Any) -> ours.RelocatableCheckpoint:
-    # a str, because the callback's state goes into checkpoints, which must hold plain values only
-    return ours.RelocatableCheckpoint(
-        str(path.parent), path.stem, enable_version_counter=False, save_on_train_epoch_end=False, **when
     )
 
 
@@ -206,43 +167,25 @@ def evaluate(
     return metrics
 
 
-def mode_of(monitor: str) -> Literal["min", "max"]:
-    return "min" if monitor.endswith(LOSSES) else "max"
-
-
 def chosen_monitor(setting: str, automatic: str, model: Recommender, data: RecommendationDataModule) -> str:
     """The metric that chooses the checkpoint, stops a run and lowers the rate: the setting, or what "auto" stands for.
 
-    "auto" is "val_log_loss" where the AUC is undefined on the validation rows; prints a note then. Raises: UserError
-    for a metric that the model does not have, or that is undefined.
+    "val_log_loss", with a note, if that is undefined. Raises: UserError for a metric that the model does not have.
     """
     monitor, target = automatic if setting == "auto" else setting, data.targets("val")
     measured = {f"val_{name}": v for name, v in model.metrics.measure(target, target, data.groups("val")).items()}
     check_names([monitor], [name for name in measured if name != "val_calibration"])
-    undefined = [name.removeprefix("val_auc_") for name in measured if "auc" in name and math.isnan(measured[name])]
-    rows = f"All {len(target):,} validation rows are of one class"
     if math.isnan(measured[monitor]):
-        check(setting == "auto", f"{rows}, so {monitor} is undefined; monitor must be another metric.")
+        rows = f"All {len(target):,} validation rows are of one class"
         print(f"{rows}, so their AUC is undefined: the checkpoint is chosen by log loss.", flush=True)
         return "val_log_loss"
-    if undefined and "auc" in monitor:
-        names = ", ".join(undefined)
-        print(f"{rows} of {names}, whose AUC is undefined: {monitor} is that of the other tasks.", flush=True)
     return monitor
 
 
-def check_rows(model: nn.Module, data: RecommendationDataModule, settings: Settings) -> None:
-    """Raise UserError if all training labels are equal, or if batch norm would get a row without another one."""
-    rows, batch_size = len(data.rows["train"]), data.batch_size
+def check_labels(data: RecommendationDataModule) -> None:
+    """Raise UserError if all training labels are equal."""
     if hasattr(data, "base_logits"):  # ratings have no classes
         label = data.targets("train")
-        lowest, highest = label.nan_to_num(torch.inf).amin(0), label.nan_to_num(-torch.inf).amax(0)
+        lowest, highest = label.nan_to_num(math.inf).amin(0), label.nan_to_num(-math.inf).amax(0)
         advice = "use other rows, or a larger negative_rate"
-        check(bool((lowest < highest).any()), f"all {rows:,} training rows are of one class: {advice}.")
-    if any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()):
-        least = 2 * settings.training["devices"] * settings.training["num_nodes"]
-        check(
-            min(batch_size, rows) >= least,
-            f"batch_size is {batch_size}, and there are {rows:,} training rows; with batch_norm both must be at least "
-            f"{least}, 2 per process. Set a larger batch_size, fewer devices, or batch_norm=False.",
-        )
+        check(bool((lowest < highest).any()), f"all {len(label):,} training rows are of one class: {advice}.")

@@ -22,11 +22,15 @@ class Trackers:
     """The loggers of a run, on rank zero. One that fails costs a warning, and is told nothing more."""
 
     def __init__(self, setting: str | Logger | list[Logger] | Callable[[Path], Logger], folder: Path):
-        made: Any = setting(folder) if callable(setting) and is_rank_zero() else setting
-        made = _tensorboard(folder) if made == TENSORBOARD else made
-        self.loggers: list[Logger] = list(made) if isinstance(made, list | tuple) else [made]
-        if setting == "csv" or not is_rank_zero():
-            self.loggers = []
+        made: Any = setting
+        if callable(setting) and is_rank_zero():
+            made = setting(folder)
+        elif setting == TENSORBOARD:
+            last = folder / LAST_CHECKPOINT  # a resumed run repeats the steps after it
+            purge = {"purge_step": load_checkpoint(last)["global_step"] + 1} if last.exists() else {}
+            made = TensorBoardLogger(folder, "", TENSORBOARD, default_hp_metric=False, **purge)
+        made = list(made) if isinstance(made, list | tuple) else [made]
+        self.loggers: list[Any] = made if setting != "csv" and is_rank_zero() else []
         check(
             all(isinstance(each, Logger) for each in self.loggers),
             f"logger is {shown(setting)}; it must be 'csv', 'tensorboard', a Lightning logger, a list of them, or a "
@@ -59,10 +63,10 @@ class Trackers:
                 logger.log_hyperparams(self.settings, metrics, step)
             else:
                 logger.log_metrics(metrics, step)
+            for path in sorted(folder.glob("*.png")):
+                log_image(logger, path, step)
 
         self._tell(log)
-        for path in sorted(folder.glob("*.png")):
-            self._tell(lambda logger, path=path: _log_image(logger, path, step))  # type: ignore[misc]
         self.end("success")
 
     def end(self, status: str) -> None:
@@ -72,16 +76,10 @@ class Trackers:
         self._tell(lambda logger: getattr(logger.experiment, "finish", lambda: None)())
 
 
-def _log_image(logger: Any, path: Path, step: int) -> None:
+def log_image(logger: Any, path: Path, step: int) -> None:
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(path.stem, image.imread(path)[..., :3], step, dataformats="HWC")
     elif hasattr(logger, "log_image"):  # Weights & Biases
         logger.log_image(path.stem, [str(path)], step)
     elif hasattr(logger.experiment, "log_artifact"):  # MLflow
         logger.experiment.log_artifact(logger.run_id, str(path))
-
-
-def _tensorboard(folder: Path) -> TensorBoardLogger:
-    last = folder / LAST_CHECKPOINT  # a resumed run repeats the steps after it
-    purge = {"purge_step": load_checkpoint(last)["global_step"] + 1} if last.exists() else {}
-    return TensorBoardLogger(folder, "", TENSORBOARD, default_hp_metric=False, **purge)

@@ -2,21 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
+from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from common.data.data_module import RecommendationDataModule
-from common.model.metrics import auc, click_metrics
+from common.model.metrics import auc, click_metrics, mode_of
 from common.model.recommender import Recommender
+from common.training.results import BEST_POSSIBLE, tested_metrics
 
 BIN_ROWS, MOST_BINS = 50, 20  # of the reliability figure: rows of the rarer class per bin, and the most bins
 PROBABILITIES = [0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1]  # its ticks
 MOST_TICKS = 8  # of the learning curves
-BEST_POSSIBLE = "best possible"
 
 
 def caption(model: Recommender, data: RecommendationDataModule, folder: Path) -> str:
@@ -31,18 +33,11 @@ def save(figure: Figure, title: str, path: Path) -> None:
 
 
 def plot_learning_curves(
-    history: Sequence[dict],
-    monitor: str,
-    mode: str,
-    weight: float | None,
-    tested: Mapping[str, Mapping[str, float]],
-    title: str,
-    path: Path,
+    history: Sequence[dict], monitor: str, weight: float | None, results: dict[str, Any], title: str, folder: Path
 ) -> None:
-    """Losses and the monitored metric by epoch; the tested checkpoint is marked.
+    """learning_curves.png: losses and the monitored metric by epoch, with the tested checkpoint and the test metrics.
 
     weight: factor that makes the validation loss comparable with the training loss; None: there is no such factor.
-    tested: metrics on test rows by name: first of the model, then of baselines, and perhaps the "best possible".
     """
     rows, metric = pd.DataFrame(history), monitor.removeprefix("val_")
     figure = Figure((9, 4.6), layout="constrained")
@@ -54,31 +49,26 @@ def plot_learning_curves(
         loss = rows.val_log_loss if "val_log_loss" in rows else rows.val_rmse**2
         left.plot(rows.epoch, weight * loss, "s-", label="validation")
     left.set(title="loss", xlabel="epochs")
-    curve = rows[monitor]
+    curve, lowest = rows[monitor], mode_of(monitor) == "min"
     right.plot(rows.epoch, curve, "o-", label="validation rows")
-    if curve.notna().any():  # the AUC is undefined if all rows are of one class
-        best = curve.idxmin() if mode == "min" else curve.idxmax()
-        label = f"tested checkpoint, {curve[best]:.4f}"
-        right.plot(rows.epoch[best], curve[best], "*", color="C0", markersize=16, label=label)
-        _draw_levels(right, {name: metrics[metric] for name, metrics in tested.items()}, curve, mode)
+    best = curve.idxmin() if lowest else curve.idxmax()
+    label = f"tested checkpoint, {curve[best]:.4f}"
+    right.plot(rows.epoch[best], curve[best], "*", color="C0", markersize=16, label=label)
+    tested = pd.Series({name: metrics[metric] for name, metrics in tested_metrics(results).items()}, dtype=float)
+    # of the baselines, the strongest one; a line far off the curve is only named
+    strongest = tested[[*results["baselines"]]].sort_values(ascending=lowest).index[:1]
+    levels = tested[[name for name in tested.index if name in (results["model"], *strongest, BEST_POSSIBLE)]]
+    for i, (name, value) in enumerate(levels.items()):
+        right.axhline(value, linestyle="--", color=f"C{i}", linewidth=1, label=f"{name}, test rows, {value:.4f}")
+    reach = max(1.5 * (curve.max() - curve.min()), 0.1 * curve.max())
+    near = [*curve, *levels[levels.between(curve.min() - reach, curve.max() + reach)]]
+    right.set_ylim(min(near) - reach / 20, max(near) + reach / 20)
     right.set(title=metric.replace("_", " "), xlabel="epochs")
     for axes in (left, right):
         axes.set_xticks(rows.epoch[:: -(-len(rows) // MOST_TICKS)])
         axes.xaxis.set_major_formatter("{x:.1f}")
         axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    save(figure, title, path)
-
-
-def _draw_levels(axes: Axes, tested: dict[str, float], curve: pd.Series, mode: str) -> None:
-    """Lines of the model, the strongest baseline and the best possible on test rows; one far off is only named."""
-    model, *others = tested
-    baselines = sorted(set(others) - {BEST_POSSIBLE}, key=lambda name: tested[name], reverse=mode == "max")
-    levels = {name: tested[name] for name in (model, *baselines[:1], BEST_POSSIBLE) if name in tested}
-    for i, (name, value) in enumerate(levels.items()):
-        axes.axhline(value, linestyle="--", color=f"C{i}", linewidth=1, label=f"{name}, test rows, {value:.4f}")
-    reach = max(1.5 * (curve.max() - curve.min()), 0.1 * curve.max())
-    near = [*curve.dropna(), *(value for value in levels.values() if curve.min() - reach < value < curve.max() + reach)]
-    axes.set_ylim(min(near) - reach / 20, max(near) + reach / 20)
+    save(figure, title, folder / "learning_curves.png")
 
 
 def plot_clicks(
@@ -90,9 +80,7 @@ def plot_clicks(
     baselines: Mapping[str, Tensor],
 ) -> None:
     """roc.png and reliability.png of the test rows."""
-    from sklearn.metrics import roc_curve  # imported here because it is slow and only needed at the end
-
-    title, measured = caption(model, data, folder), click_metrics(probability, click)
+    title = caption(model, data, folder)
     figure = Figure((4.5, 4.8), layout="constrained")
     axes = figure.subplots()
     for name, each in {model.display_name: probability, **baselines}.items():
@@ -101,12 +89,8 @@ def plot_clicks(
             axes.plot(false_positive, true_positive, label=f"{name}, AUC {auc(each, click):.4f}")
             axes.legend(loc="lower right", fontsize="small")
     axes.plot([0, 1], [0, 1], ":", color="gray")
-    axes.set(
-        title=f"ROC, {len(click):,} test rows",
-        xlabel="false positive rate",
-        ylabel="true positive rate",
-        aspect="equal",
-    )
+    axes.set(title=f"ROC, {len(click):,} test rows", aspect="equal")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate")
     save(figure, title, folder / "roc.png")
 
     figure = Figure((4.5, 5), layout="constrained")
@@ -125,7 +109,7 @@ def plot_clicks(
     axes.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
     axes.set_title(
         f"Reliability, {len(bins)} bins of {len(click) // len(bins):,} test rows\n"
-        f"mean prediction / click rate: {measured['calibration']:.3f}",
+        f"mean prediction / click rate: {click_metrics(probability, click)['calibration']:.3f}",
         fontsize="medium",
     )
     save(figure, title, folder / "reliability.png")
@@ -133,8 +117,6 @@ def plot_clicks(
 
 def reliability(probability: np.ndarray, click: np.ndarray) -> np.ndarray:
     """Mean prediction, click rate, and the ends of its 95 % interval (Wilson), in bins of equal size: (bins, 4)."""
-    from scipy.stats import binomtest
-
     rarer = min(click.sum(), len(click) - click.sum())
     count = int(np.clip(rarer // BIN_ROWS, 1, MOST_BINS))
     found = []

@@ -18,9 +18,7 @@ def has_bf16() -> bool:
     return bool(native) and not torch.mps.is_available()
 
 
-def resolve_precision(
-    precision: Literal["auto", "32-true", "bf16-mixed"], model: nn.Module, batch_size: int
-) -> Precision:
+def resolve_precision(precision: Precision | Literal["auto"], model: nn.Module, batch_size: int) -> Precision:
     """ "auto" becomes the faster one: bf16 if it is native, the model has a wide layer and the batches are not small.
 
     Otherwise float32: the casts cost about as much as the products gain, except in MMoE (docs/speed.md). A fixed rule

@@ -1,19 +1,30 @@
 """What a run prints and records: its length, the table of test metrics, memory and versions."""
 
 import platform
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 
 from common.data.data_module import RecommendationDataModule
+from common.model.metrics import mode_of
 from common.settings import by_rows
 from common.training.run_folder import BEST_CHECKPOINT
 
 FEW_STEPS = 300  # a run with fewer prints advice, unless it has as many as "auto" would give
+WORTH_A_WORD = 5e-5  # least difference from a better baseline, of four digits shown
+BEST_POSSIBLE = "best possible"
+
+
+def tested_metrics(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Test metrics by name: of the model, of the baselines, and of the planted model of the built-in sample."""
+    best = {BEST_POSSIBLE: results["best_possible"]} if results["best_possible"] else {}
+    return {results["model"]: results["test"], **results["baselines"], **best}
 
 
 def print_steps(epochs: int, steps: int, precision: str, data: RecommendationDataModule) -> None:
@@ -39,16 +50,10 @@ def print_table(results: dict[str, Any], folder: Path, data: RecommendationDataM
 
     scores: of the monitored metric at each validation, in order; higher is better.
     """
-    import pandas as pd  # imported here because it is slow and only needed at the end
-
-    rows: dict[str, dict] = {results["model"]: results["test"]}
-    for name, metrics in results["baselines"].items():
-        rows[name] = metrics | {
-            f"{metric}: model - baseline (95 %)": with_interval(interval)
-            for metric, interval in results["differences"][name].items()
-        }
-    if results["best_possible"]:
-        rows["best possible"] = results["best_possible"]
+    rows: dict[str, dict] = tested_metrics(results)
+    for name, differences in results["differences"].items():
+        texts = {f"{metric}: model - baseline (95 %)": with_interval(found) for metric, found in differences.items()}
+        rows[name] = rows[name] | texts
     sample = ", built-in sample" if results["is_sample"] else ""
     print(f"\nTest metrics, {results['dataset']}{sample}, {results['protocol']}, {results['rows']['test']:,} rows")
     print(pd.DataFrame.from_dict(rows, "index").to_string(float_format="{:.4f}".format, na_rep=""))
@@ -66,22 +71,12 @@ def with_interval(found: dict[str, float]) -> str:
 
 
 def better_baselines(test: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
-    """The baselines that beat the model, to the digits shown, in an AUC, NDCG or RMSE; the constant also in log loss.
-
-    "" if there are none.
-    """
+    """The baselines that beat the model, visibly, in an AUC, NDCG or RMSE; the constant also in log loss."""
     found = []
     for name, metrics in baselines.items():
-        better = [
-            metric
-            for metric, value in test.items()
-            if (metric.startswith(("auc", "ndcg")) and round(metrics[metric], 4) > round(value, 4))
-            or (
-                (metric == "rmse" or (metric, name) == ("log_loss", "constant"))
-                and round(metrics[metric], 4) < round(value, 4)
-            )
-        ]
-        if better:
+        counted = [m for m in test if m.startswith(("auc", "ndcg", "rmse")) or (m, name) == ("log_loss", "constant")]
+        gains = {m: (metrics[m] - test[m]) * (1 if mode_of(m) == "max" else -1) for m in counted}
+        if better := [metric for metric, gain in gains.items() if gain > WORTH_A_WORD]:
             found.append(f"{name} ({', '.join(better)})")
     return " and ".join(found)
 
@@ -98,11 +93,7 @@ def likely_cause(scores: Sequence[float]) -> str:
 
 
 def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far; nan if the system does not report it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
+    """Largest resident memory of this process so far."""
     unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from pytorch_lightning.utilities.seed import isolate_rng
 
 from common.errors import Terminated, UserError, check
 from common.files import as_user_error, read_json, write_json
@@ -21,7 +20,6 @@ from common.process_group import broadcast, is_peer_failure, is_rank_zero, remov
 BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints", "best.ckpt"), Path("checkpoints", "last.ckpt")  # in the folder
 # settings that may change on resume; they affect at most the dropout masks
 NOT_COMPARED = ("resume", "logger", "num_workers", "devices", "num_nodes", "strategy", "shard_table")
-LOCK = "run.lock"
 
 
 @contextmanager
@@ -30,17 +28,14 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
 
     With settings["resume"], version_N is the newest unfinished run that no process has locked. Rank zero locks the
     folder and prints; the other ranks receive its path. A run that fails before its first validation leaves no folder.
-    The caller's random state is the same after the block as before.
 
     Raises: UserError if that run had other settings, or the folder cannot be written.
     """
-    check(folder is None or isinstance(folder, str | Path), f"run_folder is {folder!r}; it must be a path.")
-    before, home = os.environ.get("RUN_FOLDER"), output_root() / "runs" / script
+    before, home = os.environ.get("RUN_FOLDER", ""), output_root() / "runs" / script
     chosen = folder or before
-    quiet = nullcontext() if is_rank_zero() else redirect_stdout(io.StringIO())
-    held, lock = Path(chosen) if chosen else home, None
+    held, lock = Path(chosen or home), None
     try:
-        with quiet, isolate_rng():
+        with nullcontext() if is_rank_zero() else redirect_stdout(io.StringIO()):
             if is_rank_zero():
                 held, lock = (held, lock_of(held)) if chosen else find_or_create_run(home, settings["resume"])
                 check(lock is not None, f"another process is using {held}.")
@@ -60,46 +55,57 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
         message = "another process of this run died; resume=True continues from the last checkpoint."
         raise UserError(message) from error
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning turns the former into the latter
-        how = f"resume=True continues from {held / LAST_CHECKPOINT}"
+        how = "there was no checkpoint yet to continue from"
         if chosen:
             how = f"the same command continues in {held}"
-        elif not (held / LAST_CHECKPOINT).exists() or (held / "results.json").exists():
-            how = "there was no checkpoint yet to continue from"
+        elif is_unfinished(held):
+            how = f"resume=True continues from {held / LAST_CHECKPOINT}"
         raise (Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt)(how) from error
     finally:
-        os.environ.pop("RUN_FOLDER", None)
-        os.environ |= {} if before is None else {"RUN_FOLDER": before}
+        os.environ["RUN_FOLDER"] = before
         if lock:
-            if not chosen and _is_empty(held):
+            if not chosen and is_empty(held):
                 shutil.rmtree(held, ignore_errors=True)
             lock.release()
 
 
-def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock]:
+def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
     """With `resume` the newest unfinished run that no process holds; otherwise a new folder. Locked; prints which.
 
     Folders of runs that were killed before they had anything to continue from are removed.
     """
-    _make(home)
     with FileLock(home.with_suffix(".lock")):
         for folder in newest_first(home):
             if (folder / "results.json").exists() or not (lock := lock_of(folder)):
                 continue
-            if resume and (folder / LAST_CHECKPOINT).exists():
+            if resume and is_unfinished(folder):
                 print(f"Continuing {folder}", flush=True)
                 return folder, lock
-            if _is_empty(folder):
+            if is_empty(folder):
                 shutil.rmtree(folder)
             lock.release()
         if resume:
             print("No unfinished run to resume: starting a new one.", flush=True)
         folder = new_version_folder(home)
-        return folder, FileLock(folder / LOCK).acquire(timeout=0).lock
+        return folder, lock_of(folder)
 
 
-def _is_empty(folder: Path) -> bool:
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run can be continued."""
+    return (folder / LAST_CHECKPOINT).exists() and not (folder / "results.json").exists()
+
+
+def is_empty(folder: Path) -> bool:
     """Whether a run has nothing yet that is worth keeping."""
     return not any((folder / name).exists() for name in ("metrics.csv", LAST_CHECKPOINT))
+
+
+def lock_of(folder: Path) -> FileLock | None:
+    """The lock of a folder, which is created if need be; None if another process holds it."""
+    try:
+        return FileLock(folder / "run.lock").acquire(timeout=0).lock
+    except Timeout:
+        return None
 
 
 def newest_first(home: Path) -> list[Path]:
@@ -110,22 +116,14 @@ def newest_first(home: Path) -> list[Path]:
 
 def new_version_folder(home: Path) -> Path:
     """Create home/version_N for the next N. Raises: UserError if that fails."""
-    number = max((int(folder.name[8:]) for folder in newest_first(_make(home))), default=-1) + 1
+    number = max((int(folder.name[8:]) for folder in newest_first(home)), default=-1) + 1
     try:
-        (home / f"version_{number}").mkdir()
+        (home / f"version_{number}").mkdir(parents=True)
     except FileExistsError:  # another process took the number
         return new_version_folder(home)
     except OSError as error:
         raise as_user_error(error, home) from error
     return home / f"version_{number}"
-
-
-def _make(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise as_user_error(error, folder) from error
-    return folder
 
 
 def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable[[Path], bool]) -> Path:
@@ -142,14 +140,6 @@ def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable
         except UserError as error:
             print(f"Not continuing {folder}: {error}", flush=True)
     return new_version_folder(home)
-
-
-def lock_of(folder: Path) -> FileLock | None:
-    """The lock of a folder, which is created if need be; None if another process holds it."""
-    try:
-        return FileLock(_make(folder) / LOCK).acquire(timeout=0).lock
-    except Timeout:
-        return None
 
 
 def keep_unchanged(path: Path, content: dict, what: str) -> None:

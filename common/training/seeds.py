@@ -1,6 +1,5 @@
 """Runs with several seeds: mean and spread, metrics of the averaged predictions, and paired differences."""
 
-import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
 from common.errors import check
 from common.model.metrics import ClickMetrics, PredictionMetric, RatingMetrics, TaskMetrics
@@ -35,15 +35,8 @@ def values(results: Sequence[Results], metric: str, baseline: str | None = None)
     return np.array([metrics[metric] for metrics in tested], float)  # undefined metrics are None in results.json
 
 
-def mean_and_sd(numbers: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Mean and sample standard deviation; the latter is nan for a single number."""
-    return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan
-
-
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
     """Mean difference of numbers paired by seed, and the ends of its CONFIDENCE interval (Student's t)."""
-    from scipy import stats  # imported here because it is slow
-
     low, high = stats.ttest_rel(ours, theirs).confidence_interval(CONFIDENCE)
     return float(np.mean(ours - theirs)), float(low), float(high)
 
@@ -106,8 +99,7 @@ def difference_table(groups: dict[str, list[Results]]) -> pd.DataFrame:
 
 def with_sd(numbers: Sequence[float] | np.ndarray) -> str:
     """ "0.7514 ± 0.0017"; without the spread if all numbers are equal."""
-    mean, sd = mean_and_sd(numbers)
-    return f"{mean:.4f} ± {sd:.4f}" if np.ptp(numbers) > 0 else f"{mean:.4f}"
+    return f"{np.mean(numbers):.4f}" + (f" ± {np.std(numbers, ddof=1):.4f}" if np.ptp(numbers) > 0 else "")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
