@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from common.data.data_module import SPLITS
-from data.history.dataset import FIRST_ID, OOV, PADDING, dense_features, time_gap_bucket
-from data.history.encoder import HistoryEncoder, encode_ids, past_user_bias
+from data.history.dataset import FIRST_ID, OOV, PADDING, TIME_GAP_BUCKETS, dense_features, time_gap_bucket
+from data.history.encoder import USER_BIAS_SHRINKAGE, HistoryEncoder, encode_ids, past_user_bias
 from data.history.events import KEYS, ratings_of
 from data.reader import Reader, Source, keeping, kept_texts
 from data.schema import Description, Format, Key, Plain
@@ -187,11 +187,23 @@ class HistoryScorer:
         return self._inputs(items, users, [self._past(user, None, None) for user in users])
 
     def metadata(self) -> dict[str, Any]:
-        """What another program needs to encode a raw row; what users did stays in the checkpoint."""
-        vocabularies = self.encoder.users, self.encoder.items
-        ids = [[part[n] for n in numbers] for part, numbers in zip(self.texts, vocabularies, strict=True)]
-        content = {"users": ids[0], "items": ids[1], "history_length": self.history_length, "target": self.columns[0]}
-        return self.encoder.state_dict() | content
+        """What another program needs to encode a raw row (docs/onnx.md); what users did stays in the checkpoint."""
+        return {
+            "outputs": list(self.columns),
+            "users": {text: self.user_ids[number].tolist() for text, number in self.users.items()},
+            "new_user": self.user_ids[-1].tolist(),
+            "items": {text: id for text, (_, id) in self.items.items() if id != OOV},
+            "ids": {"unseen": OOV, "padding": PADDING},
+            "history_length": self.history_length,
+            "rating_offset": self.scale.offset,
+            "rating_unit": self.scale.unit,
+            "uses_ratings": self.scale.has_ratings and self.use_ratings,
+            "expected": self.encoder.expected.tolist(),  # by id of an item
+            "bias_weight": float(self.start_from_biases),
+            "bias_shrinkage": USER_BIAS_SHRINKAGE,
+            "even_chance": self.scale.even_chance if self.target == "click" else 0.0,
+            "last_time_gap": TIME_GAP_BUCKETS - 1,
+        }
 
     def _read(
         self, source: Source, reader: Reader, moved: Callable[[int], object] | None = None
