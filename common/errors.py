@@ -27,6 +27,9 @@ def run_script(main: Callable[..., object], usage: str = "") -> None:
         main(*sys.argv[1:])
     except UserError as error:
         _fail(error)
+    except BrokenPipeError:  # `script | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python would write again at exit, and report it
+        sys.exit(1)
     except KeyboardInterrupt as error:
         print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(143 if isinstance(error, Terminated) else 130)
@@ -42,8 +45,8 @@ def _fail(message: object) -> None:
 def answer_help(docstring: str | None, usage: str) -> None:
     """Exit if the command line asks for --help, with the script's docstring, or does not match `usage`, with a line.
 
-    A script calls it before its imports, which take seconds. usage: names of the arguments, "FILE [NAME]" or
-    "[NAME...]"; "" for none (settings are edited in the file).
+    A script calls it before its imports, which take seconds. usage: names of the arguments, "FILE [NAME]",
+    "[NAME...]" or "this|that"; "" for none (settings are edited in the file).
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((docstring or "").strip())
@@ -55,10 +58,12 @@ def answer_help(docstring: str | None, usage: str) -> None:
 
 
 def check_arguments(arguments: list[str], usage: str) -> None:
-    """Raise UserError unless the arguments match `usage`: [NAME] is optional, [NAME...] is any number."""
+    """Raise UserError unless the arguments match `usage`: [NAME] is optional, [NAME...] is any number, this|that a
+    choice."""
     script, names = sys.argv[0], usage.split()
     least = sum(not name.startswith("[") for name in names)
-    if least <= len(arguments) and (len(arguments) <= len(names) or "...]" in usage):
+    chosen = all(argument in name.split("|") for argument, name in zip(arguments, names, strict=False) if "|" in name)
+    if chosen and least <= len(arguments) and (len(arguments) <= len(names) or "...]" in usage):
         return
     check(not usage, f"usage: python {script} {usage}")
     found = shown(" ".join(arguments))

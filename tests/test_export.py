@@ -72,6 +72,7 @@ def write_table(root: Path, rng: np.random.Generator, is_mmoe: bool, count: int 
             "genres": ["|".join(rng.choice(["Action", "Drama", "?", "É"], rng.integers(0, 4))) for _ in range(count)],
             "tags": ["|".join(rng.choice(["a", "b", "c d"], rng.integers(0, 3))) for _ in range(count)],
             "code": rng.choice(["39,0", "1e3", "+7", "x", ""], count),
+            "probability": "of the file",
             "first": rng.choice(["TRUE", "false", "?"], count),
             "film": [f"Film {i} ({1990 + i % 4})" if i % 5 else "no year" for i in rng.integers(0, 99, count)],
         }
@@ -79,7 +80,7 @@ def write_table(root: Path, rng: np.random.Generator, is_mmoe: bool, count: int 
     roles = {name: {"role": "dense", "transform": name} for name in TRANSFORMS}
     roles |= {"click": {"role": "label", "positive": ["yes"]}, "who": {"role": "user"}}
     roles |= {"like": {"role": "label", "positive": ["1"]} if is_mmoe else {"role": "excluded"}}
-    roles |= {"what": {"role": "item", "type": "number"}, "film": {"role": "kept"}}
+    roles |= {"what": {"role": "item", "type": "number"}, "film": {"role": "kept"}, "probability": {"role": "kept"}}
     several = {"role": "categorical", "separator": "|"}
     roles |= {"genres": several, "tags": several | {"hash_size": 8, "pooling": "sum"}}
     roles |= {"code": {"role": "categorical", "type": "number", "hash_size": 50}}
@@ -119,7 +120,10 @@ def test_the_page_scores_a_table(tmp_path, rng, train):
     brands = pd.read_csv(raw.with_name("items.csv"), dtype=str).set_index("id")["brand"]
     rows.assign(brand=rows["what"].str[:-2].map(brands).fillna("")).to_csv(tmp_path / "rows.csv", index=False)
     found = scores_of_the_page(checkpoint, TABLE + EXAMPLE + OF_TABLE, tmp_path)
-    expected = pd.read_csv(tmp_path / "out.csv").drop(columns="film").to_numpy()
+    scored = pd.read_csv(tmp_path / "out.csv")
+    outputs = ["click", "like"] if train is train_mmoe else ["predicted probability"]  # a kept column has that name
+    assert list(scored.columns) == ["film", "probability", *outputs]
+    expected = scored[outputs].to_numpy()
     assert expected.std(0).min() > 4e-3
     np.testing.assert_allclose(found, np.concatenate([expected[:1], expected]), rtol=0, atol=1e-4)
 
