@@ -107,7 +107,7 @@ def test_killed_and_started_again_with_failing_trials(start, tmp_path, outputs):
         process = start(space, 4, RAY_TMPDIR=short)
         wait_until(lambda: os.listdir(short), process)
         assert next(Path(short).iterdir()).stat().st_mode & 0o777 == 0o700
-        process.join(120)
+        process.join(300)
         output = written(tmp_path, "stdout")
         assert process.exitcode == 0, output + written(tmp_path, "stderr")
         assert not os.listdir(short)
