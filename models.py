@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.checkpoint import check_same_sizes, load_checkpoint
+from common.checkpoint import load_checkpoint
 from common.errors import UserError, check, one_line, shown
 from common.model.recommender import Recommender, equal_states
 from common.settings import check_settings
@@ -79,8 +79,6 @@ def _load(checkpoint: str | Path) -> tuple[Recommender, Scorer, dict[str, Any]]:
         settings, state = content["hyper_parameters"], content[data.__name__]
         for part in (settings | settings["optimizer"], state):
             check_settings(part)
-        with torch.device("meta"):  # uses no memory, whatever the sizes
-            check_same_sizes(content["state_dict"], model_class(**settings))
         model = model_class(**settings)
         model.load_state_dict(content["state_dict"], assign=True)  # the table stays mapped from the file
         model, scorer = model.eval(), scorer_of(state)

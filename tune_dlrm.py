@@ -48,6 +48,7 @@ from data.criteo_data import ClickDataModule
 # the same for all trials; all other settings have the values in dlrm/train.py.
 SPACE = dict(
     learning_rate=tune.loguniform(3e-4, 5e-3),
+    embedding_learning_rate=tune.loguniform(1e-3, 2e-2),
     embedding_dim=tune.choice([8, 16, 32]),
     bottom_mlp_units=tune.choice([(64,), (128, 64), (256, 64), (512, 256, 64)]),
     top_mlp_units=tune.choice([(128, 64), (256, 128), (512, 256)]),

@@ -54,7 +54,7 @@ class FullVocabulary(RawRows):
             Field(name, "text", pa.nulls(count, pa.string()), [""])  # the texts are not needed
             for name, count in zip(CRITEO.of_role("categorical"), CARDINALITIES, strict=False)  # fewer in a test
         ]
-        self.encoder = TableEncoder([Number(name, "log") for name in CRITEO.of_role("dense")], fields)
+        self.use(TableEncoder([Number(name, "log") for name in CRITEO.of_role("dense")], fields))
         if not (self.folder / "label.npy").exists():
             self._write()
         rows = np.arange(self.rows_written)

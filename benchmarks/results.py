@@ -34,14 +34,15 @@ ONCE = {"validations_per_epoch": 1}  # per epoch
 CLICKS = ONCE | {"dataset": "ml-1m", "split": "random", "optimizer": "dense_adam", "max_epochs": 8}
 INCOME = {"tasks": ("income",), "label_inputs": True, "variant": "single_task", "task_weights": (1.0,)}
 INCOME |= {"expert_units": (128,), "tower_units": (128,)}
-DLRM = ONCE | {"dropout": 0.3, "embedding_l2": 1e-3}
-DEEPFM = DLRM | {"on_regression": False, "learning_rate": 2e-3, "embedding_l2": 3e-4}
+DLRM = ONCE | {"dropout": 0.3, "embedding_learning_rate": None, "embedding_l2": 1e-3}
+DEEPFM = DLRM | {"on_regression": False, "learning_rate": 2e-3, "embedding_learning_rate": 3e-3, "embedding_l2": 3e-4}
 ADULT, KDD = {"dataset": "adult", "split": "official"}, {"dataset": "census-income-kdd"}
 WIDER = {"on_regression": False, "hidden_units": (256, 128), "embedding_learning_rate": 0.015, "embedding_l2": 5e-5}
 SLOWER = {"batch_size": 256, "learning_rate": 1e-3, "max_epochs": 12}
 ITEMS = {"target": "item", "dropout": 0.0}
 SMALLER = {"batch_size": 1024, "embedding_dim": 16, "top_mlp_units": (256, 128), "dropout": 0.3}
 SMALLER |= {"learning_rate": 1e-3, "embedding_learning_rate": 0.01, "embedding_l2": 3e-4}
+DENSE = {"optimizer": "dense_adam", "embedding_learning_rate": None, "embedding_l2": 1e-5}
 RUNS = {
     "deepfm-clicks": Run("MovieLens clicks", "deepfm", CLICKS | WIDER),
     "dlrm-clicks": Run("MovieLens clicks", "dlrm", CLICKS | SMALLER),
@@ -56,7 +57,7 @@ RUNS = {
     "dlrm-census": Run("Census-Income", "dlrm", DLRM | KDD | {"batch_size": 512, "max_epochs": 3}),
     "deepfm-criteo": Run("Criteo 0.3 % sample", "deepfm", {}),
     "dlrm-criteo": Run("Criteo 0.3 % sample", "dlrm", {}),
-    "dlrm-criteo-dense": Run("Criteo 0.3 % sample", "dlrm", {"optimizer": "dense_adam", "embedding_l2": 1e-5}),
+    "dlrm-criteo-dense": Run("Criteo 0.3 % sample", "dlrm", DENSE),
 }
 ELSEWHERE = {  # of others, on the same rows
     "deepfm-clicks": "FuxiCTR .9016 ± .0006, DeepCTR-Torch .8918 ± .0013",

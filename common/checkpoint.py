@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import CheckpointIO
-from torch import Tensor, nn
 
 from common.errors import UserError, check, one_line
 from common.files import write_tensors
@@ -35,26 +34,20 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises: UserError if it is missing, truncated, damaged, or not the checkpoint of a LightningModule.
     """
-    anew = "Use another one, or train again."
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch does not verify checksums: a flipped bit would go unnoticed
+            if damaged := archive.testzip():  # torch does not verify checksums: a flipped bit would go unnoticed
+                raise ValueError(f"wrong checksum of {damaged}")
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except IsADirectoryError as error:
-        inside = max(Path(path).rglob("best.ckpt"), key=lambda found: found.stat().st_mtime, default=None)
-        advice = f"in it, such as {inside}" if inside else "file (runs/<model>/version_N/checkpoints/best.ckpt)"
-        raise UserError(f"{path} is a folder; pass a checkpoint {advice}.") from error
-    except (FileNotFoundError, PermissionError) as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}.") from error
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise UserError(
-            f"{path} is not a readable checkpoint: it is truncated, or contains more than tensors and plain values. "
-            f"{anew}"
-        ) from error
-    check(damaged is None, f"{path} is damaged: {damaged} in it has a wrong checksum. {anew}")
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise UserError(f"{path} is not a checkpoint of this repo: it has no state_dict.")
-    return content
+        if not isinstance(content["state_dict"], dict):
+            raise TypeError("no state_dict")
+        return content
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        advice = "Checkpoints are files such as runs/deepfm/version_0/checkpoints/best.ckpt."
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}. {advice}") from error
+    except Exception as error:  # of many kinds
+        why = "it is truncated, damaged, of another program, or has more than tensors and plain values"
+        raise UserError(f"{path} is not a readable checkpoint: {why}. Use another one, or train again.") from error
 
 
 def check_can_resume(content: dict[str, Any], module: LightningModule, path: str | Path | None) -> None:
@@ -62,19 +55,10 @@ def check_can_resume(content: dict[str, Any], module: LightningModule, path: str
     name, anew = type(module).__name__, "Start a new run with resume=False."
     check(content.get("model") == name, f"{path} is of {one_line(content.get('model'))}, not of {name}. {anew}")
     check("optimizer_states" in content, f"{path} has only weights, not the state of a training run. {anew}")
-    try:
-        check_same_sizes(content["state_dict"], module)
-    except UserError as error:
-        raise UserError(f"{path} does not fit the model: {error}. {anew}") from error
-
-
-def check_same_sizes(weights: dict[str, Tensor], module: nn.Module) -> None:
-    """UserError unless `weights` has the same names and sizes as the module's state."""
-    found, expected = (
-        {key: tuple(weight.shape) for key, weight in state.items()} for state in (weights, module.state_dict())
+    found, own = (
+        {(key, tuple(weight.shape)) for key, weight in state.items()}
+        for state in (content["state_dict"], module.state_dict())
     )
-    for key in sorted(found.keys() | expected.keys()):
-        check(
-            found.get(key) == expected.get(key),
-            f"{one_line(key)} has size {found.get(key)}, expected {expected.get(key)}",
-        )
+    check(
+        found == own, f"{path} does not fit the model, of which these weights differ: {one_line(found ^ own)}. {anew}"
+    )

@@ -21,7 +21,7 @@ def run_script(main: Callable[..., object], usage: str = "") -> None:
     usage: see answer_help. Exit codes: 1 after a UserError or out of memory, 130 after Ctrl-C, 143 after SIGTERM; for
     the last two the line may say how to continue.
     """
-    _open_standard_streams()
+    _open_closed_streams()
     answer_help(sys.modules[main.__module__].__doc__, usage)
     try:
         main(*sys.argv[1:])
@@ -46,37 +46,21 @@ def answer_help(docstring: str | None, usage: str) -> None:
     """Exit if the command line asks for --help, with the script's docstring, or does not match `usage`, with a line.
 
     A script calls it before its imports, which take seconds. usage: names of the arguments, "FILE [NAME]",
-    "[NAME...]" or "this|that"; "" for none (settings are edited in the file).
+    "[NAME...]" or "this|that", a choice; "" for none.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    arguments, names = sys.argv[1:], usage.split()
+    if {"-h", "--help"} & set(arguments):
         print((docstring or "").strip())
         sys.exit()
-    try:
-        check_arguments(sys.argv[1:], usage)
-    except UserError as error:
-        _fail(error)
-
-
-def check_arguments(arguments: list[str], usage: str) -> None:
-    """Raise UserError unless the arguments match `usage`: [NAME] is optional, [NAME...] is any number, this|that a
-    choice."""
-    script, names = sys.argv[0], usage.split()
     least = sum(not name.startswith("[") for name in names)
-    chosen = all(argument in name.split("|") for argument, name in zip(arguments, names, strict=False) if "|" in name)
-    if chosen and least <= len(arguments) and (len(arguments) <= len(names) or "...]" in usage):
-        return
-    check(not usage, f"usage: python {script} {usage}")
-    found = shown(" ".join(arguments))
-    advice = f"Settings are edited in the file; `python {script} --help` describes it."
-    raise UserError(f"{script} takes no arguments; found {found}. {advice}")
+    chosen = all(given in name.split("|") for given, name in zip(arguments, names, strict=False) if "|" in name)
+    if not chosen or len(arguments) < least or (len(arguments) > len(names) and "...]" not in usage):
+        _fail(f"usage: python {sys.argv[0]} {usage or '(settings are edited in the file; --help describes it)'}")
 
 
-def _open_standard_streams() -> None:
-    """Open /dev/null in place of closed standard streams (`2>&-`).
-
-    Otherwise libraries would write to None, or into one of our files that got the closed stream's number. sys.stdin and
-    sys.stdout stay None, so that a script can tell.
-    """
+def _open_closed_streams() -> None:
+    """Open /dev/null in place of closed standard streams (`2>&-`), whose numbers would go to files of ours, into which
+    libraries would write. sys.stdin and sys.stdout stay None, so that a script can tell."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)

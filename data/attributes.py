@@ -16,18 +16,13 @@ def read_attributes(dataset: Dataset) -> dict[str, pa.RecordBatch]:
     """The attributes of users and items. Raises: UserError for an id that comes twice."""
     found: dict[str, pa.RecordBatch] = {}
     for role, form in dataset.description.attributes.items():
-        key, reader, batches = str(form.only(role)), Reader(form), []
-        seen: set[str] = set()
-        for source in map(source_of, data_files(dataset.path(form.file))):
-            row = 0
-            for batch in reader.batches(source):
-                for text in batch.column(key).to_pylist():
-                    if text in seen:
-                        raise reader.error(source, row, key, text, "an id that no earlier line has")
-                    seen.add(text)
-                    row += 1
-                batches.append(batch.select([key, *(name for name in batch.schema.names if name != key)]))
-        found[role] = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+        key, reader, path = str(form.only(role)), Reader(form), dataset.path(form.file)
+        batches = (batch for file in data_files(path) for batch in reader.batches(source_of(file)))
+        table = pa.Table.from_batches(batches).combine_chunks()
+        counts = table.column(key).value_counts()
+        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        check(not len(twice), f"{path}: column {key!r} has {twice[:1].to_pylist()} in several rows; keep one of them.")
+        found[role] = table.select(sorted(table.column_names, key=key.__ne__)).to_batches()[0]
     return found
 
 
@@ -48,16 +43,11 @@ def join(description: Description, attributes: Attributes, batch: pa.RecordBatch
     """The columns of a batch and, unless it has them itself, those of the second files; a row without is missing."""
     columns = {name: batch.column(name) for name in batch.schema.names}
     for role, form in description.attributes.items():
-        key, table = description.only(role), attributes[role]
-        place = pc.index_in(columns[key], value_set=table.column(0))
+        place = pc.index_in(columns[description.only(role)], value_set=attributes[role].column(0))
         for name in form.of_role("categorical", "dense"):
             if name not in columns:
-                columns[name] = _filled(table.column(name).take(place))
+                array = attributes[role].column(name).take(place)
+                if pa.types.is_list(array.type) or pa.types.is_string(array.type):  # are never null
+                    array = pc.coalesce(array, pa.scalar([] if pa.types.is_list(array.type) else "", array.type))
+                columns[name] = array
     return columns
-
-
-def _filled(array: pa.Array) -> pa.Array:
-    """Texts and lists of texts are never null."""
-    if pa.types.is_list(array.type):
-        return pc.coalesce(array, pa.scalar([], array.type))
-    return array.fill_null("") if pa.types.is_string(array.type) else array

@@ -4,12 +4,11 @@
 """
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
-
-import numpy as np
 
 from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Published, find_file, missing_file, raw_file
@@ -19,7 +18,6 @@ from data import movie_rating_seq
 from data.samples.census import census_sample
 from data.schema import Categorical, Column, Dataset, Dense, Description, Label, Plain
 from data.table.module import TableDataModule, stored_rows, summary, without_weights
-from data.table.rows import label_name
 
 DATASET = "census-income-kdd"  # what this script downloads: this or "adult"
 ARCHIVES = {  # by folder below DATA_ROOT
@@ -40,33 +38,35 @@ ARCHIVES = {  # by folder below DATA_ROOT
         },
     ),
 }
-PAPER_CORRELATION = {("income", "never_married"): 0.1768, ("education", "never_married"): 0.2373}  # absolute values
 
 
-def _description(train: str, test: str, columns: str, special: dict[str, Column]) -> Description:
-    """columns: in the order of the file, separated by "; "; those without a special role are categories."""
+def _description(name: str, columns: str, special: dict[str, Column]) -> Description:
+    """name: of the files; columns: in their order; those without a special role are categories."""
     return Description(
-        files={"train": train, "test": test},
+        files={"train": f"{name}.data", "test": f"{name}.test"},
         separator=", ",
         header=False,
         quoted=False,
         comment="|",  # Adult's test file begins with one
         missing=("?",),
-        columns={name: special.get(name, Categorical()) for name in columns.split("; ")},
+        columns={name: special.get(name, Categorical()) for name in _split(columns)},
     )
 
 
 def _task(task: str, positive: str, negative: str) -> Label:
-    return Label(task=task, positive=tuple(positive.split("; ")), negative=tuple(negative.split("; ")))
+    return Label(task=task, positive=_split(positive), negative=_split(negative))
 
 
 def _all(names: str, column: Column) -> dict[str, Column]:
-    return dict.fromkeys(names.split("; "), column)
+    return dict.fromkeys(_split(names), column)
+
+
+def _split(texts: str) -> tuple[str, ...]:
+    return tuple(texts.split("; "))
 
 
 CENSUS_INCOME_KDD = _description(
-    "census-income.data",
-    "census-income.test",
+    "census-income",
     "age; class of worker; industry code; occupation code; education; wage per hour; enrolled last week; "
     "marital status; industry; occupation; race; hispanic origin; sex; labor union; reason for unemployment; "
     "employment status; capital gains; capital losses; dividends; tax filer status; previous region; "
@@ -103,8 +103,7 @@ CENSUS_INCOME_KDD = _description(
 )
 
 ADULT = _description(
-    "adult.data",
-    "adult.test",
+    "adult",
     "age; class of worker; instance weight; education; years of education; marital status; occupation; "
     "relationship; race; sex; capital gains; capital losses; hours per week; country of birth; income",
     {
@@ -127,8 +126,8 @@ ADULT = _description(
 
 DESCRIPTIONS = {"census-income-kdd": CENSUS_INCOME_KDD, "adult": ADULT}
 PUBLISHED = {
-    name: Published("python data/census_income.py", partial(census_sample, CENSUS_INCOME_KDD), f"DATASET = {name!r}")
-    for name in DESCRIPTIONS
+    name: Published("python data/census_income.py", partial(census_sample, CENSUS_INCOME_KDD), setting)
+    for name, setting in (("census-income-kdd", ""), ("adult", 'DATASET = "adult"'))
 }
 
 
@@ -151,18 +150,18 @@ class MultiTaskDataModule(TableDataModule):
 def described(folder: Path) -> Dataset | None:
     """Census-Income (KDD) or Adult, whichever is in the folder. Raises: UserError if its test file is missing."""
     for name, description in DESCRIPTIONS.items():
-        assert description.files is not None
-        if train := find_file(folder, description.files["train"]):
-            files = {"train": train.name, "test": raw_file(folder, description.files["test"]).name}
-            return Dataset(name, description.model_copy(update={"files": files}), folder, str(train))
+        train, test = (description.files or {}).values()
+        if path := find_file(folder, train):
+            files = {"train": path.name, "test": raw_file(folder, test).name}
+            return Dataset(name, description.model_copy(update={"files": files}), folder, str(path))
     return None
 
 
 def with_income(census: Dataset) -> Dataset:
     """With the income as the only label; the columns of the others are inputs."""
-    others = {name: Categorical() for name in census.description.of_role("label") if name != "income"}
-    columns = census.description.columns | others
-    return Dataset(census.name, census.description.model_copy(update={"columns": columns}), census.folder, census.where)
+    description = census.description
+    others = {name: Categorical() for name in description.of_role("label") if name != "income"}
+    return replace(census, description=description.model_copy(update={"columns": description.columns | others}))
 
 
 def main() -> None:
@@ -170,12 +169,7 @@ def main() -> None:
     ensure_dataset(DATASET, ARCHIVES)
     table = described(data_root() / DATASET)
     assert table is not None
-    rows = stored_rows(table, without_weights(table.description))
-    print(summary(table, rows))
-    for pair, paper in PAPER_CORRELATION.items() if DATASET == "census-income-kdd" else ():
-        first, second = (rows.numbers(label_name(task)) for task in pair)
-        found = abs(float(np.corrcoef(first, second)[0, 1]))
-        print(f"|Correlation| of {' and '.join(pair)}: {found:.4f} (in the paper: {paper})")
+    print(summary(table, stored_rows(table, without_weights(table.description))))
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ class ClickDataModule(TableDataModule):
     published = PUBLISHED | census_income.PUBLISHED | movie_rating_seq.PUBLISHED
 
     def described(self, folder: Path) -> Dataset:
-        if path := find_file(folder, CRITEO_FILE):
-            return _criteo(path)
+        if find_file(folder, CRITEO_FILE):
+            return _criteo(folder)
         if movies := movie_rating_seq.described(folder, clicks=True):
             return movies
         if census := census_income.described(folder):
@@ -64,15 +64,16 @@ class ClickDataModule(TableDataModule):
         raise missing_file(folder, lack, self.published)
 
 
-def _criteo(path: Path) -> Dataset:
-    return Dataset("criteo", CRITEO.model_copy(update={"file": path.name}), path.parent, str(path))
+def _criteo(folder: Path) -> Dataset:
+    path = raw_file(folder, CRITEO_FILE)
+    return Dataset("criteo", CRITEO.model_copy(update={"file": path.name}), folder, str(path))
 
 
 def main() -> None:
     """Download the raw files if there is no folder, read them and print a summary."""
     ensure_dataset("criteo", ARCHIVES)
-    path = raw_file(data_root() / "criteo", CRITEO_FILE)
-    print(summary(_criteo(path), stored_rows(_criteo(path), CRITEO)))
+    table = _criteo(data_root() / "criteo")
+    print(summary(table, stored_rows(table, CRITEO)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ user. With NAME it writes DATA_ROOT/NAME/columns.json, which holds the paths of 
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 import pandas as pd
 import pyarrow as pa
 
-from common.errors import check, run_script
+from common.errors import UserError, check, run_script
 from common.files import atomic_write
 from common.paths import data_root
-from data.guess import Guesses, guess_attributes, guess_roles
+from data.guess import guess_attributes, guess_roles
 from data.reader import Reader, data_files, source_of
 from data.schema import COLUMNS_FILE, Format, described
 from data.sniff import Look, conversion_command, file_format
@@ -28,53 +27,48 @@ from data.sniff import Look, conversion_command, file_format
 SAMPLE_ROWS, SAMPLE_FILES = 100_000, 10  # looked at
 
 
-@dataclass(frozen=True)
 class Table:
-    """The first rows of a file or folder. entries: of columns.json, but not the columns."""
+    """The first rows of a file or folder. entries: of columns.json, but not the columns.
 
-    path: Path
-    entries: dict[str, Any]
-    looks: dict[str, Look]
-    notes: list[str]
+    Raises: UserError for a file that cannot be read as a table.
+    """
 
-    def content(self, guesses: Guesses) -> dict[str, Any]:
+    def __init__(self, path: Path):
+        self.path, self.files = path, data_files(path)
+        self.entries, columns, self.notes = file_format(self.files[0])
+        for file in self.files:
+            columns |= {key: {"role": "kept"} for key in source_of(file).keys if key not in columns}
+        if len(self.files) > 1:
+            first, last = (file.relative_to(path) for file in (self.files[0], self.files[-1]))
+            self.notes.append(f"{len(self.files)} files, in natural order of their names, from {first} to {last}.")
+        form = Format.model_validate(self.entries | {"columns": columns})
+        cells = first_cells(self.files, form)
+        self.looks = [Look(name, cells[name], form) for name in cells.column_names]
+        is_again = form.header and all(look.name in look.values for look in self.looks)
+        check(not is_again, f"{path} has the names of the columns in several lines. Remove the others.")
+
+    def content(self) -> dict[str, Any]:
         """Of columns.json."""
-        columns = {name: entry for name, (entry, _) in guesses.items()}
+        columns = {look.name: look.entry for look in self.looks}
         return {"file": str(self.path.resolve())} | self.entries | {"columns": columns}
 
-    def report(self, guesses: Guesses, notes: list[str]) -> str:
-        """The guess as a table for the terminal."""
+    def report(self) -> str:
+        """The guess as a table for the terminal, and notes."""
         lines = []
-        for name, look in self.looks.items():
-            entry, why = guesses[name]
-            examples = ", ".join(text if len(text) <= 16 else f"{text[:13]}..." for text in look.values[:3])
-            seen = [look.kind, f"{len(look.values):,}", f"{look.missing:.1%}", examples]
-            lines.append([name, entry["role"], *seen, why])
+        for c in self.looks:
+            examples = ", ".join(text if len(text) <= 16 else f"{text[:13]}..." for text in c.values[:3])
+            lines.append([c.name, c.role, c.kind, f"{len(c.values):,}", f"{c.missing:.1%}", examples, c.why])
         table = pd.DataFrame(lines, columns=["column", "role", "type", "distinct", "missing", "examples", "why"])
         entries = [f", {name} {json.dumps(value)}" for name, value in self.entries.items() if name != "missing"]
-        rows = next(iter(self.looks.values())).rows
-        head = f"{self.path}: the first {rows:,} rows, {len(lines)} columns{''.join(entries)}"
-        return "\n".join([head, "", table.to_string(index=False), "", *self.notes, *notes, ""])
+        head = f"{self.path}: the first {self.looks[0].rows:,} rows, {len(lines)} columns{''.join(entries)}"
+        notes = [*self.notes]
+        if odd := "; ".join(f"{c.name!r} has {c.conversion[0]}" for c in self.looks if c.conversion[0]):
+            how = conversion_command(self.files[0], self.entries, {c.name: c.conversion[1] for c in self.looks})
+            notes.append(f"To use them, convert the file and describe the new one: {odd}. `{how}`")
+        return "\n".join([head, "", table.to_string(index=False), "", *notes, ""])
 
 
-def look_at(path: Path) -> Table:
-    """Raises: UserError for a file that cannot be read as a table."""
-    files = data_files(path)
-    entries, columns, notes = file_format(files[0])
-    for file in files:
-        columns |= {key: {"role": "kept"} for key in source_of(file).keys if key not in columns}
-    if len(files) > 1:
-        first, last = (file.relative_to(path) for file in (files[0], files[-1]))
-        notes.append(f"{len(files)} files, in natural order of their names, from {first} to {last}.")
-    form = Format.model_validate(entries | {"columns": columns})
-    cells = sample(files, form)
-    looks = {name: Look(name, cells[name], form) for name in cells.column_names}
-    is_again = form.header and all(name in look.values for name, look in looks.items())
-    check(not is_again, f"{path} has the names of the columns in several lines. Remove the others.")
-    return Table(path, entries, looks, notes)
-
-
-def sample(files: list[Path], form: Format) -> pa.Table:
+def first_cells(files: list[Path], form: Format) -> pa.Table:
     """The first rows of several files, because one may hold a single day, or one value of a folder's key=value."""
     chosen = files[:: -(-len(files) // SAMPLE_FILES)]
     batches: list[pa.RecordBatch] = []
@@ -90,32 +84,25 @@ def sample(files: list[Path], form: Format) -> pa.Table:
 
 def describe(path: Path, items: Path | None = None, users: Path | None = None) -> tuple[dict[str, Any], str]:
     """The content of a columns.json for a table or interactions, and a report of it."""
-    table = look_at(path)
-    others = {role: look_at(file) for role, file in (("item", items), ("user", users)) if file}
-    keys = {role: same_column(table, other) for role, other in others.items()}
-    guesses, notes, content = guess_roles(table.looks, keys)
-    odd = {name: look.conversion or ("", "") for name, look in table.looks.items()}
-    if found := "; ".join(f"{name!r} has {what}" for name, (what, _) in odd.items() if what):
-        how = conversion_command(
-            data_files(path)[0], table.entries, {name: change for name, (_, change) in odd.items()}
-        )
-        notes.append(f"To use them, convert the file and describe the new one: {found}. `{how}`")
-    parts, taken = [], set(table.looks)
+    table = Table(path)
+    others = {role: Table(file) for role, file in (("item", items), ("user", users)) if file}
+    more = guess_roles(table.looks, {role: same_column(table, other) for role, other in others.items()}, table.notes)
+    taken = {look.name for look in table.looks}
     for role, other in others.items():
-        ids = [table.looks[name] for name, (entry, _) in guesses.items() if entry["role"] == role]
-        check(bool(ids), f"{path}: no columns look like users and items. Name them user_id and item_id.")
-        more = guess_attributes(other.looks, role, ids[0], taken)
-        is_key = any(entry["role"] == role for entry, _ in more.values())
-        check(is_key, f"{other.path} has no column with the ids of column {ids[0].name!r} in {path}.")
-        content[f"{role}_attributes"] = other.content(more)
-        parts.append(other.report(more, []))
-        taken |= set(more)
-    return table.content(guesses) | content, "\n".join([table.report(guesses, notes), *parts])
+        ids = next((look for look in table.looks if look.role == role), None)
+        if ids is None:
+            raise UserError(f"{path}: no columns look like users and items. Name them user_id and item_id.")
+        is_key = guess_attributes(other.looks, role, ids, taken)
+        check(is_key, f"{other.path} has no column with the ids of column {ids.name!r} in {path}.")
+        taken |= {look.name for look in other.looks}
+    content = table.content() | more | {f"{role}_attributes": other.content() for role, other in others.items()}
+    return content, "\n".join(one.report() for one in (table, *others.values()))
 
 
-def same_column(table: Table, other: Table) -> str | None:
-    """A column of both files that has another value in each row of the second."""
-    return next((n for n, look in other.looks.items() if n in table.looks and len(look.values) == look.rows), None)
+def same_column(table: Table, other: Table) -> Look | None:
+    """The column of both files that has another value in each row of the second."""
+    unique = [look.name for look in other.looks if len(look.values) == look.rows]
+    return next((look for name in unique for look in table.looks if look.name == name), None)
 
 
 def main(*given: str) -> None:

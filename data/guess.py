@@ -4,6 +4,7 @@ N: rows.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,72 +54,90 @@ NAMES = {kind: rf"(\w+_)?({words})(_\w+)?" for kind, words in WORDS.items()} | {
     r"|revenue|sold)\w*",
 }
 
-Guess = tuple[dict[str, Any], str]  # the entry in columns.json, and why
-Guesses = dict[str, Guess]  # by column
-TEXT, NUMBER = {"role": "categorical"}, {"role": "categorical", "type": "number"}
+EXCLUDED, DENSE, TEXT = {"role": "excluded"}, {"role": "dense"}, {"role": "categorical"}
+NUMBER, BOOLEAN, LIST = TEXT | {"type": "number"}, TEXT | {"type": "boolean"}, TEXT | {"separator": "{c.separator}"}
+INPUTS: list[tuple[Callable[[Look], object], dict[str, str], str]] = [  # the first that holds, its entry, and why
+    (lambda c: not c.values, EXCLUDED, "empty"),
+    (lambda c: len(c.values) == 1, EXCLUDED, "constant"),
+    (lambda c: c.kind == "list", TEXT, "several values"),
+    (lambda c: c.kind == "date", EXCLUDED, "dates"),
+    (lambda c: c.conversion[0], EXCLUDED, "{c.conversion[0]}, not converted"),
+    (lambda c: len(c.values) == c.known > FEW and (c.kind == "text" or c.is_whole), EXCLUDED, "unique per row"),
+    (lambda c: c.kind == "text" and c.separator, LIST, "several values, {c.separator!r}"),
+    (lambda c: {value.lower() for value in c.values} == {"true", "false"}, BOOLEAN, ""),
+    (lambda c: c.kind == "text", TEXT, ""),
+    (lambda c: len(c.values) <= 10, NUMBER, "few numbers"),
+    (lambda c: named(c, "amount") and not (c.is_code and named(c, "code")), DENSE, "an amount, by its name"),
+    (lambda c: c.is_code and named(c, "code", "kind"), NUMBER, "a code, by its name"),
+    (
+        lambda c: c.is_code and len(c.values) <= MANY and c.repeats >= REPEATS,
+        NUMBER,
+        "{c.repeats:.0f} rows each: codes?",
+    ),
+    (lambda c: c.is_whole, DENSE, "many numbers"),
+    (lambda c: True, DENSE, "fractions"),
+]
 
 
 def named(look: Look, *kinds: str) -> bool:
     return any(re.fullmatch(NAMES[kind], look.words) for kind in kinds)
 
 
-def excluded(why: str) -> Guess:
-    return {"role": "excluded"}, why
-
-
-def guess_roles(looks: dict[str, Look], keys: dict[str, str | None]) -> tuple[Guesses, list[str], dict[str, Any]]:
-    """A guess per column, notes, and other entries of columns.json. keys: the columns of users and items, if known."""
-    notes: list[str] = []
-    found = {role: looks.get(keys.get(role) or "") or guess_key(looks, role) for role in ("user", "item")}
+def guess_roles(looks: list[Look], keys: dict[str, Look | None], notes: list[str]) -> dict[str, Any]:
+    """Guess each column; other entries of columns.json. keys: the columns of users and items, if known; notes: gets
+    more."""
+    found = {role: keys.get(role) or guess_key(looks, role) for role in ("user", "item")}
     is_interactions = all(found.values())
-    guesses: Guesses = {look.name: ({"role": role}, "") for role, look in found.items() if look and is_interactions}
-    guesses |= guess_time([look for name, look in looks.items() if name not in guesses])
-    guesses |= guess_labels([look for name, look in looks.items() if name not in guesses], is_interactions, notes)
-    targets = [target(looks[n], entry) for n, (entry, _) in guesses.items() if entry["role"] in ("label", "rating")]
-    for name, look in looks.items():
-        role = guesses.setdefault(name, input_role(look))[0]["role"]
-        if targets and (role in ("categorical", "dense") or (look.kind == "date" and role == "excluded")):
+    for role, key in found.items():
+        if key and is_interactions:
+            key.guess({"role": role})
+    guess_time([look for look in looks if not look.entry])
+    guess_labels([look for look in looks if not look.entry], is_interactions, notes)
+    targets = [look.target for look in looks if look.target is not None]
+    for look in looks:
+        if not look.entry:
+            guess_input(look)
+        if targets and (look.role in ("categorical", "dense") or (look.kind == "date" and look.role == "excluded")):
             if (alone := max(auc_alone(look, target) for target in targets)) > GIVES_AWAY:
-                guesses[name] = excluded(f"gives the label away? AUC {alone:.3f} alone")
+                look.guess(EXCLUDED, f"gives the label away? AUC {alone:.3f} alone")
             elif named(look, "feedback"):
-                guesses[name] = excluded("known only after the label?")
-    if late := [name for name in looks if guesses[name][1].startswith(("gives", "known"))]:
+                look.guess(EXCLUDED, "known only after the label?")
+    if late := [look.name for look in looks if look.why.startswith(("gives", "known"))]:
         notes.append(f"Left out: {', '.join(late)}. If one is known before the label, give it the role of an input.")
-    content: dict[str, Any] = {}
-    if not any(entry["role"] == "time" for entry, _ in guesses.values()):
-        if not is_interactions and any(abs(auc(np.arange(len(target)), target) - 0.5) > 0.25 for target in targets):
-            content["split"] = {"by": "random"}
-            notes.append('No column is the time, and the label sorts the rows: "split" is random.')
-        else:
-            notes.append("No column is the time: histories and a split by time take the order of the file.")
-            notes[-1] += ' If that means nothing, set "split": {"by": "random"}.'
-    return {name: guesses[name] for name in looks}, notes, content
+    if any(look.role == "time" for look in looks):
+        return {}
+    if not is_interactions and any(abs(auc(np.arange(len(target)), target) - 0.5) > 0.25 for target in targets):
+        notes.append('No column is the time, and the label sorts the rows: "split" is random.')
+        return {"split": {"by": "random"}}
+    notes.append("No column is the time: histories and a split by time take the order of the file.")
+    notes[-1] += ' If that means nothing, set "split": {"by": "random"}.'
+    return {}
 
 
-def guess_key(looks: dict[str, Look], role: str) -> Look | None:
+def guess_key(looks: list[Look], role: str) -> Look | None:
     """The column of users or items, rather one that is an id by its name."""
-    found = [look for look in looks.values() if named(look, role) and not named(look, "amount") and not look.missing]
-    found = [look for look in found if look.kind == "text" or (look.kind == "number" and look.is_whole)]
+    found = [look for look in looks if named(look, role) and not named(look, "amount") and not look.missing]
+    found = [look for look in found if look.kind == "text" or look.is_whole]
     found = [look for look in found if 2 < len(look.values) < look.rows + (role == "item")]
     return min(found, key=lambda look: not named(look, "code"), default=None)
 
 
-def guess_time(looks: list[Look]) -> Guesses:
+def guess_time(looks: list[Look]) -> None:
     """The time that orders the rows, if there is one; other times are no inputs."""
     times = [look for look in looks if len(look.values) > 1 and look.unit]
     dated = [look for look in times if look.kind == "date" or named(look, "time")]
     narrow = [look for look in times if look.numbers.max() < 1.5 * look.numbers.min() and len(look.values) > FEW]
     narrow = [look for look in narrow if look.unit in ("s", "ms") and not named(look, "code", "kind")]
-    guesses = {look.name: excluded("another time, or empty in some rows") for look in dated}
+    for look in dated:
+        look.guess(EXCLUDED, "another time, or empty in some rows")
     found = [look for look in dated + narrow if not look.missing]
     found.sort(key=lambda look: (named(look, "other time"), not named(look, "time"), -len(look.values)))
     for time in found[:1]:
         what = "dates" if time.kind == "date" else f"numbers, taken for {time.unit} since 1970"
-        guesses[time.name] = {"role": "time", "unit": time.unit}, f"orders the rows, no input; {what}"
-    return guesses
+        time.guess({"role": "time", "unit": time.unit}, f"orders the rows, no input; {what}")
 
 
-def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> Guesses:
+def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> None:
     """The labels, or the rating."""
     binary = [look for look in looks if len(look.values) == 2 and look.kind != "list"]
     numbers = [look for look in looks if look.kind == "number" and len(look.values) > 1]
@@ -126,10 +145,12 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
     ratings = [look for look in numbers if named(look, "rating") and is_interactions]
     ratings += [look for look in numbers if look.is_whole and named(look, "outcome") and look not in binary]
     if ratings and not labels:
-        return {ratings[0].name: rating(ratings[0])}
+        return guess_rating(ratings[0])
     labels = labels or [look for look in binary if named(look, "weak label")][-1:]
     if not labels and len(binary) == 1 and not is_interactions and binary[0].words not in ("sex", "gender"):
         labels = [look for look in binary if look.words or look.kind == "number"]
+    for look in labels:
+        guess_label(look)
     if len(labels) > 1:
         names = ", ".join(look.name for look in labels)
         notes.append(f"Labels: {names}. multitask/train.py trains all; for the other models, exclude all but one.")
@@ -138,79 +159,51 @@ def guess_labels(looks: list[Look], is_interactions: bool, notes: list[str]) -> 
     elif not labels:
         two = f" Two values: {', '.join(look.name for look in binary)}." if binary else ""
         notes.append(f'No column is the label: give one the role "label" and "positive", a list of its values.{two}')
-        others = [look for look in looks if named(look, "label")]
-        return {o.name: excluded(f"the label? It has {len(o.values):,} values, not two") for o in others}
-    return {look.name: label(look) for look in labels}
+        for look in looks:
+            if named(look, "label"):
+                look.guess(EXCLUDED, f"the label? It has {len(look.values):,} values, not two")
 
 
-def label(look: Look) -> Guess:
+def guess_label(look: Look) -> None:
     """The larger number is positive; of texts, the one that says so, or the rarer one."""
     says = [bool(re.fullmatch(YES, text, re.I)) - bool(re.fullmatch(NO, text, re.I)) for text in look.values]
     order = look.numbers if look.kind == "number" else says if says[0] != says[1] else -look.counts
-    positive = int(np.argmax(order))
-    entry = {"role": "label", "positive": [look.values[positive]], "negative": [look.values[1 - positive]]}
-    return entry, f"positive: {look.values[positive]!r}, {look.counts[positive] / look.known:.1%}"
+    one = int(np.argmax(order))
+    entry = {"role": "label", "positive": [look.values[one]], "negative": [look.values[1 - one]]}
+    look.guess(entry, f"positive: {look.values[one]!r}, {look.counts[one] / look.known:.1%}")
+    look.target = look.per_row(np.arange(2) == one)
 
 
-def rating(look: Look) -> Guess:
+def guess_rating(look: Look) -> None:
     """A click is a rating from the median on, or above the least."""
     median = np.nanquantile(look.per_row(look.numbers), 0.5, method="higher")
     click_from = float(max(median, np.unique(look.numbers)[1]))
-    return {"role": "rating", "click_from": click_from}, f"a click from {click_from:g} on"
+    look.guess({"role": "rating", "click_from": click_from}, f"a click from {click_from:g} on")
+    look.target = look.per_row(look.numbers >= click_from)
 
 
-def target(look: Look, entry: dict[str, Any]) -> np.ndarray:
-    """1 for a click, 0 for none, nan if unknown (N,), of a label or the rating."""
-    if "click_from" in entry:
-        return look.per_row(look.numbers >= entry["click_from"])
-    return look.per_row([value in entry["positive"] for value in look.values])
-
-
-def input_role(look: Look) -> Guess:
+def guess_input(look: Look) -> None:
     """The role of a column that is no label, time or key."""
-    distinct = len(look.values)
-    if distinct <= 1:
-        return excluded("constant" if distinct else "empty")
-    if look.kind == "list":
-        return TEXT, "several values"
-    if look.kind == "date":
-        return excluded("dates")
-    if look.conversion:
-        return excluded(f"{look.conversion[0]}, not converted")
-    if distinct == look.known > FEW and (look.kind == "text" or look.is_whole):
-        return excluded("unique per row")
-    if look.kind == "text" and (separator := look.separator):
-        return TEXT | {"separator": separator}, f"several values, {separator!r}"
-    if look.kind == "text":
-        is_boolean = {value.lower() for value in look.values} == {"true", "false"}
-        return (TEXT | {"type": "boolean"} if is_boolean else TEXT), ""
-    is_code = look.is_whole and look.numbers.min() >= -1
-    if distinct <= 10:
-        return NUMBER, "few numbers"
-    if named(look, "amount") and not (is_code and named(look, "code")):
-        return {"role": "dense"}, "an amount, by its name"
-    if is_code and named(look, "code", "kind"):
-        return NUMBER, "a code, by its name"
-    if is_code and distinct <= MANY and look.known >= REPEATS * distinct:
-        return NUMBER, f"numbers that repeat, {look.known / distinct:.0f} rows each: codes?"
-    return {"role": "dense"}, "many numbers" if look.is_whole else "fractions"
+    entry, why = next((entry, why) for holds, entry, why in INPUTS if holds(look))
+    look.guess({name: text.format(c=look) for name, text in entry.items()}, why.format(c=look))
 
 
-def guess_attributes(looks: dict[str, Look], role: str, ids: Look, taken: set[str]) -> Guesses:
-    """The roles in a file with a row per item or user; none is the key if no column holds the ids. taken: names that
+def guess_attributes(looks: list[Look], role: str, ids: Look, taken: set[str]) -> bool:
+    """The roles in a file with a row per item or user; whether one is the key, which holds the ids. taken: names that
     columns of other files have."""
-    shared = {name: len(set(ids.values) & set(look.values)) for name, look in looks.items()}
-    key = max(looks, key=lambda name: (shared[name] * (len(looks[name].values) == looks[name].rows), name == ids.name))
-    guesses = {}
-    for name, look in looks.items():
-        guesses[name] = input_role(look)
-        if name == key and shared[key]:
-            guesses[name] = {"role": role}, "the key"
-        elif name in taken:
-            guesses[name] = excluded("another file has a column of this name")
+    shared = [len(set(ids.values) & set(look.values)) for look in looks]
+    unique = [len(look.values) == look.rows for look in looks]
+    key = max(range(len(looks)), key=lambda i: (shared[i] * unique[i], looks[i].name == ids.name))
+    for look in looks:
+        if look is looks[key] and shared[key]:
+            look.guess({"role": role}, "the key")
+        elif look.name in taken:
+            look.guess(EXCLUDED, "another file has a column of this name")
         elif role == "item" and named(look, "title") and len(look.values) > look.rows / 2:
-            guesses[name] = {"role": "kept"}, "a title"
-    return guesses
+            look.guess({"role": "kept"}, "a title")
+        else:
+            guess_input(look)
+    return shared[key] > 0
 
 
 def auc_alone(look: Look, target: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from common.data.download import Archive, ensure_dataset
 from common.data.raw_files import Published, find_dataset, find_file, missing_file, raw_file
 from common.errors import run_script
 from data.history.module import InteractionDataModule
-from data.reader import Reader, data_files, read_files, source_of
+from data.reader import Reader, data_files, source_of
 from data.samples.movies import movie_sample
 from data.schema import (
     Categorical,
@@ -170,7 +170,8 @@ def main() -> None:
     movies: set[str] = set()
     rows, total = 0, 0.0
     key, item, rating, _ = table.description.columns
-    for batch in read_files(data_files(table.files["all"]), Reader(table.description)):
+    reader = Reader(table.description)
+    for batch in (batch for path in data_files(table.files["all"]) for batch in reader.batches(source_of(path))):
         users.update(batch.column(key).to_pylist())
         movies.update(batch.column(item).unique().to_pylist())
         rows, total = rows + len(batch), total + pc.sum(batch.column(rating)).as_py()

@@ -6,46 +6,45 @@ in data/criteo_data.py, data/census_income.py and data/movie_rating_seq.py.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from common.data.data_module import SPLITS
 from common.errors import UserError, shown
 from common.settings import Pooling, Transform
 
 COLUMNS_FILE = "columns.json"
+SPLIT = '{"by": "time"}, {"by": "random"} or {"column": ..., "train": [...], "val": [...], "test": [...]}'
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of times, per second
 
 
-def _known_separator(text: str) -> str:
-    if text in ("::", ", ") or (len(text) == 1 and text.isascii() and text not in '"\r\n\0'):
-        return text
-    raise ValueError('"separator" must be one ASCII character, "::" or ", " (with or without the space)')
-
-
-def _known_pattern(text: str) -> str:
-    pc.struct_field(pc.extract_regex(pa.array([""]), text), 0)  # an ArrowInvalid is a ValueError
-    return text
-
-
-Content = Annotated[str, StringConstraints(min_length=0)]  # valid Unicode
-Name = Annotated[str, StringConstraints(min_length=1)]
-Texts = Annotated[tuple[Content, ...], Field(min_length=1)]
-Separator = Annotated[str, AfterValidator(_known_separator)]
-Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
-Unit = Literal["s", "ms", "us", "ns", "date"]
+Name = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[str, ...], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Rules = Iterator[tuple[object, str]]
 
 
 class Entry(BaseModel):
     """A part of a description: immutable, without unknown entries."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def rules(self) -> Rules:
+        """What would be wrong, if it is true, and its message."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _follow_rules(self) -> Self:
+        for wrong, message in self.rules():
+            if wrong:
+                raise ValueError(message)
+        return self
 
 
 class Label(Entry):
@@ -56,11 +55,8 @@ class Label(Entry):
     negative: Texts | None = None
     task: Name | None = None  # None: the name of the column
 
-    @model_validator(mode="after")
-    def _apart(self) -> Self:
-        if set(self.positive) & set(self.negative or ()):
-            raise ValueError('a value is in both "positive" and "negative"')
-        return self
+    def rules(self) -> Rules:
+        yield {*self.positive} & {*(self.negative or ())}, 'a value is in both "positive" and "negative"'
 
 
 class Rating(Entry):
@@ -68,15 +64,13 @@ class Rating(Entry):
     while ratings in neither `positive` nor `negative` are left out."""
 
     role: Literal["rating"] = "rating"
-    click_from: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    click_from: FiniteFloat | None = None
     positive: Texts | None = None
     negative: Texts | None = None
 
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if (self.positive is None) != (self.negative is None) or (self.positive and self.click_from is not None):
-            raise ValueError('a click needs either "click_from" or both "positive" and "negative"')
-        return self
+    def rules(self) -> Rules:
+        is_one = (self.positive is None) == (self.negative is None) and None in (self.positive, self.click_from)
+        yield not is_one, 'a click needs either "click_from" or both "positive" and "negative"'
 
 
 class Dense(Entry):
@@ -102,13 +96,12 @@ class Categorical(Entry):
     hash_size: Count | None = None
     min_count: Count | None = None
     source: Name | None = None
-    pattern: Annotated[str, AfterValidator(_known_pattern)] | None = None
+    pattern: Name | None = None
 
-    @model_validator(mode="after")
-    def _both(self) -> Self:
-        if (self.source is None) != (self.pattern is None):
-            raise ValueError('"source" and "pattern" need each other')
-        return self
+    def rules(self) -> Rules:
+        yield (self.source is None) != (self.pattern is None), '"source" and "pattern" need each other'
+        if self.pattern:
+            pc.struct_field(pc.extract_regex(pa.array([""]), self.pattern), 0)  # its ArrowInvalid is a ValueError
 
 
 class Key(Entry):
@@ -122,7 +115,7 @@ class Time(Entry):
     """Orders the rows. unit: of numbers, since 1970, or "date"; None: as the first row has it."""
 
     role: Literal["time"] = "time"
-    unit: Unit | None = None
+    unit: Literal["s", "ms", "us", "ns", "date"] | None = None
 
 
 class Plain(Entry):
@@ -144,10 +137,10 @@ class Format(Entry):
     """
 
     file: Name | None = None
-    separator: Separator = ","
-    header: Annotated[bool, Field(strict=True)] = True
-    quoted: Annotated[bool, Field(strict=True)] | None = None
-    missing: tuple[Content, ...] = ()
+    separator: Name = ","
+    header: bool = True
+    quoted: bool | None = None
+    missing: tuple[str, ...] = ()
     decimal: Literal[".", ","] = "."
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     comment: Name | None = None
@@ -170,16 +163,18 @@ class Format(Entry):
     def missing_texts(self) -> list[str]:
         return list(dict.fromkeys(["", *self.missing]))
 
-    @model_validator(mode="after")
-    def _once(self) -> Self:
+    def rules(self) -> Rules:
+        is_character = len(self.separator) == 1 and self.separator.isascii() and self.separator not in '"\r\n\0'
+        is_known = is_character or self.separator in ("::", ", ")
+        yield not is_known, '"separator" must be one ASCII character, "::" or ", " (with or without the space)'
         for role in ("user", "item", "time", "rating", "weight"):
-            if len(self.of_role(role)) > 1:
-                raise ValueError(f'more than one column has the role "{role}"')
+            yield len(self.of_role(role)) > 1, f'more than one column has the role "{role}"'
         for name, column in self.columns.items():
             source = getattr(column, "source", None)
-            if source is not None and source not in self.in_file:
-                raise ValueError(f'"source" of column {name!r} is {source!r}, which is no column')
-        return self
+            yield (
+                source and source not in self.in_file,
+                f'"source" of column {name!r} is {source!r}, which is no column',
+            )
 
 
 class ColumnSplit(Entry):
@@ -201,41 +196,29 @@ class Description(Format):
     item or user, whose columns are joined in."""
 
     files: dict[Literal["train", "val", "test"], Name] | None = None
-    split: ColumnSplit | BySplit | None = None
+    split: BySplit | ColumnSplit | None = None
     group: Name | None = None
     item_attributes: Format | None = None
     user_attributes: Format | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.file is None) == (self.files is None):
-            raise ValueError('it needs either "file" or "files"')
-        if self.files is not None and not {"train", "test"} <= set(self.files):
-            raise ValueError('"files" must have "train", "test" and, if there is one, "val"')
-        if self.files is not None and self.split is not None:
-            raise ValueError('"files" already defines the split; leave out "split"')
-        if isinstance(self.split, ColumnSplit):
-            role = getattr(self.columns.get(self.split.column), "role", None)
-            if role not in ("kept", "excluded"):
-                raise ValueError(
-                    f'"split" names {self.split.column!r}; it must be a column with the role "excluded" or "kept"'
-                )
-        if self.group is not None:
-            group = self.columns.get(self.group)
-            several = isinstance(group, Categorical) and group.separator is not None
-            if getattr(group, "role", None) not in ("categorical", "user", "item") or several:
-                raise ValueError(f'"group" is {self.group!r}; it must be a categorical column without "separator"')
-        if (self.only("user") is None) != (self.only("item") is None):
-            raise ValueError('the roles "user" and "item" need each other')
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield (self.file is None) == (self.files is None), 'it needs either "file" or "files"'
+        yield self.files and not {"train", "test"} <= {*self.files}, '"files" must have "train" and "test"'
+        yield self.files and self.split, '"files" already defines the split; leave out "split"'
+        column, possible = getattr(self.split, "column", None), self.of_role("kept", "excluded")
+        yield column and column not in possible, f'"split" names {column!r}; its role must be "kept" or "excluded"'
+        keys = self.of_role("user", "item")
+        single = [n for n in self.of_role("categorical") if not getattr(self.columns[n], "separator", None)]
+        is_group = self.group in (None, *keys, *single)
+        yield not is_group, f'"group" is {self.group!r}; it must be a categorical column without "separator"'
+        yield len(keys) == 1, 'the roles "user" and "item" need each other'
         for role, table in self.attributes.items():
-            if table.only(role) is None or table.file is None or self.only(role) is None:
-                raise ValueError(f'"{role}_attributes" needs a "file" and one column with the role "{role}"')
-        names = [getattr(self.columns[name], "task", None) or name for name in self.of_role("label", "rating")]
-        if len(set(names)) < len(names):
-            raise ValueError("two labels are the same task")
-        if self.only("dense", "categorical", "user", "item") is None:
-            raise ValueError("no column is an input: none is dense, categorical, user or item")
-        return self
+            is_known = table.file and table.only(role) and self.only(role)
+            yield not is_known, f'"{role}_attributes" needs a "file" and one column with the role "{role}"'
+        tasks = [getattr(self.columns[name], "task", None) or name for name in self.of_role("label", "rating")]
+        yield len({*tasks}) < len(tasks), "two labels are the same task"
+        yield self.only("dense", "categorical", "user", "item") is None, "no column is an input, such as dense"
 
     @property
     def attributes(self) -> dict[Literal["item", "user"], Format]:
@@ -246,12 +229,12 @@ class Description(Format):
     @property
     def tasks(self) -> dict[str, str]:
         """The column of each binary task: the labels, and the rating if it says what a click is."""
-        return {
-            getattr(column, "task", None) or name: name
-            for name, column in self.columns.items()
-            if isinstance(column, Label)
-            or (isinstance(column, Rating) and (column.positive or column.click_from is not None))
-        }
+        tasks = {}
+        for name in self.of_role("label", "rating"):
+            column: Any = self.columns[name]
+            if column.role == "label" or column.positive or column.click_from is not None:
+                tasks[getattr(column, "task", None) or name] = name
+        return tasks
 
 
 @dataclass(frozen=True)
@@ -279,9 +262,16 @@ def read_description(path: Path) -> Dataset:
         content = json.loads(path.read_text("utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}. Correct it, or remove it to have it written again.") from error
     return Dataset(path.parent.name, described(content, str(path)), path.parent, str(path))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len({*names}) < len(names):
+        raise ValueError(f"an entry comes twice among {shown(names)}")
+    return dict(pairs)
 
 
 def described(content: Any, where: str) -> Description:
@@ -289,42 +279,9 @@ def described(content: Any, where: str) -> Description:
     try:
         return Description.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}{_explained(error)}") from error
-
-
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in content:
-            raise ValueError(f"it has {name!r} twice")
-        content[name] = value
-    return content
-
-
-def _explained(error: ValidationError) -> str:
-    """The first wrong entry: where it is, what was found, and what it must be."""
-    first = error.errors(include_url=False)[0]
-    path, found = [str(part) for part in first["loc"]], shown(first["input"])
-    place = f", {path.pop(0)}" if path[:1] and path[0].endswith("_attributes") else ""
-    if path[:1] == ["columns"] and len(path) > 1:
-        place, path = f"{place}, column {path[1]!r}", path[3:] if path[2:3] and path[2] in ROLES else path[2:]
-    entry = json.dumps(path[0]) if path else ""
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    expected = f"{message[:1].lower()}{message[1:]}."
-    if entry == '"split"':
-        return f"""{place}: {entry} must be null, {{"by": "time"}}, {{"by": "random"}} or {SPLIT_BY_COLUMN}."""
-    match first["type"]:
-        case "extra_forbidden":
-            return f"{place}: {path[-1]!r} is not an entry here. Correct or remove it."
-        case "missing":
-            return f"{place}: it has no {json.dumps(path[-1])}."
-        case "union_tag_invalid" | "union_tag_not_found":
-            role = shown(first["input"].get("role"))
-            return f'{place}: its "role" is {role}; it must be one of {", ".join(map(json.dumps, ROLES))}.'
-        case "value_error" if not entry:
-            return f"{place}: {expected}"
-    return f"{place}: {entry or 'it'} is {found}; {expected}"
-
-
-ROLES = [role for kind in get_args(get_args(Column)[0]) for role in get_args(kind.model_fields["role"].annotation)]
-SPLIT_BY_COLUMN = '{"column": ..., "train": [...], "val": [...], "test": [...]}'
+        first = error.errors(include_url=False)[0]
+        place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if place.startswith("split."):
+            place, message = "split", f"Input should be {SPLIT}"
+        found = "" if isinstance(first["input"], Entry | dict) else f" (found {shown(first['input'])})"
+        raise UserError(f"{where}{', ' * bool(place)}{place}: {message}{found}.") from error

@@ -8,6 +8,8 @@ import json
 import re
 import shlex
 from collections import Counter
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from common.errors import UserError, check
-from data.reader import PARQUET, parquet_errors, source_of
+from data.reader import PARQUET, reading, source_of
 from data.schema import UNITS, Format
-from data.text import Text, first_rows
+from data.text import Text
 from data.values import RECENT, BadValue, times
 
 LINES = 1000  # looked at
@@ -64,7 +66,7 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     with source.open() as stream:
         start = stream.read(len(PARQUET))
         if start == PARQUET:
-            with parquet_errors(source.name):
+            with reading(source.name):
                 schema = pyarrow.parquet.ParquetFile(stream).schema_arrow
             roles = {field.name: parquet_role(field.type) for field in schema}
             if unread := [f"{field.name} ({field.type})" for field in schema if not roles[field.name]]:
@@ -93,7 +95,8 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
 
     def read() -> list[list[str]]:
         with source.open() as stream:
-            return first_rows(Text(source.name, b"", stream, without_header(entries)), LINES)
+            text = Text(source.name, b"", stream, without_header(entries))
+            return list(islice((fields for block in text.blocks() for _, fields in text.records(block)), LINES))
 
     try:
         rows = read()
@@ -176,17 +179,20 @@ def conversion_command(path: Path, entries: dict[str, Any], changes: dict[str, s
 
 
 class Look:
-    """A column in the first rows.
+    """A column in the first rows, and the guess of its role.
 
     words: the name in lower case, "user_id" for "userId" and "User ID"; "" if the file has no names. values: the
     distinct ones, in the order of the file, without missing ones. codes (N,): the number of each row's value, -1 if
     missing (of lists: of each element). numbers (values,): nan unless all values are numbers or dates, in seconds.
-    kind: "number", "date", "list" or "text"; numbers that nobody computes with are "text".
+    kind: "number", "date", "list" or "text"; numbers that nobody computes with are "text". entry: of columns.json.
+    target (N,), of a label: 1 for a click, 0 for none, nan if unknown.
     """
 
     def __init__(self, name: str, cells: pa.ChunkedArray, form: Format):
         spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
         self.name, self.rows = name, len(cells)
+        self.guess({})
+        self.target: np.ndarray | None = None
         self.words = re.sub(r"[^a-z0-9]+", "_", spaced).strip("_") if form.header else ""
         is_list = pa.types.is_list(cells.type)
         texts = pc.list_flatten(cells) if is_list else cells
@@ -195,17 +201,23 @@ class Look:
         self.values: list[str] = values.tolist()
         self.counts = np.bincount(self.codes[self.codes >= 0], minlength=len(values))
         self.known = int(self.counts.sum())
-        self.kind, self.numbers = "text", np.full(len(values), np.nan)
+        self.repeats = self.known / max(len(values), 1)  # rows per value
         self.missing = float(np.mean(pc.equal(pc.list_value_length(cells), 0) if is_list else self.codes < 0))
         numbers = pd.to_numeric(pd.Series(self.values, dtype=object).str.replace(form.decimal, "."), errors="coerce")
+        self.numbers, self.kind = numbers.to_numpy(float), "text"
         if is_list:
             self.kind = "list"
         elif (dates := dates_of(self.values)) is not None:
             self.kind, self.numbers = "date", dates
-        elif np.isfinite(numbers.to_numpy(float)).all():
-            self.numbers = numbers.to_numpy(float)
-            self.kind = "text" if any(re.fullmatch(r"0\d+|\d{16,}", value) for value in self.values) else "number"
-        self.is_whole = bool((self.numbers == np.floor(self.numbers)).all())
+        elif not np.isfinite(self.numbers).all():
+            self.numbers = np.full(len(values), np.nan)
+        elif not any(re.fullmatch(r"0\d+|\d{16,}", value) for value in self.values):
+            self.kind = "number"
+        self.is_whole = self.kind == "number" and bool((self.numbers == np.floor(self.numbers)).all())
+        self.is_code = self.is_whole and bool(self.numbers.min() >= -1)
+
+    def guess(self, entry: dict[str, Any], why: str = "") -> None:
+        self.entry, self.role, self.why = entry, entry.get("role"), why
 
     def per_row(self, values: Any) -> np.ndarray:
         """A number (N,) for each row from those of the values, nan if missing."""
@@ -218,7 +230,7 @@ class Look:
         units = {"date": 1} if self.kind == "date" else UNITS
         return next((unit for unit, n in units.items() if RECENT[0] < least / n <= most / n < RECENT[1]), None)
 
-    @property
+    @cached_property
     def separator(self) -> str | None:
         """What separates several values in a cell: parts that come again in other cells."""
         for separator in LISTS:
@@ -231,15 +243,14 @@ class Look:
                 return separator
         return None
 
-    @property
-    def conversion(self) -> tuple[str, str] | None:
-        """What the values are, if the reader does not know such, and the expression of CONVERSIONS."""
-        if len(self.values) < 2 or self.kind in ("list", "date"):
-            return None
-        for pattern, (what, expression) in (CONVERSIONS if np.isnan(self.numbers).all() else COMPACT_DATES).items():
-            if all_are(pattern, [self.values]):
-                return f"{what} like {self.values[0]!r}", expression
-        return None
+    @cached_property
+    def conversion(self) -> tuple[str, str]:
+        """What the values are, if the reader does not know such, and the expression of CONVERSIONS; else empty."""
+        if len(self.values) > 1 and self.kind not in ("list", "date"):
+            for pattern, (what, change) in (CONVERSIONS if np.isnan(self.numbers).all() else COMPACT_DATES).items():
+                if all_are(pattern, [self.values]):
+                    return f"{what} like {self.values[0]!r}", change
+        return "", ""
 
 
 def dates_of(values: list[str]) -> np.ndarray | None:

@@ -32,7 +32,7 @@ class BadValue(Exception):
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """Without dictionaries and without the large, view and fixed-size types of Arrow."""
+    """Without dictionaries, nan, and the large, view and fixed-size types of Arrow."""
     types = pa.types
     if types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -40,7 +40,7 @@ def plain(array: pa.Array) -> pa.Array:
         return array.cast(pa.string())
     if types.is_large_list(array.type) or types.is_fixed_size_list(array.type):
         return array.cast(pa.list_(array.type.value_type))
-    return array
+    return pc.if_else(pc.is_nan(array), None, array) if types.is_floating(array.type) else array
 
 
 def known(array: pa.Array, missing: pa.Array) -> pa.Array:
@@ -52,24 +52,14 @@ def known(array: pa.Array, missing: pa.Array) -> pa.Array:
 
 
 def numbers(
-    array: pa.Array, missing: pa.Array, integer: bool = False, required: bool = False, nan_is_missing: bool = False
+    array: pa.Array, missing: pa.Array, integer: bool = False, required: bool = False, least: float = -LARGEST
 ) -> pa.Array:
     """Numbers (N,), null if missing: int32 if `integer`, otherwise float64."""
-    if integer:
-        return cast(known(array, missing), pa.int32(), INTEGER)
-    found = cast(known(array, missing), pa.float64(), NUMBER)
-    if nan_is_missing:
-        found = pc.if_else(pc.is_nan(found), None, found)
-    _check(pc.less_equal(pc.abs(found), LARGEST), f"{NUMBER} (at most {LARGEST:.2g})")  # not true for nan
+    found = cast(known(array, missing), *((pa.int32(), INTEGER) if integer else (pa.float64(), NUMBER)))
+    is_possible = pc.and_(pc.greater_equal(found, least), pc.less_equal(found, LARGEST))  # not true for nan
+    _check(is_possible, f"a number from {least:.2g} to {LARGEST:.2g}")
     if required:
         _check(found.is_valid(), "a number in every row")
-    return found
-
-
-def weights(array: pa.Array, missing: pa.Array) -> pa.Array:
-    """Weights (N,) float64."""
-    found = numbers(array, missing, nan_is_missing=True)
-    _check(pc.fill_null(pc.greater_equal(found, 0), False), "a weight: a number from 0 on")
     return found
 
 
@@ -77,7 +67,7 @@ def texts(array: pa.Array, kind: str = "text") -> pa.Array:
     """Texts (N,) as written, never null; equal values of one type are equal texts whatever the file's format."""
     types = pa.types
     if types.is_floating(array.type):
-        array = _each(pc.if_else(pc.is_nan(array), None, array).cast(pa.string()), canonical)
+        array = _each(array.cast(pa.string()), canonical)
     elif types.is_boolean(array.type):
         array = pc.if_else(array, "True", "False")
     elif types.is_temporal(array.type):

@@ -51,7 +51,7 @@ OPTIMIZER = dict(
     optimizer="adam",  # steps the table rows in a batch; "dense_adam", as in the paper, all; or "adagrad", "sgd"
     learning_rate=1e-3,
     embedding_learning_rate=3e-3,  # of the table, whose vectors start small and are stepped rarely
-    embedding_l2=3e-3,  # on the table rows that are stepped
+    embedding_l2=1e-3,  # on the table rows that are stepped
     schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )

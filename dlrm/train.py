@@ -52,8 +52,8 @@ MODEL = dict(
 OPTIMIZER = dict(
     optimizer="adam",  # or "dense_adam", "adagrad", "sgd" (paper, at 0.1: far too slow with few rows)
     learning_rate=2.4e-3,
-    embedding_learning_rate=None,  # of the table; None: learning_rate
-    embedding_l2=0.0,  # on the table rows in a batch, with "dense_adam" on all; 0 with "adagrad" and "sgd"
+    embedding_learning_rate=5e-3,  # of the table; None: learning_rate
+    embedding_l2=3e-4,  # on the table rows in a batch, with "dense_adam" on all; 0 with "adagrad" and "sgd"
     schedule="linear",  # or "cosine", both to 0 at the end of max_epochs; or "plateau": x 0.1 without improvement
     warmup_steps=0,  # in which the rate rises linearly, before the schedule
 )

@@ -277,7 +277,7 @@ def test_best_possible_auc_is_that_of_the_planted_probabilities(tmp_path, monkey
     data = open_data(tmp_path, tasks=("education", "income", "never_married"))
     assert data.is_sample
     best = task_metrics(data.tasks, data.best_prediction(), data.targets("test"))
-    truth = np.load(data.raw_folder / "true_probability.npy")[data.rows["test"]]
+    truth = np.load(data.table.folder / "true_probability.npy")[data.rows["test"]]
     for name, column in zip(CENSUS_INCOME_KDD.tasks, range(3), strict=True):
         label = data.read(data.rows["test"])[-1][:, data.tasks.index(name)]
         assert abs(truth[:, column].mean() - label.mean()) < 0.02

@@ -9,26 +9,36 @@ import torch
 
 from common.settings import DENSE_TRANSFORMS
 from data.schema import Categorical, Dense
-from data.table.encoder import EMPTY, MISSING, OOV, Field, Number, TableEncoder, fit_column, quantile_edges
+from data.table.encoder import (
+    EMPTY,
+    MISSING,
+    OOV,
+    Field,
+    Number,
+    TableEncoder,
+    Values,
+    count_unseen,
+    fit_column,
+    quantile_edges,
+)
 
 SETTINGS = {"dense_transform": "log", "min_count": 2, "num_bins": 4}
 
 
 def fitted(values: list, column: Categorical | Dense, **settings) -> TableEncoder:
     array = pa.chunked_array([pa.array(values[:2], type=pa.array(values).type), pa.array(values[2:])])
-    return TableEncoder(*fit_column("a", column, array, SETTINGS | settings, ["", "?"]))
+    train = np.ones(len(values), bool)
+    number, field = fit_column("a", column, Values.of(array), train, SETTINGS | settings, ["", "?"])
+    return TableEncoder([number] if number else [], [field] if field else [])
 
 
-def encoded(encoder: TableEncoder, values: list, width: int | None = None) -> tuple[list, list]:
-    """By whole columns and by a stream of batches, which must agree."""
+def encoded(encoder: TableEncoder, values: list) -> tuple[list, list]:
     array = pa.array(values, pa.string()) if all(isinstance(value, str) for value in values) else pa.array(values)
-    dense, ids = encoder.encode({"a": array}, width)
-    batches = [pa.RecordBatch.from_pydict({"a": part}) for part in (array[:1], array[1:])]
-    for streamed, start in zip(encoder.stream(iter(batches), width or ids.shape[1]), (0, 1), strict=True):
-        assert streamed[0]["a"].equals(batches[start]["a"])
-        np.testing.assert_array_equal(streamed[1], dense[start:][: len(batches[start])])
-        if width or encoder.pooling == [None]:
-            np.testing.assert_array_equal(streamed[2], ids[start:][: len(batches[start])])
+    dense, ids, unseen = encoder.encode({"a": array}, len(values))
+    for field in encoder.fields:
+        assert unseen.tolist() == [count_unseen(ids)]
+        if field.kind == "text" and not (field.hash_size or field.pooling):  # whole cells may be given by their ids
+            assert (encoder.encode({"a": field.looked_up(array)}, len(values))[1] == ids).all()
     return dense.tolist(), ids.tolist()
 
 
@@ -62,18 +72,19 @@ def test_numbers_by_hand(transform):
 
 def test_log_equals_numpy_bit_for_bit():
     rng = np.random.default_rng(0)
-    raw = np.where(rng.random(300_000) < 0.1, np.nan, np.floor(np.exp(rng.normal(3, 2, 300_000))) - 2)  # three chunks
-    number = Number.fit("a", "log", raw, 0)
+    raw = np.where(rng.random(300_000) < 0.1, np.nan, np.floor(np.exp(rng.normal(3, 2, 300_000))) - 2)
+    values = Values.of(pa.array(raw, from_pandas=True))
+    number = Number.fit("a", "log", values.numbers, values.places, 0)
     logs = np.sign(raw) * np.log1p(np.abs(raw))
     known = logs[~np.isnan(logs)]
-    assert (number.mean, number.std) == (known.mean(), known.std())
+    assert (number.mean, number.std) == (known.mean(), known.std()) and len(values.distinct) < 10_000
     expected = np.nan_to_num((logs - known.mean()) / known.std()).astype(np.float32)
-    np.testing.assert_array_equal(number.encode(raw), expected)
+    np.testing.assert_array_equal(number.encode(values.numbers)[values.places], expected)
 
 
 @pytest.mark.parametrize(("raw", "mean"), [([5.0] * 7, math.log1p(5)), ([np.nan] * 3, 0)])
 def test_a_constant_is_not_scaled(raw, mean):
-    number = Number.fit("a", "log", np.array(raw), 0)
+    number = Number.fit("a", "log", np.array(raw), np.arange(len(raw)), 0)
     assert (number.mean, number.std) == (pytest.approx(mean), 1) and not number.encode(np.array(raw)).any()
 
 
@@ -87,10 +98,24 @@ def test_bucket_is_the_rule_of_x4():
 
 
 def test_quantile_edges_set_the_least_number_apart():
-    values = np.array([0.0] * 900 + [np.nan] * 50 + list(range(1, 101)))
-    assert quantile_edges(values, 4) == [0, 1, 25, 50, 75, 100]
-    assert quantile_edges(np.array([7.0] * 3), 4) == [7, 8]
-    assert quantile_edges(np.array([np.nan] * 3), 4) == [0, 1]
+    distinct, counts = np.array([np.nan, *range(101)]), np.array([50, 900, *[1] * 100])
+    shuffled = np.random.default_rng(0).permutation(102)
+    assert quantile_edges(distinct[shuffled], counts[shuffled], 4) == [0, 1, 25, 50, 75, 100]
+    assert quantile_edges(np.array([9.0, 7.0]), np.array([0, 3]), 4) == [7, 8]
+    assert quantile_edges(np.array([np.nan]), np.array([3]), 4) == [0, 1]
+
+
+def test_rows_that_are_not_for_training_have_no_influence():
+    train = np.array([True, True, False, True, False])
+    for raw in (["a", "a", "b", "c", "b"], [["a"], ["a", "c"], ["b", "b"], ["c"], []]):
+        _, field = fit_column("a", Categorical(), Values.of(pa.array(raw)), train, SETTINGS, [""])
+        assert field.vocabulary.to_pylist() == (["a"] if isinstance(raw[0], str) else ["a", "c"])
+    for transform in DENSE_TRANSFORMS:
+        found = [
+            fit_column("a", Dense(transform=transform), Values.of(pa.array(raw)), np.array(rows), SETTINGS, [""])
+            for raw, rows in (([1.0, 4.0, 900.0, 4.0], [True, True, False, True]), ([1.0, 4.0, 4.0], [True] * 3))
+        ]
+        assert found[0] == found[1]
 
 
 def test_texts_get_ids_in_order():
@@ -127,7 +152,7 @@ def test_values_beyond_the_longest_cell_of_training_are_kept(hash_size):
     assert one == other and len(one) == 6 and EMPTY not in one
     _, ids = encoded(encoder, [["a"], [], ["", "b"]])
     assert ids[1] == [MISSING, EMPTY] and ids[0][1] == EMPTY and ids[2][0] == MISSING
-    assert encoder.count_unseen(np.array(ids, np.int32)).tolist() == [[0], [1]]
+    assert count_unseen(np.array(ids, np.int32)) == [0, 1]
 
 
 def test_an_encoder_survives_a_checkpoint(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.cache import build_once, cache_root
@@ -100,20 +100,27 @@ def test_a_cache_on_a_full_disk(source, write):
     message = r"cannot write .*ids.npy: .*OUTPUT_ROOT"
     with pytest.raises(UserError, match=message):
         build_once("full", [source], {}, build, code=())
-    assert {path.suffix for path in cache_root().glob("full-*/*")} == {".lock"}
+    assert {path.name for path in cache_root().glob("full-*/*")} == {"lock"}
 
 
-def test_what_a_killed_builder_left_is_removed_and_what_a_live_one_builds_is_not(source):
-    def build(folder: Path) -> None:
-        (folder / "settings.json").write_text(json.dumps("built"))
+def test_what_a_killed_builder_left_is_removed_and_a_live_one_is_waited_for(source):
+    started, goes_on = threading.Event(), threading.Event()
 
-    entry = build_once("left", [source], {}, build, code=())
-    dead, live = (entry.with_name(f"{name}-0.partial") for name in ("dead", "live"))
+    def slow(folder: Path) -> None:
+        started.set()
+        assert goes_on.wait(60)
+        (folder / "x").touch()
+
+    entry = build_once("left", [source], {}, lambda folder: (folder / "x").touch(), code=())
+    dead = entry.with_name("dead-0.partial")
     dead.mkdir()
-    live.mkdir()
-    with FileLock(live.with_suffix(".lock")):
-        assert build_once("left", [source], {}, build, code=()) == entry
-        assert live.exists() and not dead.exists()
+    with ThreadPoolExecutor(2) as pool:
+        live = pool.submit(build_once, "left", [source], {"other": 1}, slow, code=())
+        assert started.wait(60) and not dead.exists()
+        other = pool.submit(build_once, "left", [source], {}, slow, code=())
+        assert not other.done()
+        goes_on.set()
+        assert other.result() == entry and live.result() != entry and list(live.result().iterdir())
 
 
 def test_other_errors_of_the_system_are_not_blamed_on_the_disk(tmp_path):

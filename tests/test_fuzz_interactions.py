@@ -100,7 +100,7 @@ def test_a_damaged_file_is_scored_or_refused(tmp_path, monkeypatch):
         scorer = HistoryScorer(state)
         scorer.history_from_file = draws.draw(st.booleans())
         try:
-            batches = list(scorer.batches(Source("raw", lambda: nullcontext(io.BytesIO(given)), again=False)))
+            batches = list(scorer.batches(Source("raw", lambda: nullcontext(io.BytesIO(given)))))
         except UserError as error:
             assert str(error).startswith("raw")
             return

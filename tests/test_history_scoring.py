@@ -21,7 +21,7 @@ from tests.test_bst_train import SMALL
 
 
 def source(lines: list[str]) -> Source:
-    return Source("here", lambda: nullcontext(io.BytesIO("\n".join(lines).encode())), again=False)
+    return Source("here", lambda: nullcontext(io.BytesIO("\n".join(lines).encode())))
 
 
 @pytest.mark.parametrize(

@@ -378,7 +378,7 @@ def test_whole_run_scores_and_best_items(tmp_path, rng, outputs, rating):
 
 
 def source(text: str) -> Source:
-    return Source("rows", lambda: nullcontext(io.BytesIO(text.encode())), again=False)
+    return Source("rows", lambda: nullcontext(io.BytesIO(text.encode())))
 
 
 def make_state(tmp_path: Path, rng, **form) -> tuple[dict, list[Row]]:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data.reader import Reader, Source, data_files, read_files, source_of
+from data.reader import Reader, Source, data_files, source_of
 from data.schema import Format, described
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
@@ -80,7 +80,7 @@ def read(content: bytes, columns: dict = COLUMNS, block: int = 8 << 20, pipe: bo
     """The cells of each column, or the message of the error."""
     stream = io.BytesIO(content)
     stream.seekable = lambda: not pipe
-    source = Source("rows", lambda: nullcontext(stream if pipe else io.BytesIO(content)), again=not pipe)
+    source = Source("rows", lambda: nullcontext(stream if pipe else io.BytesIO(content)))
     with patch("data.text.BLOCK_BYTES", block), patch("data.reader.PARQUET_ROWS", 5):
         try:
             reader = Reader(Format.model_validate({"columns": columns} | form), scoring)
@@ -89,6 +89,10 @@ def read(content: bytes, columns: dict = COLUMNS, block: int = 8 << 20, pipe: bo
             assert "\n" not in str(error)
             return str(error)
     return pa.Table.from_batches(batches).to_pydict()
+
+
+def read_all(folder: Path, reader: Reader) -> list[pa.RecordBatch]:
+    return [batch for path in data_files(folder) for batch in reader.batches(source_of(path))]
 
 
 def parquet(table: pa.Table | dict) -> bytes:
@@ -220,10 +224,9 @@ def test_blank_lines_are_rows_of_a_single_column_alone():
 
 def test_lines_before_the_names():
     content = b"#" * 50 + b"\n\n# more\na,b\nx,y\nx\n"
-    assert read(content.removesuffix(b"x\n"), TWO, 60, comment="#") == {"a": ["x"], "b": ["y"]}
-    assert read(content, TWO, 60, comment="#").startswith("rows, line 6: found 1 fields separated by comma, expected 2")
-    many = b"|\n" * 300_000 + b"x,y\n"
-    assert read(many, TWO, 1 << 16, comment="|", header=False) == {"a": ["x"], "b": ["y"]}
+    assert read(content.removesuffix(b"x\n"), TWO, 80, comment="#") == {"a": ["x"], "b": ["y"]}
+    assert read(content, TWO, 80, comment="#").startswith("rows, line 6: found 1 fields separated by ',', expected 2")
+    assert read(b"|\n" * 300_000 + b"x,y\n", TWO, comment="|", header=False) == {"a": ["x"], "b": ["y"]}
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -231,27 +234,22 @@ def test_lines_before_the_names():
     (b'{"a": 1}\n', r"rows is JSON"),
     (b"<!DOCTYPE html>", "rows is HTML or XML"),
     (b"PK\x03\x04", "rows is a ZIP archive or a spreadsheet: `unzip`"),
-    (b"7z\xbc\xaf'", "rows is a 7z archive"),
+    (b"7z\xbc\xaf'", "rows is a compressed file"),
     ("a,b\n1,2\n".encode("utf-16"), "rows is UTF-16: .*iconv"),
     ("a,b\n1,2\n".encode("utf-16-le"), "rows, line 1: found a NUL byte; .* If it is UTF-16"),
     (b"a,b\nx,y\nx,\0\n", "rows, line 3: found a NUL byte"),
     ("a,b\nx,y\nx,é\n".encode("latin-1"), 'rows, line 3: found bytes that are not UTF-8.*"encoding": "latin-1"'),
-    (b"a,b\n", "rows has no rows; expected the columns 'a', 'b'"),
+    (b"a,b\n", r"rows has no rows; expected the columns \['a', 'b'\]"),
     (b"", "rows has no rows"),
     (b"a,b,a\nx,y,z\n", "rows: found the column name 'a' twice; rename one"),
-    (b"a,c\nx,y\n", r"rows has no column 'b'; it has 'a', 'c'. Is the separator right, and does line 1"),
-    (b"a,b\nx,y\nx\n", "rows, line 3: found 1 fields separated by comma, expected 2. If it is the last line, the file"),
+    (b"a,c\nx,y\n", r"rows has no column 'b'; it has \['a', 'c'\]. Is the separator right, and does line 1"),
+    (b"a,b\nx,y\nx\n", "rows, line 3: found 1 fields separated by ',', expected 2. .* the file is truncated"),
     (b"a,b\nx,y,z\n", "rows, line 2: found 3 fields"),
     (b"a,b\n" + b"x" * (1 << 21) + b",y\n", "rows, line 2: the line has more than 1,048,576 bytes"),
-    (b"PAR1xxxx", "rows: the Parquet file is truncated or damaged"),
+    (b"PAR1xxxx", "rows: the file is truncated or damaged .*Parquet"),
 ])  # fmt: skip
 def test_what_is_no_table_is_told(content, message):
     assert re.match(message, read(content, TWO, 1 << 16)), read(content, TWO, 1 << 16)
-
-
-def test_another_separator_is_suggested():
-    message = read(b"x;y\n", TWO, header=False)
-    assert message.endswith('With semicolon as the separator it has 2: set "separator" in columns.json.')
 
 
 def test_columns_without_a_name_are_not_read():
@@ -262,7 +260,7 @@ def test_a_file_without_a_header_may_lack_labels_when_it_is_scored():
     columns = {"y": {"role": "label", "positive": ["1"]}, "a": KEPT, "b": KEPT}
     assert read(b"x,z\n", columns, header=False, scoring=True) == {"a": ["x"], "b": ["z"]}
     assert read(b"1,x,z\n", columns, header=False, scoring=True) == {"y": ["1"], "a": ["x"], "b": ["z"]}
-    assert read(b"x,z\n", columns, header=False).endswith("Such a file can be scored, but not trained on.")
+    assert read(b"x,z\n", columns, header=False).startswith("rows, line 1: found 2 fields separated by ',', expected 3")
 
 
 @pytest.mark.parametrize(("text", "number", "integer"), [
@@ -285,7 +283,8 @@ def test_decimal_commas():
     columns = {"a": DENSE, "b": NUMBER, "t": {"role": "time"}}
     found = read(b"a;b;t\n1,5;2,50;1\n-2;3;1\n", columns, separator=";", decimal=",")
     assert (found["a"], found["b"]) == ([1.5, -2], ["2.5", "3"])
-    assert "column a: found '1.5'" in read(b"a;b;t\n1.5;2;1\n", columns, separator=";", decimal=",")
+    for wrong in (b"1.5;2;1\n", b"1,5;2;1\n1.5;2;1\n"):
+        assert "column a: found '1.5'" in read(b"a;b;t\n" + wrong, columns, separator=";", decimal=",")
 
 
 @pytest.mark.parametrize(("column", "text", "array"), [
@@ -366,14 +365,14 @@ def test_folders(tmp_path):
         (folder / f"part_{day + 100}.parquet").write_bytes(parquet({"day": [float(day)], "x": [3]}))
         (folder / "_SUCCESS").touch()
     form = described({"file": str(tmp_path), "columns": columns}, "columns.json")
-    table = pa.Table.from_batches(read_files(data_files(tmp_path), Reader(form))).to_pydict()
+    table = pa.Table.from_batches(read_all(tmp_path, Reader(form))).to_pydict()
     assert table["x"] == [1, 2, 3] * 3 and table["day"] == ["1"] * 3 + ["2"] * 3 + ["10"] * 3
     assert table["k"] == [""] * 3 + ["a/b"] * 3 + [""] * 3
     assert np.diff(table["dt"]).tolist() == [0, 0, 86400, 0, 0, 8 * 86400, 0, 0]
     (tmp_path / "part_0.csv").write_text("x,day\n1,1\n")
     with pytest.raises(UserError, match=r"part_0.csv has no column 'dt'"):
-        list(read_files(data_files(tmp_path), Reader(form)))
-    with pytest.raises(UserError, match=r"there is no file .*away; .* has dt="):
+        read_all(tmp_path, Reader(form))
+    with pytest.raises(UserError, match=r"has no away; it has dt="):
         data_files(tmp_path / "away")
 
 
@@ -382,7 +381,7 @@ def test_a_column_of_lists_and_of_texts_is_refused(tmp_path):
     (tmp_path / "2.parquet").write_bytes(parquet({"a": [["x"]], "b": ["y"]}))
     reader = Reader(Format.model_validate({"columns": {"a": TEXT, "b": KEPT}}))
     with pytest.raises(UserError, match=r"2.parquet, column a: found list<.*> in a cell, expected string as before"):
-        list(read_files(data_files(tmp_path), reader))
+        read_all(tmp_path, reader)
 
 
 def test_parts_of_a_column():
@@ -395,5 +394,5 @@ def test_parts_of_a_column():
 def test_pipes():
     content = b"a,b\nx,1\n\ny,z\n"
     columns = {"a": KEPT, "b": DENSE}
-    assert read(content, columns, pipe=True).startswith("rows, row 2, column b: found 'z'")  # its lines are gone
+    assert read(content, columns, pipe=True).startswith("rows, line 4, column b: found 'z', expected a number")
     assert read(parquet({"a": ["x"], "b": [1]}), columns, pipe=True).startswith("rows is Parquet, which no pipe can")

@@ -30,6 +30,12 @@ COLUMNS = {
 }
 
 
+def open_data(root: Path, **changes) -> ClickDataModule:
+    data = ClickDataModule(**CLICK_DATA | {"dataset": "mine", "data_root": str(root)} | changes, seed=1)
+    data.setup()
+    return data
+
+
 def write_table(root: Path, excluded: tuple[str, ...] = ()) -> None:
     """DATA_ROOT/mine: 400 rows, 10 % clicks."""
     rng = np.random.default_rng(0)
@@ -65,14 +71,12 @@ def test_output_starts_at_the_rate_of_the_training_rows(tmp_path, monkeypatch, t
     assert (predicted - rates).abs().max() < 0.06 and (predicted - 0.5).abs().min() > 0.1
 
 
-def test_rates_of_one_class_are_finite(tmp_path, monkeypatch):
+def test_rates_of_one_class_are_finite(tmp_path):
     write_table(tmp_path, ("bought",))
     path = tmp_path / "mine" / "rows.csv"
     path.write_text(path.read_text().replace("yes", "no"))
-    seen = []
-    monkeypatch.setattr("deepfm.train.fit_and_test", lambda model, data, *_, **__: seen.append(data.base_logits[0]))
-    train_deepfm(dataset="mine", data_root=str(tmp_path))
-    assert -7 < seen[0] < -5
+    data = open_data(tmp_path)
+    assert -7 < data.base_logits[0] < -5
 
 
 def make_data(is_sample: bool, batch_size: int = 1024) -> RecommendationDataModule:
@@ -85,40 +89,28 @@ def test_few_steps_are_told(capsys):
     print_steps(2, 150, "32-true", make_data(False))
     assert capsys.readouterr().out == "Training for 2 epochs of 150 steps, batch_size 1,024, precision 32-true.\n"
     print_steps(6, 9, "32-true", make_data(False))
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == "Training for 6 epochs of 9 steps, batch_size 1,024, precision 32-true."
-    advice = 'Set batch_size=64 and max_epochs=6, or "auto".'
-    assert second == f"54 steps may be too few to learn from 8,571 rows. {advice}"
+    advice = '54 steps may be too few to learn from 8,571 rows. Set batch_size=64 and max_epochs=6, or "auto".'
+    assert capsys.readouterr().out.splitlines()[1] == advice
     print_steps(4, 9, "32-true", make_data(False, batch_size=64))  # as many as "auto" gives
     print_steps(6, 9, "32-true", make_data(True))  # its settings are known to be enough
     assert "may be" not in capsys.readouterr().out
 
 
-def test_better_baselines_are_named():
-    assert better_baselines({"auc": 0.7, "log_loss": 0.5}, {"regression": {"auc": 0.5, "log_loss": 0.4}}) == ""
-    assert (
-        better_baselines({"auc": 0.7, "log_loss": 0.5}, {"constant": {"auc": 0.5, "log_loss": 0.4}})
-        == "constant (log_loss)"
-    )
-    assert (
-        better_baselines({"auc": 0.7}, {"a": {"auc": 0.70004}, "b": {"auc": 0.8}, "c": {"auc": 0.71}})
-        == "b (auc) and c (auc)"
-    )
-    assert better_baselines({"rmse": 0.92, "mae": 0.7}, {"bias": {"rmse": 0.91, "mae": 0.8}}) == "bias (rmse)"
-    assert (
-        better_baselines(
-            {"auc_a": 0.7, "auc_b": 0.8, "auc_mean": 0.75}, {"l": {"auc_a": 0.71, "auc_b": 0.7, "auc_mean": 0.705}}
-        )
-        == "l (auc_a)"
-    )
-    assert better_baselines({"auc": float("nan")}, {"a": {"auc": float("nan")}}) == ""
+@pytest.mark.parametrize(("own", "baselines", "better"), [
+    ({"auc": 0.7, "log_loss": 0.5}, {"regression": {"auc": 0.5, "log_loss": 0.4}}, ""),
+    ({"auc": 0.7, "log_loss": 0.5}, {"constant": {"auc": 0.5, "log_loss": 0.4}}, "constant (log_loss)"),
+    ({"auc": 0.7}, {"a": {"auc": 0.70004}, "b": {"auc": 0.8}, "c": {"auc": 0.71}}, "b (auc) and c (auc)"),
+    ({"rmse": 0.92, "mae": 0.7}, {"bias": {"rmse": 0.91, "mae": 0.8}}, "bias (rmse)"),
+    ({"auc_a": 0.7, "auc_mean": 0.75}, {"l": {"auc_a": 0.71, "auc_mean": 0.705}}, "l (auc_a)"),
+    ({"auc": float("nan")}, {"a": {"auc": float("nan")}}, ""),
+])  # fmt: skip
+def test_better_baselines_are_named(own, baselines, better):
+    assert better_baselines(own, baselines) == better
 
 
 def test_the_cause_is_named():
     assert likely_cause([0.3, 0.4, 0.5]) == "it was still improving; set a larger max_epochs or a smaller batch_size"
-    assert likely_cause([0.3, 0.5, 0.4]).startswith(
-        "it overfitted, best at validation 2 of 3; set a larger embedding_l2"
-    )
+    assert likely_cause([0.3, 0.5, 0.4]).startswith("it overfitted, best at validation 2 of 3; set a larger embedding")
 
 
 def test_a_run_on_few_rows_says_so(tmp_path, capsys):
@@ -145,17 +137,12 @@ def test_an_unusual_input_is_named(tmp_path, transform):
     write_table(tmp_path, ("bought",))
     path = tmp_path / "mine" / "rows.csv"
     frame = pd.read_csv(path)
-    frame["score"] = 750 + frame.pop("price €")
-    frame.to_csv(path, index=False)
-    columns = json.loads((path.parent / "columns.json").read_text())
-    columns["columns"]["score"] = {"role": "dense"}
-    del columns["columns"]["price €"]
-    (path.parent / "columns.json").write_text(json.dumps(columns))
-    changes = {"dataset": "mine", "data_root": str(tmp_path), "dense_transform": transform}
-    data = ClickDataModule(**CLICK_DATA | changes, seed=1)
-    data.setup()
-    expected = "the numbers of 'score' become inputs of up to " if transform == "clamped_log" else ""
-    assert data.unusual_input().startswith(expected) and bool(data.unusual_input()) == bool(expected)
+    frame.assign(**{"price €": 750 + frame["price €"]}).to_csv(path, index=False)
+    description = path.with_name("columns.json")
+    description.write_text(description.read_text().replace(', "transform": "log"', ""))
+    found = open_data(tmp_path, dense_transform=transform).unusual_input()
+    expected = "the numbers of 'price €' become inputs of up to " if transform == "clamped_log" else ""
+    assert found.startswith(expected) and bool(found) == bool(expected)
 
 
 def test_dlrm_trains_without_dense_columns(tmp_path):

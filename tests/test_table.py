@@ -307,7 +307,7 @@ def test_two_settings_that_change_arrays_have_two_entries(tmp_path, frame, trans
     ({}, {"file": "away.csv"}, r"there is no file .*away.csv; .* has clicks.csv, columns.json"),
     ({}, {"file": "~no-such-user"}, "there is no file .*~no-such-user"),
     ({"part": {"role": "excluded"}}, {"split": {"column": "part", "train": ["a"], "val": ["b"], "test": ["x"]}},
-     "line 6, column part: found 'c', expected one of the values in \"split\": 'a', 'b', 'x'"),
+     "columns.json, column part: found 'c', which \"split\" lacks: 'a', 'b', 'x'"),
 ])  # fmt: skip
 def test_what_does_not_fit_the_file_is_named(tmp_path, frame, columns, entries, message):
     write(tmp_path, frame.assign(part=np.array(["a", "b", "c"])[np.arange(ROWS) % 3]), COLUMNS | columns, **entries)

@@ -21,7 +21,7 @@ from common.files import as_user_error
 from common.paths import output_root
 
 MANIFEST = "manifest.json"
-PARTIAL, LOCK = ".partial", ".lock"  # suffixes, beside an entry: its unfinished build, and its lock
+PARTIAL = ".partial"  # suffix of an unfinished build
 
 
 def cache_root() -> Path:
@@ -53,10 +53,9 @@ def build_once(
         state = _state(sources)
         entry = parent / f"{_digest([state, text])}-{_digest(settings)}"
         parent.mkdir(parents=True, exist_ok=True)
-        with _locked(entry.with_suffix(LOCK), name):
-            _remove_partial(parent, entry)
+        with _locked(parent / "lock", name):
             if not _is_intact(entry):
-                _remove_outdated(parent, entry, name)
+                _clean(parent, entry, name)
                 _build(entry, build, sources, state)
     except OSError as error:
         raise as_user_error(error, parent) from error
@@ -78,7 +77,6 @@ def _state(sources: Sequence[Path]) -> list:
 
 def _build(entry: Path, build: Callable[[Path], None], sources: Sequence[Path], state: list) -> None:
     partial = entry.with_suffix(PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         build(partial)
@@ -101,7 +99,7 @@ def _checksums(folder: Path) -> dict[str, list[int]]:
 def _checksum(path: Path) -> list[int]:
     crc = 0
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(1 << 20):
             crc = zlib.crc32(block, crc)
         return [file.tell(), crc]
 
@@ -116,22 +114,15 @@ def _is_intact(entry: Path) -> bool:
     return False
 
 
-def _remove_outdated(parent: Path, entry: Path, name: str) -> None:
-    """Remove the entries for other versions of the sources or the code."""
+def _clean(parent: Path, entry: Path, name: str) -> None:
+    """Remove entries of other versions of the sources or the code, and what killed builds left behind."""
     state = entry.name.split("-")[0]
-    outdated = [p for p in parent.iterdir() if p.is_dir() and p.suffix != PARTIAL and not p.name.startswith(state)]
-    if outdated:
+    folders = [path for path in parent.iterdir() if path.is_dir()]
+    outdated = [path for path in folders if not path.name.startswith(state)]
+    if any(path.suffix != PARTIAL for path in outdated):
         print(f"The raw files of {name}, or the code that reads them, have changed: rebuilding the cache.")
-    for path in outdated:
+    for path in [*outdated, *(path for path in folders if path.suffix == PARTIAL)]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_partial(parent: Path, entry: Path) -> None:
-    """Remove what killed builds of other entries left behind; a running build holds its lock."""
-    for partial in parent.glob(f"*{PARTIAL}"):
-        if partial.stem != entry.name:
-            with suppress(Timeout), FileLock(partial.with_suffix(LOCK), timeout=0):
-                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _locked(path: Path, name: str) -> AcquireReturnProxy:

@@ -23,8 +23,9 @@ Rows = np.ndarray | range
 class RecommendationDataModule(pl.LightningDataModule):
     """Three splits of one dataset of encoded rows.
 
-    A subclass implements setup(), which sets is_sample, rows and protocol, and examples(), best_prediction() and
-    state_dict(), whose result is all that is needed to score new rows from a checkpoint.
+    A subclass implements setup(), which sets is_sample, rows, protocol and folder; examples(), the encoded rows of all
+    splits; best_prediction(), of the built-in sample's planted model for the test rows, None if it has none for the
+    target; and state_dict(), all that is needed to score new rows from a checkpoint.
     """
 
     is_sample: bool  # whether this is the built-in sample
@@ -47,7 +48,6 @@ class RecommendationDataModule(pl.LightningDataModule):
         return zlib.crc32(path.read_bytes()) if path.exists() else None
 
     def examples(self) -> MemmapDataset:
-        """The encoded rows of all splits: row numbers (B,) -> (*inputs, target)."""
         raise NotImplementedError
 
     def training_examples(self) -> MemmapDataset:
@@ -55,10 +55,6 @@ class RecommendationDataModule(pl.LightningDataModule):
         return self.examples()
 
     def best_prediction(self) -> torch.Tensor | None:
-        """Predictions of the built-in sample's planted model for the test rows, None if it has none for the target."""
-        raise NotImplementedError
-
-    def state_dict(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def known_rows(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +90,5 @@ class RecommendationDataModule(pl.LightningDataModule):
         return self._loader("test", None, EVALUATION_FACTOR * self.batch_size)
 
     def _loader(self, split: str, seed: int | None, batch_size: int) -> BatchLoader:
-        sampler = EpochSampler(self.rows[split], seed)
         examples = self.training_examples() if split == "train" else self.examples()
-        return BatchLoader(examples, sampler, batch_size, self.num_workers)
+        return BatchLoader(examples, EpochSampler(self.rows[split], seed), batch_size, self.num_workers)

@@ -1,21 +1,20 @@
-"""Official archives: downloaded once, resumed after a broken connection, verified, and unpacked file by file."""
+"""Official archives: downloaded once, resumed after a broken connection, verified, and unpacked."""
 
 import hashlib
-import lzma
 import os
 import shutil
 import tarfile
-import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import requests
 from filelock import FileLock
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3.util import Retry
 
 from common.errors import UserError, check
 from common.files import as_user_error
@@ -23,16 +22,15 @@ from common.paths import data_root
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT = (10, 30)  # seconds to connect, and between two chunks
-PAUSES = (1, 2, 4, 8)  # seconds before each retry after an attempt without progress
-MAY_PASS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-# RuntimeError: encrypted, or an unknown compression
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+RETRY = Retry(4, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504), respect_retry_after_header=False)
+DAMAGED = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download. urls: the official one, then mirrors. size: bytes. checksum: "md5:<hex>" or "sha256:<hex>".
-    files: those to unpack, each with its checksum, or None if only the archive has one."""
+    """A file to download. urls: the official one, then mirrors. size: bytes; if unknown, a download is not resumed.
+    checksum: "md5:<hex>" or "sha256:<hex>". files: those to unpack, with checksums, or None if the archive has one."""
 
     urls: tuple[str, ...]
     name: str
@@ -46,8 +44,7 @@ def ensure_dataset(dataset: str, archives: Mapping[str, Archive]) -> None:
 
     Raises: UserError without a network, for wrong bytes, or for a dataset that is not in `archives`.
     """
-    folder = data_root() / dataset
-    downloads = data_root() / "downloads"
+    folder, downloads = data_root() / dataset, data_root() / "downloads"
     try:
         if folder.exists():
             return
@@ -63,16 +60,18 @@ def ensure_dataset(dataset: str, archives: Mapping[str, Archive]) -> None:
 
 def download(archive: Archive, folder: Path) -> Path:
     """The verified file folder/<name>: kept if it exists, otherwise from the first URL that provides it."""
-    path = folder / archive.name
+    path, failures = folder / archive.name, []
     if path.exists():
-        problem = _problem(path, archive.size, archive.checksum)
+        problem = _problem(path, archive.checksum, archive.size)
         check(not problem, f"{path}: {problem}. Remove the file to download it again.")
         return path
     partial = path.with_name(f"{path.name}.part")
-    failures = []
     for url in archive.urls:
         try:
             _fetch(url, partial, archive)
+            if problem := _problem(partial, archive.checksum, archive.size):
+                partial.unlink()  # wrong bytes cannot be continued
+                raise requests.RequestException(problem)
             os.replace(partial, path)
             return path
         except requests.RequestException as error:
@@ -84,65 +83,44 @@ def download(archive: Archive, folder: Path) -> Path:
 
 
 def _fetch(url: str, partial: Path, archive: Archive) -> None:
-    """Complete and verify `partial`, in as many requests as it takes."""
-    failed = 0  # attempts in a row without progress
-    while True:
-        before = _size(partial)
+    """Complete `partial`; after a broken connection it goes on, as long as each request brings some bytes."""
+    session, size = requests.Session(), archive.size
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=RETRY))
+    while (have := _size(partial) if size else 0) < (size or 1):
+        # uncompressed, because the range counts bytes of the file
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         try:
-            _request(url, partial, archive)
-            break
-        except MAY_PASS:
-            failed = 0 if _size(partial) > before else failed + 1
-            if failed > len(PAUSES):
+            with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+                response.raise_for_status()
+                start = have if response.status_code == 206 else 0
+                total = start + int(response.headers.get("Content-Length", 0))
+                if size and total != size:  # checked now, because a wrong page would replace what there is
+                    raise requests.RequestException(f"offers {total:,} bytes, expected {size:,}")
+                bar = tqdm(total=total, initial=start, desc=archive.name, unit="B", unit_scale=True, unit_divisor=1024)
+                with open(partial, "ab" if start else "wb") as file, bar:
+                    for chunk in response.iter_content(CHUNK_BYTES):  # raises one of BROKEN if the length is less
+                        bar.update(file.write(chunk))
+                return
+        except BROKEN:
+            if not size or _size(partial) <= have:
                 raise
-            time.sleep(PAUSES[max(failed - 1, 0)])
-    if problem := _problem(partial, archive.size, archive.checksum):
-        partial.unlink()  # wrong bytes cannot be continued
-        raise requests.RequestException(problem)
-
-
-def _request(url: str, partial: Path, archive: Archive) -> None:
-    """Request what is missing from `partial`, and append it. Raises: one of MAY_PASS if it is worth another try."""
-    have = _size(partial)
-    if have and have == archive.size:
-        return
-    # uncompressed, because the range counts bytes of the file
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # range not satisfiable: the file has no further bytes
-            return
-        if response.status_code >= 500 or response.status_code == 429:
-            raise requests.ConnectionError(f"{response.status_code} {response.reason}")
-        response.raise_for_status()
-        resumed = response.status_code == 206
-        start = have if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else archive.size
-        if archive.size and total != archive.size:  # checked now, because a wrong page would replace what there is
-            raise requests.RequestException(f"offers {total:,} bytes, expected {archive.size:,}")
-        with (
-            open(partial, "ab" if resumed else "wb") as file,
-            tqdm(total=total, initial=start, desc=archive.name, unit="B", unit_scale=True, unit_divisor=1024) as bar,
-        ):
-            for chunk in response.iter_content(CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
-    if archive.size and _size(partial) < archive.size:
-        raise requests.ConnectionError("the connection ended early")
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _problem(path: Path, size: int | None, checksum: str | None) -> str | None:
+def _problem(path: Path, checksum: str | None, size: int | None = None) -> str | None:
     """What is wrong with the complete file, if anything."""
-    if size and path.stat().st_size != size:
-        return f"it has {path.stat().st_size:,} bytes, expected {size:,}"
+    if not path.exists():
+        return "it is not there"
+    if size and _size(path) != size:
+        return f"it has {_size(path):,} bytes, expected {size:,}"
     if checksum:
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, checksum.split(":")[0]).hexdigest()
-        if found != checksum.split(":")[1]:
+            found = hashlib.file_digest(file, checksum.partition(":")[0]).hexdigest()
+        if found != checksum.partition(":")[2]:
             return f"it has checksum {found}, expected {checksum}"
     return None
 
@@ -150,25 +128,22 @@ def _problem(path: Path, size: int | None, checksum: str | None) -> str | None:
 def unpack(archive: Path, files: dict[str, str | None], folder: Path) -> None:
     """Unpack the members named in `files`, wherever they are in the archive, to `folder`: all of them or none.
 
-    Only names that we choose are written, so no member can escape from the folder.
     Raises: UserError if one is missing or has another checksum, or the archive is damaged.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    anew = "Remove it to download it again."
+    partial, anew = folder.with_name(f".{folder.name}.partial"), "Remove it to download it again."
+    found, everything = partial / "found", partial / "everything"
     print(f"Unpacking {archive} ...", flush=True)
     try:
-        for name, stream in _members(archive):
-            if name in files:
-                with open(partial / name, "wb") as file:
-                    shutil.copyfileobj(stream, file, CHUNK_BYTES)
-                problem = _problem(partial / name, None, files[name])
-                check(not problem, f"{archive}: {name}: {problem}. {anew}")
-        lacking = [name for name in files if not (partial / name).exists()]
-        check(not lacking, f"{archive} has no {', '.join(lacking)}. {anew}")
-        os.replace(partial, folder)
-    except (OSError, *DAMAGED) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+        found.mkdir(parents=True)
+        _extract(archive, everything)
+        for name, checksum in files.items():
+            path = next(everything.rglob(name), everything / name)
+            problem = _problem(path, checksum)
+            check(not problem, f"{archive}: {name}: {problem}. {anew}")
+            os.replace(path, found / name)
+        os.replace(found, folder)
+    except DAMAGED as error:
         if isinstance(error, OSError) and error.errno:  # of the disk; bz2 and gzip raise OSError without a number
             raise
         raise UserError(f"{archive}: the archive is damaged ({error}). {anew}") from error
@@ -177,23 +152,13 @@ def unpack(archive: Path, files: dict[str, str | None], folder: Path) -> None:
     print(f"Unpacked to {folder}; {archive} is no longer needed.", flush=True)
 
 
-def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Base name and content of all regular files, including those of a tar inside a zip."""
-    if not zipfile.is_zipfile(archive):
-        with open(archive, "rb") as file:
-            yield from _tar_members(file)
-        return
-    with zipfile.ZipFile(archive) as outer:
-        for member in outer.infolist():
-            with outer.open(member) as stream:
-                if member.filename.endswith((".tar.gz", ".tgz")):
-                    yield from _tar_members(stream)
-                elif not member.is_dir():
-                    yield Path(member.filename).name, stream
-
-
-def _tar_members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
-    with tarfile.open(fileobj=stream, mode="r|*") as tar:
-        for member in tar:
-            if member.isreg() and (content := tar.extractfile(member)):  # no links, no devices
-                yield Path(member.name).name, content
+def _extract(archive: Path, folder: Path) -> None:
+    """All members, and those of a .tar.gz inside a .zip; none can escape from the folder."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(folder)
+        for inner in list(folder.rglob("*.tar.gz")):
+            _extract(inner, folder)
+    else:
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")

@@ -1,9 +1,7 @@
 """Where raw files are: DATA_ROOT/<dataset>/, or the built-in sample."""
 
 import gzip
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import BufferedReader
@@ -79,12 +77,3 @@ def _content(folder: Path) -> str:
 def decompressed(file: BufferedReader) -> IO[bytes]:
     """The content of a file that may be gzipped."""
     return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file  # type: ignore[return-value]
-
-
-@contextmanager
-def gzip_errors(name: str | Path) -> Iterator[None]:
-    """Raise UserError if the .gz file that the block reads is truncated or damaged."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{name}: the compressed file is truncated or damaged ({error}); get it again.") from error

@@ -221,7 +221,7 @@ def in_bins(cells: Cells, train: np.ndarray) -> list[list[str]]:
     if not any(isinstance(cell, int | float) for cell in cells):
         return [cell or [] for cell in cells]
     values = np.array([np.nan if cell is None else cell for cell in cells])
-    edges = quantile_edges(values[train], ATTRIBUTE_BINS)
+    edges = quantile_edges(*np.unique(values[train], return_counts=True), ATTRIBUTE_BINS)
     bins = np.searchsorted(edges[1:-1], values, side="right").tolist()
     return [[] if cell is None else [f"bin {number}"] for cell, number in zip(cells, bins, strict=True)]
 

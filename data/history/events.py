@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.errors import check
 from data.attributes import read_attributes
-from data.reader import Reader, Source, data_files, source_of
+from data.reader import Reader, data_files, source_of
 from data.schema import Dataset, Format, Label
 from data.table.rows import label_of
 
@@ -39,13 +39,11 @@ def write_events(dataset: Dataset, published: bool, target: Path) -> None:
     size = sum(path.stat().st_size for path in paths)
     with tqdm(total=size, unit="B", unit_scale=True, desc="Reading", delay=2) as bar:
         for source in map(source_of, paths):
-            before = 0
             for batch in reader.batches(source, bar.update):
                 rating = ratings_of(form, batch)
-                _check_ratings(form, reader, source, before, rating, published)
+                _check_ratings(form, reader, rating, published)
                 ids = [_numbered(batch.column(str(form.only(key))), numbers[key]) for key in KEYS]
                 blocks.append([*ids, rating, _times(form, batch)])
-                before += len(batch)
     tables = read_attributes(dataset)
     user, item, rating, time = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
     for key, column in zip(KEYS, (user, item), strict=True):
@@ -68,15 +66,13 @@ def write_events(dataset: Dataset, published: bool, target: Path) -> None:
         np.save(target / f"{name}.npy", values)
 
 
-def _check_ratings(
-    form: Format, reader: Reader, source: Source, before: int, rating: np.ndarray, published: bool
-) -> None:
-    """before: rows of the source before these."""
+def _check_ratings(form: Format, reader: Reader, rating: np.ndarray, published: bool) -> None:
+    """rating (N,): of the batch that the reader read last."""
     known = (rating >= RATINGS[0]) & (rating <= RATINGS[1]) if published else ~np.isnan(rating)
     if not known.all():
         row, name = int(known.argmin()), str(form.only("rating", "label"))
         expected = f"a rating from {RATINGS[0]} to {RATINGS[1]:g}" if published else "a value of the label in every row"
-        raise reader.error(source, before + row, name, rating[row], expected)
+        raise reader.error(row, name, rating[row], expected)
 
 
 def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:

@@ -17,9 +17,10 @@ import torch
 from common.data.cache import build_once
 from common.data.data_module import SPLIT_SEED, SPLITS, RecommendationDataModule
 from common.data.loader import BatchLoader, EpochSampler
-from common.data.raw_files import Published, find_dataset, say_once
+from common.data.raw_files import Published, say_once
 from common.errors import check
 from common.settings import check_settings
+from data.described import open_dataset, sources_of
 from data.history.dataset import (
     FIRST_ID,
     Candidates,
@@ -32,8 +33,7 @@ from data.history.dataset import (
 )
 from data.history.encoder import SPLIT_METHODS, HistoryEncoder, fit_scale, in_units, split_rows
 from data.history.events import KEYS, write_events
-from data.reader import data_files
-from data.schema import COLUMNS_FILE, Dataset, read_description
+from data.schema import COLUMNS_FILE, Dataset
 
 # the modules that compute the arrays
 CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes", "history.events")]
@@ -91,16 +91,12 @@ class InteractionDataModule(RecommendationDataModule):
         """Open the cache; build it first if there is none."""
         if hasattr(self, "encoder"):
             return
-        self.raw_folder, self.is_sample = find_dataset(self.dataset, self.data_root, self.published)
-        own = self.raw_folder / COLUMNS_FILE
-        self.table = read_description(own) if own.exists() else self.described(self.raw_folder)
+        self.table, self.is_sample = open_dataset(self.dataset, self.data_root, self.published, self.described)
         table, form = self.table, self.table.description
         check_interactions(table)
         self.target = self._resolved_target()
-        files = data_files(table.files["all"])
-        key = {"columns": form.model_dump(mode="json"), "parts": len(files)}
-        files += [file for second in form.attributes.values() for file in data_files(table.path(str(second.file)))]
-        write = partial(write_events, table, not own.exists())
+        files, key = sources_of(table), {"columns": form.model_dump(mode="json")}
+        write = partial(write_events, table, Path(table.where).name != COLUMNS_FILE)
         self.events = build_once(f"{table.name}-events", files, key, write, code=CODE)
         self.known = {name: json.loads((self.events / f"{name}s.json").read_text()) for name in KEYS}
         for note in filter(None, (self.known[name]["note"] for name in KEYS)):
@@ -186,7 +182,7 @@ class InteractionDataModule(RecommendationDataModule):
     def best_prediction(self) -> torch.Tensor | None:
         if self.target == "item":
             return None
-        truth = np.load(self.raw_folder / "truth.npy")[self.rows["test"]]  # expected rating, chance of a click
+        truth = np.load(self.table.folder / "truth.npy")[self.rows["test"]]  # expected rating, chance of a click
         return torch.from_numpy(truth[:, int(self.target == "click")])
 
     def groups(self, split: str) -> np.ndarray | None:

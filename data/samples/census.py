@@ -4,6 +4,7 @@ The tasks share two hidden factors, career and household, with different weights
 columns and non-monotonic effects of numbers, which a linear model misses.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,30 +38,12 @@ NOISE_TEXTS, NOISE_FREQUENCY = ["Not in universe", "Yes", "No", "?"], [0.6, 0.2,
 def census_sample(description: Description, train_rows: int = TRAIN_ROWS, test_rows: int = TEST_ROWS) -> Path:
     """Folder with census-income.data, census-income.test and true_probability.npy (rows of both, tasks)."""
     settings = {"train_rows": train_rows, "test_rows": test_rows, "columns": list(description.columns)}
-    return build_once(
-        "sample-census",
-        [],
-        settings,
-        lambda target: _write(description, target, train_rows, test_rows),
-        code=[__name__],
-    )
+    write = partial(_write, description, train_rows, test_rows)
+    return build_once("sample-census", [], settings, write, code=[__name__])
 
 
-def _write(description: Description, target: Path, train_rows: int, test_rows: int) -> None:
-    rng = np.random.default_rng(SEED)
-    table, probability = _generate(description, train_rows + test_rows, rng)
-    lines = [
-        ", ".join(row) + "\n" for row in zip(*(table[name].astype(str) for name in description.columns), strict=True)
-    ]
-    (target / "census-income.data").write_text("".join(lines[:train_rows]))
-    (target / "census-income.test").write_text("".join(lines[train_rows:]))
-    np.save(target / "true_probability.npy", np.stack([probability[task] for task in description.tasks], 1))
-
-
-def _generate(
-    description: Description, rows: int, rng: np.random.Generator
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Columns of the raw table, and the probability of each task."""
+def _write(description: Description, train_rows: int, test_rows: int, target: Path) -> None:
+    rng, rows = np.random.default_rng(SEED), train_rows + test_rows
     rank = {name: rng.choice(len(texts), rows, p=_frequencies(len(texts))) for name, texts in TEXTS.items()}
     numbers = description.of_role("dense")
     dense = {name: np.where(rng.random(rows) < 0.9, 0, rng.integers(1, 2000, rows)) for name in numbers}
@@ -77,7 +60,12 @@ def _generate(
         assert isinstance(label, Label)
         yes, no = (rng.choice(sorted(texts), rows) for texts in (label.positive, label.negative or ()))
         table[name] = np.where(rng.random(rows) < probability[task], yes, no)
-    return table, probability
+    lines = [
+        ", ".join(map(str, row)) + "\n" for row in zip(*(table[name] for name in description.columns), strict=True)
+    ]
+    (target / "census-income.data").write_text("".join(lines[:train_rows]))
+    (target / "census-income.test").write_text("".join(lines[train_rows:]))
+    np.save(target / "true_probability.npy", np.stack([probability[task] for task in description.tasks], 1))
 
 
 def _probabilities(rank: dict[str, np.ndarray], dense: dict[str, np.ndarray], rng: np.random.Generator) -> dict:

@@ -5,9 +5,11 @@ a number's vector is scaled by its value. Only the fields in PAIRED interact; in
 values have first-order effects.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from common.data.cache import build_once
 from data.schema import Format
@@ -30,28 +32,13 @@ BIAS = -1.2  # for a click rate of about 0.25
 
 def criteo_sample(form: Format, rows: int = ROWS) -> Path:
     """Folder with train.txt, test.txt (without labels) and true_probability.npy (rows of train.txt, 1)."""
-    return build_once(
-        "sample-criteo",
-        [],
-        {"rows": rows, "columns": list(form.columns)},
-        lambda target: _write(form, target, rows),
-        code=[__name__],
-    )
+    settings = {"rows": rows, "columns": list(form.columns)}
+    return build_once("sample-criteo", [], settings, partial(_write, form, rows), code=[__name__])
 
 
-def _write(form: Format, target: Path, rows: int) -> None:
-    rng = np.random.default_rng(SEED)
-    count = rows + UNLABELLED_ROWS
-    logit = np.full(count, BIAS)
-    pair_sum, pair_squares = np.zeros((2, count, 2))  # for sum_{i<j} <v_i, v_j>, as in Rendle 2010
-    table = {}
-
-    def add(name: str, effect: np.ndarray, vector: np.ndarray) -> None:
-        nonlocal logit, pair_sum, pair_squares
-        logit += effect
-        if name in PAIRED:
-            pair_sum += vector
-            pair_squares += vector**2
+def _write(form: Format, rows: int, target: Path) -> None:
+    rng, count = np.random.default_rng(SEED), rows + UNLABELLED_ROWS
+    logit, planted, table = np.full(count, BIAS), {}, {}
 
     def vectors(number: int) -> np.ndarray:
         """Planted vectors in the plane, in evenly spread directions; <v_i, v_j> has standard deviation PAIR_SCALE."""
@@ -64,21 +51,22 @@ def _write(form: Format, target: Path, rows: int) -> None:
         missing = rng.random(count) < MISSING_RATE.get(name, 0)
         value = np.where(missing, 0, np.log1p(np.maximum(raw, 0)))
         value = (value - value.mean()) / value.std()
-        add(name, NUMBER_SCALE * rng.normal() * value, value[:, None] * vectors(1))
+        logit += NUMBER_SCALE * rng.normal() * value
+        planted[name] = value[:, None] * vectors(1)
         table[name] = np.where(missing, "", raw.astype(str))
     for name, distinct in zip(form.of_role("categorical"), CARDINALITIES, strict=True):
         frequency = 1 / (np.arange(distinct) + 3.0) ** TAIL
         rank = rng.choice(distinct, count, p=frequency / frequency.sum())
         rank = np.where(rng.random(count) < MISSING_RATE.get(name, 0), distinct, rank)  # the last rank is "missing"
         effect = np.append(rng.normal(0, FIRST_ORDER_SCALE, distinct) * (np.arange(distinct) < HEAD), 0)
-        add(name, effect[rank], vectors(distinct + 1)[rank])
+        logit += effect[rank]
+        planted[name] = vectors(distinct + 1)[rank]
         names = [f"{value:08x}" for value in rng.choice(2**32, distinct, replace=False)]
         table[name] = np.array([*names, ""], object)[rank]
-    logit += 0.5 * (pair_sum**2 - pair_squares).sum(1)
+    v = np.stack([planted[name] for name in PAIRED])  # (fields, rows, 2)
+    logit += 0.5 * (v.sum(0) ** 2 - (v**2).sum(0)).sum(1)  # sum_{i<j} <v_i, v_j>, as in Rendle 2010
     probability = 1 / (1 + np.exp(-logit))
     label = (rng.random(count) < probability).astype(int)
-
-    import pandas as pd  # imported here because it is slow and the sample is written only once
 
     frame = pd.DataFrame(table)
     frame[rows:].to_csv(target / "test.txt", sep="\t", header=False, index=False)

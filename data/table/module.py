@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from common.data.cache import build_once
-from common.data.data_module import SPLIT_SEED, SPLITS, RecommendationDataModule
+from common.data.data_module import SPLITS, RecommendationDataModule
 from common.data.loader import MemmapDataset
-from common.data.raw_files import Published, find_dataset
+from common.data.raw_files import Published
 from common.errors import check
 from common.settings import check_settings
-from data.reader import data_files
-from data.schema import COLUMNS_FILE, Categorical, ColumnSplit, Dataset, Description, Plain, read_description
+from data.described import open_dataset, sources_of
+from data.schema import Categorical, Dataset, Description, Plain
 from data.table.encoder import PIECEWISE, TableEncoder, nearly_unseen
 from data.table.rows import StoredRows, write_encoded, write_rows
 
@@ -105,9 +105,7 @@ class TableDataModule(RecommendationDataModule):
         """Open the cache; build it first if there is none."""
         if hasattr(self, "encoder"):
             return
-        self.raw_folder, self.is_sample = find_dataset(self.dataset, self.data_root, self.published)
-        own = self.raw_folder / COLUMNS_FILE
-        self.table = read_description(own) if own.exists() else self.described(self.raw_folder)
+        self.table, self.is_sample = open_dataset(self.dataset, self.data_root, self.published, self.described)
         self.tasks, where = self._tasks(), self.table.where
         self.description = self._used()
         split = self.split or ("time" if self.description.only("time") else "random")
@@ -120,15 +118,15 @@ class TableDataModule(RecommendationDataModule):
         self.folder = build_once(
             self.table.name,
             sources_of(self.table),
-            settings | {"description": self.description.model_dump(mode="json"), "parts": _parts(self.table)},
-            lambda target: write_encoded(self.stored(), self.description, settings, where, target),
+            settings | {"description": self.description.model_dump(mode="json")},
+            lambda target: write_encoded(self.stored(), self.table, self.description, settings, target),
             code=CODE,
         )
         self.summary = json.loads((self.folder / "summary.json").read_text())
-        state = torch.load(self.folder / "encoder.pt", weights_only=True)
-        self.encoder, self.attribute_state = TableEncoder.from_state(state["encoder"]), state["attributes"]
+        self.state = torch.load(self.folder / "encoder.pt", weights_only=True)
+        self.use(TableEncoder.from_state(self.state["encoder"]))
         self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
-        self.protocol = _protocol(self.description, split)
+        self.protocol = self.summary["protocol"]
         if names := nearly_unseen(self.summary["held_out"]):
             print(
                 f"{where}: more than nine in ten validation and test values of {', '.join(map(repr, names))} are "
@@ -138,6 +136,13 @@ class TableDataModule(RecommendationDataModule):
         if unlabelled := self.summary["unlabelled"] + self._drop_unlabelled():
             print(f"{where}: {unlabelled:,} rows have no label; they are left out.", flush=True)
         self._keep_negatives()
+
+    def use(self, encoder: TableEncoder) -> None:
+        """Set what models are built from: of_numbers says which fields are categories of numbers."""
+        self.encoder, self.num_dense = encoder, encoder.num_dense
+        self.cardinalities, self.pooling = encoder.cardinalities, encoder.pooling
+        self.of_numbers = [field.kind != "text" for field in encoder.fields]
+        self.bin_edges = [number.edges for number in encoder.numbers if number.edges is not None]
 
     def stored(self) -> StoredRows:
         return stored_rows(self.table, self.description)
@@ -192,27 +197,6 @@ class TableDataModule(RecommendationDataModule):
             self.training_offset = -math.log(self.negative_rate)
 
     @property
-    def num_dense(self) -> int:
-        return self.encoder.num_dense
-
-    @property
-    def cardinalities(self) -> list[int]:
-        return self.encoder.cardinalities
-
-    @property
-    def pooling(self) -> list[str | None]:
-        return self.encoder.pooling
-
-    @property
-    def of_numbers(self) -> list[bool]:
-        """Which fields are categories of numbers."""
-        return [field.kind != "text" for field in self.encoder.fields]
-
-    @property
-    def bin_edges(self) -> list[list[float]]:
-        return [number.edges for number in self.encoder.numbers if number.edges is not None]
-
-    @property
     def base_logits(self) -> list[float]:
         """Logit of each task's positive rate in the training rows, from which a model's output should start."""
         least = 1 / (len(self.rows["train"]) + 2)  # the logit would be infinite if all rows were of one class
@@ -224,11 +208,11 @@ class TableDataModule(RecommendationDataModule):
         columns = [list(self.summary["positive"]).index(task) for task in self.tasks]
         return columns[0] if self.chosen_tasks is None else columns
 
-    def examples(self) -> TableDataset:
-        return TableDataset(self.folder, self._label_columns)
+    def examples(self, weighted: bool = False) -> TableDataset:
+        return TableDataset(self.folder, self._label_columns, weighted)
 
     def training_examples(self) -> TableDataset:
-        return TableDataset(self.folder, self._label_columns, self.weighted)
+        return self.examples(self.weighted)
 
     def unusual_input(self) -> str:
         names = [number.name for number in self.encoder.numbers if number.transform != PIECEWISE]
@@ -255,14 +239,13 @@ class TableDataModule(RecommendationDataModule):
         return {name: stored.column(name).take(rows).to_pylist() for name in names} if stored else {}
 
     def best_prediction(self) -> Tensor:
-        probability = np.load(self.raw_folder / "true_probability.npy")  # (N, K), of the sample
+        probability = np.load(self.table.folder / "true_probability.npy")  # (N, K), of the sample
         return torch.from_numpy(probability[self.rows["test"]])[:, self._label_columns]
 
     def state_dict(self) -> dict[str, Any]:
         """Saved in every checkpoint, so that it suffices to score new rows."""
         outputs = ["probability"] if self.chosen_tasks is None else self.tasks
-        state = {"description": self.description.model_dump(mode="json"), "attributes": self.attribute_state}
-        return state | {"encoder": self.encoder.state_dict(), "tasks": self.tasks, "outputs": outputs}
+        return self.state | {"tasks": self.tasks, "outputs": outputs}
 
     def known_rows(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         return self.encoder.known_rows(TableEncoder.from_state(state["encoder"]))
@@ -273,27 +256,14 @@ def without_weights(description: Description) -> Description:
     return description.model_copy(update={"columns": description.columns | excluded})
 
 
-def sources_of(table: Dataset) -> list[Path]:
-    """All files that are read: those with rows, then the second files."""
-    second = [table.path(form.file or "") for form in table.description.attributes.values()]
-    return [file for path in (*table.files.values(), *second) for file in data_files(path)]
-
-
-def _parts(table: Dataset) -> dict[str, int]:
-    return {part: len(data_files(path)) for part, path in table.files.items()}
-
-
 def stored_rows(table: Dataset, description: Description) -> StoredRows:
     """The rows, read now unless they are in the cache. description: the table's, without what is not used."""
-    content = description.model_dump(mode="json", exclude={"group", "file", "files"})
-    for column in content["columns"].values():
-        for name in ("transform", "pooling", "hash_size", "min_count"):  # do not decide how a row is read
-            column.pop(name, None)
-    split = content["split"] if isinstance(description.split, ColumnSplit) else None
+    of_encoding = {"transform", "pooling", "hash_size", "min_count"}  # do not decide how a row is read
+    content = description.model_dump(mode="json", exclude={"group": True, "columns": {"__all__": of_encoding}})
     folder = build_once(
         f"{table.name}-rows",
         sources_of(table),
-        {"description": content | {"split": split}, "parts": _parts(table)},
+        {"description": content},
         lambda target: write_rows(table, description, target),
         code=CODE,
     )
@@ -308,16 +278,3 @@ def summary(table: Dataset, rows: StoredRows) -> str:
         + ", ".join(f"{task} {rate:.4f}" for task, rate in zip(tasks, np.nanmean(part, 0), strict=True))
         for path, part in zip(table.files.values(), np.split(rows.labels(tasks), ends[:-1]), strict=True)
     )
-
-
-def _protocol(description: Description, split: str) -> str:
-    if description.files:
-        given = "val" in description.files
-        if given:
-            return "split by given files"
-        how = "a fifth of the training rows validates" if split == "official" else "test rows split 1:1"
-        return f"published files, {how} (seed {SPLIT_SEED})"
-    own = description.split
-    if isinstance(own, ColumnSplit):
-        return f"split by column {own.column!r}"
-    return f"random 8:1:1 split (seed {SPLIT_SEED})" if (own.by if own else split) == "random" else "time split"

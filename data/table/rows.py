@@ -4,33 +4,30 @@ N: rows, K: tasks.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from common.data.data_module import SPLITS
 from common.data.parallel import ordered_map
 from common.errors import check
 from common.files import write_tensors
 from data.attributes import Attributes, join, joined_columns, read_attributes
-from data.reader import Reader, Source, data_files, source_of
+from data.reader import Reader, data_files, source_of
 from data.schema import Column, ColumnSplit, Dataset, Description, Label, Rating
-from data.table.encoder import Field, Number, TableEncoder, fit_column, to_tensor
+from data.table.encoder import Field, Number, TableEncoder, Values, count_unseen, fit_column, to_tensor
 from data.table.splits import split_rows
 from data.values import BadValue, canonical
 
-ROWS, PARTS, ATTRIBUTES = "rows.arrow", "parts.json", "attributes.pt"  # of the cache
+ROWS, PARTS = "rows.arrow", "parts.json"  # of the cache
 SHOWN_LABELS = 8
-SPLIT = "\0split"  # a name that no column of a file can have
-MANY_ROWS = 1 << 23  # from here on columns are fitted one at a time: each takes several arrays of N elements
+MANY_ROWS = 1 << 23  # from here on columns are encoded one at a time: each takes several arrays of N elements
+BLOCK_ROWS = 1 << 14
 
 
 def inputs_of(description: Description) -> dict[str, Column]:
@@ -47,18 +44,15 @@ class TableReader(Reader):
         self.description, self.attributes = description, attributes
         self.tasks = {task: description.tasks[task] for task in tasks}
 
-    def _checked(self, source: Source, batch: pa.RecordBatch, before: int) -> pa.RecordBatch:
-        batch = super()._checked(source, batch, before)
+    def _checked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        batch = super()._checked(batch)
         columns = join(self.description, self.attributes, batch)
-        derived = [(label_name(task), name, self._label) for task, name in self.tasks.items()]
-        if isinstance(self.description.split, ColumnSplit) and not self.scoring:
-            derived.append((SPLIT, self.description.split.column, self._split))
-        for new, name, function in derived:
+        for task, name in self.tasks.items():
             array = columns.get(name, pa.nulls(len(batch), pa.string()))  # a file to score may lack its labels
             try:
-                columns[new] = function(name, array)
+                columns[label_name(task)] = self._label(name, array)
             except BadValue as bad:
-                raise self.error(source, before + bad.row, name, array[bad.row], bad.expected) from bad
+                raise self.error(bad.row, name, array[bad.row], bad.expected) from bad
         return pa.RecordBatch.from_pydict(columns)
 
     def _label(self, name: str, array: pa.Array) -> pa.Array:
@@ -73,15 +67,6 @@ class TableReader(Reader):
             row = encoded.indices.to_pylist().index(values.index(None))
             raise BadValue(row, f"{shown}, or nothing if it is unknown{no_header}")
         return pa.array(np.array(values, np.float32)[encoded.indices.to_numpy()])
-
-    def _split(self, name: str, array: pa.Array) -> pa.Array:
-        """The index of each row's split in SPLITS."""
-        known = {text: i for i, part in enumerate(SPLITS) for text in getattr(self.description.split, part)}
-        place = pc.index_in(array, value_set=pa.array(known))
-        if place.null_count:
-            expected = f'one of the values in "split": {", ".join(map(repr, known))}'
-            raise BadValue(pc.index(place.is_null(), True).as_py(), expected)
-        return pa.array(known.values(), pa.int8()).take(place)
 
 
 def label_name(task: str) -> str:
@@ -108,14 +93,12 @@ def _same(text: str) -> str:
 
 def write_rows(table: Dataset, description: Description, target: Path) -> None:
     """Read the files of a table into one Arrow file. description: that of the table, without what is not used."""
-    attributes = read_attributes(table)
-    reader = TableReader(description, attributes, list(description.tasks))
-    files = {part: data_files(path) for part, path in table.files.items()}
-    parts, writer = dict.fromkeys(files, 0), None
-    sizes = sum(path.stat().st_size for paths in files.values() for path in paths)
-    with tqdm(total=sizes, unit="B", unit_scale=True, desc="Reading") as bar:
-        for part, path in ((part, path) for part, paths in files.items() for path in paths):
-            for batch in reader.batches(source_of(path), bar.update):
+    reader = TableReader(description, read_attributes(table), list(description.tasks))
+    files = [(part, file) for part, path in table.files.items() for file in data_files(path)]
+    parts, writer = dict.fromkeys(table.files, 0), None
+    with tqdm(total=sum(file.stat().st_size for _, file in files), unit="B", unit_scale=True, desc="Reading") as bar:
+        for part, file in files:
+            for batch in reader.batches(source_of(file), bar.update):
                 writer = writer or pa.ipc.new_file(str(target / ROWS), batch.schema)
                 writer.write_batch(batch)
                 parts[part] += len(batch)
@@ -123,8 +106,6 @@ def write_rows(table: Dataset, description: Description, target: Path) -> None:
                 bar.set_postfix_str(f"{speed:,.0f} rows/s", refresh=False)
     assert writer is not None  # a file without rows is an error
     writer.close()
-    tables = {role: to_tensor(dict(zip(t.schema.names, t.columns, strict=True))) for role, t in attributes.items()}
-    write_tensors(target / ATTRIBUTES, tables)
     (target / PARTS).write_text(json.dumps(parts))
 
 
@@ -133,18 +114,15 @@ class StoredRows:
 
     def __init__(self, folder: Path):
         self.path = folder / ROWS
-        self.parts: dict[str, int] = json.loads((folder / PARTS).read_text())
-        self.attributes: dict[str, Tensor] = torch.load(folder / ATTRIBUTES, weights_only=True)  # see from_tensor
+        self.parts: dict[str, int] = json.loads((folder / PARTS).read_text())  # rows of each file
+        self.schema = pa.ipc.open_file(pa.memory_map(str(self.path))).schema
 
     def __len__(self) -> int:
         return sum(self.parts.values())
 
-    @property
-    def names(self) -> list[str]:
-        return self._open().schema.names
-
     def column(self, name: str) -> pa.ChunkedArray:
-        return self._open().read_all().column(name)
+        only = pa.ipc.IpcReadOptions(included_fields=[self.schema.get_field_index(name)])
+        return pa.ipc.open_file(pa.memory_map(str(self.path)), options=only).read_all().column(0)
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers (N,) in its own type, null as nan."""
@@ -154,85 +132,91 @@ class StoredRows:
         """1, 0 or nan if unknown (N, K) float32."""
         return np.stack([self.numbers(label_name(task)) for task in tasks], 1)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        file = self._open()
-        return (file.get_batch(i) for i in range(file.num_record_batches))
-
-    def _open(self) -> pa.RecordBatchFileReader:
-        return pa.ipc.open_file(pa.memory_map(str(self.path)))
-
 
 def write_encoded(
-    rows: StoredRows, description: Description, settings: Mapping[str, Any], name: str, target: Path
+    rows: StoredRows, table: Dataset, description: Description, settings: Mapping[str, Any], target: Path
 ) -> None:
-    """Split the rows, fit the encoder on the training rows, and encode all rows batch by batch.
+    """Split the rows, and write them as arrays, encoded by what is fitted on the training rows.
 
-    settings: split, dense_transform, min_count, num_bins. name: of the table, for messages.
+    settings: split, dense_transform, min_count, num_bins.
     """
-    tasks, time = list(description.tasks), description.only("time")
+    tasks, time, own, where = list(description.tasks), description.only("time"), description.split, table.where
     labels = rows.labels(tasks)
     times = rows.numbers(time) if time else None
-    codes = rows.numbers(SPLIT) if SPLIT in rows.names else None
-    splits = split_rows(description, rows.parts, labels, times, codes, settings["split"], name)
+    texts = rows.column(own.column) if isinstance(own, ColumnSplit) else None
+    splits, protocol = split_rows(description, rows.parts, labels, times, texts, settings["split"], where)
     for part, chosen in splits.items():
         np.save(target / f"rows_{part}.npy", chosen)
     train = splits["train"]
     for task, label in zip(tasks, labels[train].T, strict=True):
-        check(not np.isnan(label).all(), f"{name}: no training row has a label for {task}.")
-    encoder = _fitted(rows, description, settings, train)
-    write_tensors(target / "encoder.pt", {"encoder": encoder.state_dict(), "attributes": rows.attributes})
-    width = encoder.width({field.name: rows.column(field.name) for field in encoder.fields if field.pooling})
-    held_out = np.ones(len(rows), bool)
-    held_out[train] = False
-    counts, done = np.zeros((2, len(encoder.fields)), np.int64), 0  # of held-out rows, as by count_unseen
-    with (
-        _npy(target / "dense.npy", np.float32, (len(rows), encoder.num_dense)) as dense_file,
-        _npy(target / "ids.npy", np.int32, (len(rows), encoder.starts(width)[-1])) as ids_file,
-        _npy(target / "label.npy", np.float32, labels.shape) as label_file,
-        tqdm(total=len(rows), desc="Encoding", unit="row", unit_scale=True) as bar,
-    ):
-        label_file.write(labels.data)
-        for _, dense, ids in encoder.stream(rows.batches(), width):
-            dense_file.write(dense.data)
-            ids_file.write(ids.data)
-            counts += encoder.count_unseen(ids[held_out[done : done + len(ids)]])
-            done += len(ids)
-            bar.update(len(ids))
+        check(not np.isnan(label).all(), f"{where}: no training row has a label for {task}.")
+    np.save(target / "label.npy", labels)
     for weight in description.of_role("weight"):
         weights = rows.numbers(weight)
         mean = weights[train].mean()
-        check(mean > 0, f"{name}: all training rows have weight 0.")
+        check(mean > 0, f"{where}: all training rows have weight 0.")
         np.save(target / "weight.npy", (weights / mean).astype(np.float32))  # mean 1, so the learning rate still fits
     if group := description.group or description.only("user"):
-        codes = rows.column(group).dictionary_encode()
-        np.save(target / "groups.npy", np.concatenate([c.indices.to_numpy() for c in codes.chunks]))
-    of_texts = [(field.name, counts[:, i].tolist()) for i, field in enumerate(encoder.fields) if field.kind == "text"]
+        np.save(target / "groups.npy", Values.of(rows.column(group)).places)
+    encoder, unseen = _write_inputs(rows, description, settings, train, target)
+    state = {"encoder": encoder.state_dict(), "description": description.model_dump(mode="json")}
+    state["attributes"] = {role: to_tensor(batch) for role, batch in read_attributes(table).items()}
+    write_tensors(target / "encoder.pt", state)
     summary = {
         "positive": {task: float(np.nanmean(labels[train, i])) for i, task in enumerate(tasks)},
-        "held_out": dict(of_texts),
+        "protocol": protocol,
+        "held_out": unseen,
         "unlabelled": len(rows) - sum(map(len, splits.values())),
     }
     (target / "summary.json").write_text(json.dumps(summary))
 
 
-def _fitted(rows: StoredRows, description: Description, settings: Mapping[str, Any], train: np.ndarray) -> TableEncoder:
-    """The encoder of the training rows."""
-    columns, order = inputs_of(description), np.sort(train)
-    in_order = order[-1] - order[0] == len(order) - 1  # a slice is no copy
+def _write_inputs(
+    rows: StoredRows, description: Description, settings: Mapping[str, Any], train: np.ndarray, target: Path
+) -> tuple[TableEncoder, dict[str, list[int]]]:
+    """Fit and encode column by column, of which memory holds one per thread, then put them together row by row.
 
-    def fit(name: str) -> tuple[list[Number], list[Field]]:
-        values = rows.column(name)
-        values = values.slice(int(order[0]), len(order)) if in_order else values.take(pa.array(order))
-        return fit_column(name, columns[name], values, settings, description.missing_texts)
+    Returns the encoder and, of each field of texts, what is unseen in the held-out rows, as count_unseen says.
+    """
+    columns, is_train = inputs_of(description), np.zeros(len(rows), bool)
+    is_train[train] = True
+    lists = [rows.column(name) for name in columns if pa.types.is_list(rows.schema.field(name).type)]
+    width = max([1, *(pc.max(pc.list_value_length(column)).as_py() for column in lists)])
+    with TemporaryDirectory(dir=target) as folder:
 
-    each = map if len(rows) > MANY_ROWS else ordered_map
-    numbers, fields = zip(*tqdm(each(fit, columns), "Fitting", len(columns), unit="column"), strict=True)
-    return TableEncoder(list(chain(*numbers)), list(chain(*fields)))
+        def encode(item: tuple[int, str]) -> tuple[Number | None, Field | None, list[int]]:
+            i, name = item
+            values, unseen = Values.of(rows.column(name)), [0, 0]
+            number, field = fit_column(name, columns[name], values, is_train, settings, description.missing_texts)
+            if number:
+                np.save(f"{folder}/dense{i:06}.npy", number.encode(values.numbers)[values.places])
+            if number and number.has_flag:
+                np.save(f"{folder}/flag{i:06}.npy", np.isnan(values.numbers)[values.places])
+            if field:
+                cells = field.encode(values, width)
+                np.save(f"{folder}/ids{i:06}.npy", np.ascontiguousarray(cells.T))
+                unseen = count_unseen(cells[~is_train])
+            return number, field, unseen
+
+        each = map if len(rows) > MANY_ROWS else ordered_map
+        fitted = list(tqdm(each(encode, enumerate(columns)), "Encoding", len(columns), unit="column"))
+        dense, flags, ids = (sorted(Path(folder).glob(f"{kind}*")) for kind in ("dense", "flag", "ids"))
+        _join(dense + flags, np.float32, len(rows), target / "dense.npy")
+        _join(ids, np.int32, len(rows), target / "ids.npy")
+    encoder = TableEncoder([n for n, _, _ in fitted if n], [f for _, f, _ in fitted if f])
+    return encoder, {field.name: unseen for _, field, unseen in fitted if field and field.kind == "text"}
 
 
-def _npy(path: Path, dtype: type, shape: tuple[int, ...]) -> IO[bytes]:
-    """An open .npy file with its header; whole rows are then written in order, which is faster than into a map."""
-    file = open(path, "wb")
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file
+def _join(paths: Sequence[Path], dtype: type, count: int, target: Path) -> None:
+    """Files of columns (N,) or (W, N) become one .npy file of rows (N, S).
+
+    Whole rows are written in order, which is faster than columns into a map.
+    """
+    columns = [np.load(path, mmap_mode="r").reshape(-1, count) for path in paths]
+    columns.append(np.empty((0, count), dtype))
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count, sum(map(len, columns)))}
+    with open(target, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, count, BLOCK_ROWS):
+            block = np.concatenate([column[:, start : start + BLOCK_ROWS] for column in columns])
+            file.write(np.ascontiguousarray(block.T, dtype).data)

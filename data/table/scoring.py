@@ -4,18 +4,24 @@ N: rows of a batch, K: outputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import torch
 from torch import Tensor
 
+from common.data.parallel import ordered_map
 from data.attributes import joined_columns
 from data.reader import Source, keeping, kept_texts
 from data.schema import Description
 from data.table.encoder import EMPTY, FIRST_ID, MISSING, OOV, TableEncoder, from_tensor, nearly_unseen
 from data.table.rows import TableReader, label_name
+
+READ_AHEAD = 2  # batches
+IDS = "\0ids "  # a name that no column of a file begins with
 
 
 class TableScorer:
@@ -28,7 +34,7 @@ class TableScorer:
         self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
         self.kept = tuple(self.description.of_role("kept"))
         self.names = [field.name for field in self.encoder.fields]
-        self._counts = np.zeros((2, len(self.encoder.fields)), np.int64)  # see TableEncoder.count_unseen
+        self._counts = np.zeros((len(self.encoder.fields), 2), np.int64)  # see count_unseen
 
     def keep(self, names: Sequence[str]) -> None:
         """Add columns to `kept`. Raises: UserError for one that the table does not have."""
@@ -39,8 +45,8 @@ class TableScorer:
     def unseen(self) -> dict[str, int]:
         """Rows with an unseen or rare category, by field; without numbers that are categories too, for which it says
         little."""
-        fields = enumerate(self.encoder.fields)
-        return {field.name: int(self._counts[0, i]) for i, field in fields if field.kind == "text"}
+        fields = zip(self.encoder.fields, self._counts, strict=True)
+        return {field.name: int(unseen) for field, (unseen, _) in fields if field.kind == "text"}
 
     def values_of(self, name: str) -> dict[str, int]:
         """The values of a field that have embeddings, and their ids."""
@@ -50,7 +56,7 @@ class TableScorer:
 
     def nearly_unseen(self) -> list[str]:
         """The fields of which nearly all values so far are out of vocabulary."""
-        return nearly_unseen(dict(zip(self.names, self._counts.T.tolist(), strict=True)))
+        return nearly_unseen(dict(zip(self.names, self._counts.tolist(), strict=True)))
 
     def batches(
         self, source: Source, moved: Callable[[int], object] | None = None
@@ -63,11 +69,29 @@ class TableScorer:
         reader = TableReader(self.description, self.attributes, self.tasks, scoring=True)
         pooled = {field.name: field.pooling is not None for field in self.encoder.fields if field.kind == "text"}
         reader.types = {name: pa.list_(pa.string()) if lists else pa.string() for name, lists in pooled.items()}
-        for batch, dense, ids in self.encoder.stream(reader.batches(source, moved)):
-            self._counts += self.encoder.count_unseen(ids)
+        for batch, (dense, ids, unseen) in ordered_map(self._encoded, self._looked_up(reader.batches(source, moved))):
+            self._counts += unseen
             labels = np.stack([batch.column(label_name(task)).to_numpy() for task in self.tasks], 1)
             kept = kept_texts(source, dict(zip(batch.schema.names, batch.columns, strict=True)), self.kept)
             yield [torch.from_numpy(dense), torch.from_numpy(ids)], torch.from_numpy(labels), kept
+
+    def _looked_up(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches, and the ids of whole cells: by expressions, because each call of a function would build the hash
+        table of a vocabulary again."""
+        first = next(batches)
+        columns = {name: ds.field(name) for name in first.schema.names}
+        for field in self.encoder.fields:
+            if field.kind == "text" and not (field.hash_size or field.pooling):
+                columns[f"{IDS}{field.name}"] = field.looked_up(ds.field(field.name))
+        scanner = ds.Scanner.from_batches(
+            chain([first], batches), schema=first.schema, columns=columns, batch_readahead=READ_AHEAD
+        )
+        return scanner.to_batches()
+
+    def _encoded(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        ids = {name.removeprefix(IDS): column for name, column in columns.items() if name.startswith(IDS)}
+        return batch, self.encoder.encode(columns | ids, len(batch))
 
     def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
         """Inputs of random rows."""

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from common.data.data_module import SPLIT_SEED, SPLITS
-from common.errors import check
+from common.errors import UserError, check
 from data.schema import ColumnSplit, Description
 
 FOLDS = 10
@@ -18,38 +20,48 @@ def split_rows(
     parts: Mapping[str, int],
     labels: np.ndarray,
     times: np.ndarray | None,
-    codes: np.ndarray | None,
+    texts: pa.ChunkedArray | None,
     split: str,
     name: str,
-) -> Splits:
-    """Row numbers of each split, without rows that have no label.
+) -> tuple[Splits, str]:
+    """Row numbers of each split, without rows that have no label; and how they were chosen.
 
-    parts: rows of each file ("all", or one per split); labels (N, K), nan if unknown; times (N,); codes: index of each
-    row's split (N,), if a column says it; split: "time", "random" or "official", if the description does not say.
+    parts: rows of each file ("all", or one per split); labels (N, K), nan if unknown; times (N,); texts (N,) of the
+    column that says the split, if one does; split: "time", "random" or "official", if the description does not say.
 
     Raises: UserError naming the table if there are too few rows.
     """
     has_label = ~np.isnan(labels).all(1)
     labelled = np.flatnonzero(has_label).astype(np.int32)
-    own = description.split
+    own, seed = description.split, f"(seed {SPLIT_SEED})"
     if "all" not in parts:
         splits = {part: found[has_label[found]] for part, found in file_split(parts, split == "official").items()}
+        how = "a fifth of the training rows validates" if split == "official" else "test rows split 1:1"
+        protocol = "split by given files" if "val" in parts else f"published files, {how} {seed}"
     elif isinstance(own, ColumnSplit):
-        assert codes is not None
+        known = {text: i for i, part in enumerate(SPLITS) for text in getattr(own, part)}
+        place = pc.index_in(texts, value_set=pa.array(known)).fill_null(-1).to_numpy()
+        if len(others := np.flatnonzero(place < 0)):
+            found, expected = texts[others[0]], ", ".join(map(repr, known))
+            raise UserError(f'{name}, column {own.column}: found {str(found)!r}, which "split" lacks: {expected}.')
+        codes = np.array(list(known.values()))[place]
         splits = {part: labelled[codes[labelled] == i] for i, part in enumerate(SPLITS)}
+        protocol = f"split by column {own.column!r}"
     else:
         check(len(labelled) >= 10, f"{name}: found {len(labelled)} rows with a label; a split needs at least 10.")
         if (own.by if own else split) == "time":
             # equal times stay in file order, which is also the order if there is no time column
-            splits = time_split(labelled if times is None else labelled[np.argsort(times[labelled], kind="stable")])
+            order = labelled if times is None else labelled[np.argsort(times[labelled], kind="stable")]
+            splits, protocol = time_split(order), "time split"
         else:
             classes = np.nan_to_num(labels[labelled, 0]).astype(np.uint8)
             most = int(np.bincount(classes).max())
             check(most >= 10, f"{name}: found at most {most} rows of one class; a random split needs at least 10.")
             splits = {part: labelled[found] for part, found in random_split(classes).items()}
-    counts = ", ".join(f"{split} {len(part):,}" for split, part in splits.items())
-    check(all(len(part) for part in splits.values()), f"{name}: the split has rows {counts}; each needs at least 1.")
-    return splits
+            protocol = f"random 8:1:1 split {seed}"
+    counts = ", ".join(f"{part} {len(rows):,}" for part, rows in splits.items())
+    check(all(map(len, splits.values())), f"{name}: the split has rows {counts}; each needs at least 1.")
+    return splits, protocol
 
 
 def time_split(order: np.ndarray) -> Splits:
@@ -83,14 +95,13 @@ def file_split(counts: Mapping[str, int], official: bool = False) -> Splits:
     Without a "val" file, test rows are split 1:1, or, if official, a random fifth of the training rows validates: the
     sizes of Gorishniy et al. 2021 on Adult, 26,048, 6,513 and 16,281 rows.
     """
-    if "val" in counts:
-        ends = np.cumsum([counts[name] for name in SPLITS])
-        return dict(zip(SPLITS, np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1]), strict=True))
-    train, test = counts["train"], counts["test"]
-    if official:
-        order = np.random.default_rng(SPLIT_SEED).permutation(train)
-        val, rest = np.split(order, [-(-train // 5)])
-        parts = (np.sort(rest), np.sort(val), np.arange(train, train + test))
-        return {name: part.astype(np.int32) for name, part in zip(SPLITS, parts, strict=True)}
-    halves = np.array_split(np.random.default_rng(SPLIT_SEED).permutation(test), 2)
-    return {"train": np.arange(train, dtype=np.int32), "val": train + halves[0], "test": train + halves[1]}
+    train, val, test = (counts.get(name, 0) for name in SPLITS)
+    rows, rng = np.arange(train + val + test, dtype=np.int32), np.random.default_rng(SPLIT_SEED)
+    parts = np.split(rows, [train, train + val])
+    if official and not val:
+        order = rng.permutation(train)
+        chosen, rest = np.split(order, [-(-train // 5)])
+        parts[:2] = rows[np.sort(rest)], rows[np.sort(chosen)]
+    elif not val:
+        parts[1:] = [train + half for half in np.array_split(rng.permutation(test), 2)]
+    return dict(zip(SPLITS, parts, strict=True))
