@@ -19,15 +19,12 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from bst.bst import BST
-from common.data.streams import check_suffix, open_table
 from common.model.embedding import field_widths, widened
 from common.model.metrics import RatingMetrics
 from common.model.recommender import Recommender
@@ -41,10 +38,10 @@ from models import Scorer, load, predict_batch
 
 FIELD = None  # a categorical column, or that of users or items; None: the one with most values, if possible texts
 VALUE = None  # as written in the raw file; None: the most frequent in RAW_FILE, or the first of the vocabulary
-FORMAT = "csv"  # of the embeddings; or "csv.gz", "parquet"
 MAX_ROWS = 100_000  # of RAW_FILE that are used, from its start
 REPEATS = 3  # shuffles per column
 NEIGHBOURS, SHOWN_VALUES, NAMED_VALUES = 10, 1000, 25  # most values in the list; in the plot; labelled in the plot
+SHOWN_COLUMNS = 40  # in the plot of importance
 
 
 def inspect(
@@ -53,10 +50,8 @@ def inspect(
     *,
     field: str | None = FIELD,
     value: str | None = VALUE,
-    format: str = FORMAT,
 ) -> dict[str, Any]:
     """Inspect a checkpoint; returns the importance, neighbours and embeddings (tables), and their folder."""
-    check_suffix(file := f"embeddings.{format}")
     model, scorer = load(checkpoint)
     rows = read_rows(scorer, raw) if raw is not None else None
     names = scorer.names
@@ -72,8 +67,7 @@ def inspect(
     near = neighbours(found, field, value)
     matters = importance(model, scorer, *rows) if rows else None
     folder = new_version_folder(output_root() / "runs" / "inspect_model")
-    with open_table(folder / file, []) as write:
-        write(found)
+    found.to_csv(folder / "embeddings.csv", index=False)
     path = Path(checkpoint).resolve()
     run = f"{path.parts[-4]}/{path.parts[-3]}" if path.parent.name == "checkpoints" else path.name
     title = f"{model.display_name}, {run}"
@@ -189,17 +183,14 @@ def row_losses(model: Recommender, inputs: list[Tensor], target: Tensor) -> Tens
 
 
 def plot_importance(table: pd.DataFrame, title: str, path: Path) -> None:
-    """Rises by column, without those too small to be seen."""
-    parts = {output: part for output, part in table.groupby("output", sort=False)}
-    shown = {name: max(1, int((part["rise"] > 0.01 * part["rise"].max()).sum())) for name, part in parts.items()}
-    figure = Figure((6 * len(parts), 1.7 + 0.22 * max(shown.values())), layout="constrained")
-    for axes, (output, part) in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts.items(), strict=True):
-        part, rest = part.head(shown[output]), len(part) - shown[output]
+    """The largest rises by column."""
+    parts = [(output, part.head(SHOWN_COLUMNS)) for output, part in table.groupby("output", sort=False)]
+    figure = Figure((6 * len(parts), 1.7 + 0.22 * max(len(part) for _, part in parts)), layout="constrained")
+    for axes, (output, part) in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts, strict=True):
         axes.barh(part["column"], part["rise"], xerr=part["rise"] - part["low"], color="tab:blue", ecolor="black")
         axes.invert_yaxis()
         axes.margins(y=0.01)
-        note = f"\n({rest} more columns: less than 1 % of the largest rise)" if rest else ""
-        axes.set_xlabel(f"rise in the loss of {output}\nwhen the column is shuffled{note}")
+        axes.set_xlabel(f"rise in the loss of {output}\nwhen the column is shuffled")
     save(figure, title, path)
 
 
@@ -215,17 +206,8 @@ def plot_vectors(table: pd.DataFrame, title: str, path: Path) -> None:
     axes.scatter(x, y, 8 + 60 * table["count"] / max(1, table["count"].max()) if "count" in table else 8, alpha=0.5)
     axes.set(xlabel=f"first component ({share[0]:.0%} of the variance)", ylabel=f"second ({share[1]:.0%})")
     axes.set_title(f"{len(table):,} values", fontsize="small")
-    axes.margins(x=0.1)
-    figure.draw_without_rendering()  # places the axes
-    renderer, placed = FigureCanvasAgg(figure).get_renderer(), list[Bbox]()
-    for value, right, up in zip(table["value"], x, y, strict=True):
-        label = axes.annotate(value[:30], (right, up), ha="right" if right > x.max() / 2 else "left", fontsize=7)
-        box = label.get_window_extent(renderer)
-        fits = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(placed)
-        if fits and len(placed) < NAMED_VALUES:
-            placed.append(box)
-        else:
-            label.remove()
+    for value, right, up in zip(table["value"][:NAMED_VALUES], x, y, strict=False):
+        axes.annotate(value[:30], (right, up), ha="right" if right > x.max() / 2 else "left", fontsize=7)
     save(figure, title, path)
 
 

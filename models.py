@@ -3,10 +3,10 @@
 N: rows, K: outputs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -16,9 +16,14 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError, check, one_line, shown
 from common.model.recommender import Recommender, equal_states
 from common.settings import check_settings
-from data.reader import Source
+
+if TYPE_CHECKING:
+    from data.history.scoring import HistoryScorer
+    from data.table.scoring import TableScorer
 
 BATCH_ROWS = 1024  # predicted at a time; more would not fit into the processor's cache
+
+Scorer: TypeAlias = "TableScorer | HistoryScorer"  # turns rows of a raw file into a model's inputs
 
 
 class Model(NamedTuple):
@@ -40,39 +45,8 @@ MODELS = {
 }
 
 
-class Scorer(Protocol):
-    """Turns rows of a raw file into a model's inputs; made from a data module's state_dict()."""
-
-    columns: tuple[str, ...]  # names of the outputs
-    names: Sequence[str]  # of the fields
-    kept: tuple[str, ...]  # columns of the file whose texts `batches` yields
-    unseen: dict[str, int]  # rows with an unseen or rare value so far, by field
-
-    def values_of(self, name: str) -> dict[str, int]:
-        """The values of a field that have embeddings, and their ids."""
-
-    def keep(self, names: Sequence[str]) -> None:
-        """Add columns to `kept`. Raises: UserError for one that the file does not have."""
-
-    def batches(
-        self, source: Source, moved: Callable[[int], object] | None = None
-    ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
-        """Inputs, labels (N, K), nan if unknown, and texts by kept column. Raises: UserError naming a wrong row."""
-
-    def nearly_unseen(self) -> list[str]:
-        """The fields nearly all of whose values so far are unseen or rare."""
-
-    def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]: ...
-
-    def metadata(self) -> dict[str, Any]:
-        """What another program needs to encode a row."""
-
-
 def load(checkpoint: str | Path) -> tuple[Recommender, Scorer]:
-    """The model of a checkpoint, ready to predict, and the scorer that reads raw rows for it.
-
-    Raises: UserError if it is not a checkpoint of one of MODELS.
-    """
+    """The model of a checkpoint, ready to predict, and the scorer that reads raw rows for it."""
     (model,), scorer = load_several([checkpoint])
     return model, scorer
 
@@ -80,7 +54,7 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Scorer]:
 def load_several(checkpoints: Sequence[str | Path]) -> tuple[list[Recommender], Scorer]:
     """The models of checkpoints whose predictions are to be averaged, and the scorer they share.
 
-    Raises: UserError if they were trained on different data or encode it differently.
+    Raises: UserError if one is not a checkpoint of MODELS, or they were trained on different data.
     """
     first, scorer, state = _load(checkpoints[0])
     models = [first]

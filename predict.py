@@ -80,7 +80,8 @@ def predict(
     is_rating = isinstance(models[0].metrics, RatingMetrics)
     no_probability = is_rating or isinstance(models[0].metrics, RankingMetrics)
     check(temperature == 1 or not no_probability, "temperature is for probabilities, not ratings or ranks.")
-    names, shown = [*scorer.kept, *scorer.columns], len(scorer.kept)
+    outputs = [f"predicted {name}" if name in scorer.kept else name for name in scorer.columns]
+    names, shown = [*scorer.kept, *outputs], len(scorer.kept)
     scorer.keep(slices)
     scored = ScoredRows(scorer.columns, is_rating, slices)
     source, inputs = input_of(raw), [*checkpoints, raw]

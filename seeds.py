@@ -13,7 +13,8 @@ from typing import Any
 
 from common.errors import answer_help, check, run_script
 
-USAGE = "SCRIPT [NUMBER]"
+SCRIPTS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/train.py"))
+USAGE = f"{'|'.join(SCRIPTS)} [NUMBER]"
 if __name__ == "__main__":
     answer_help(__doc__, USAGE)  # before the imports below, which take seconds
 
@@ -22,9 +23,7 @@ from common.paths import output_root
 from common.settings import Settings
 from common.training.run_folder import NOT_COMPARED, continued_folder
 from common.training.seeds import CONFIDENCE, difference_table, summary_table, train_seeds
-from models import MODELS
 
-SCRIPTS = {model.script.removesuffix(".train"): model.script for model in MODELS.values()}
 VARIANTS: dict[str, dict[str, Any]] = {  # changes to the settings in train.py; the first is compared with the others
     "as_it_is": {}
     # "more_dropout": dict(dropout=0.5),
@@ -35,7 +34,7 @@ def seeds(script: str, number: str | int = 3, variants: dict[str, dict[str, Any]
     """Train all variants with seeds 1 to `number`; returns the results of each, also written to seeds.json."""
     check(script in SCRIPTS, f"found {script!r}, expected one of {', '.join(SCRIPTS)}.")
     check(str(number).isdecimal() and int(number) > 0, f"found {number!r}, expected a number of seeds, such as 4.")
-    count, module = int(number), import_module(SCRIPTS[script])
+    count, module = int(number), import_module(f"{script}.train")
     settings = {name: settings_of(module, changes) for name, changes in variants.items()}
     home = output_root() / "runs" / f"{script}_seeds"
     folder = continued_folder(home, settings, lambda folder: is_complete(folder, count))

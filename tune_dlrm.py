@@ -6,10 +6,10 @@ runs/tune_dlrm/version_N (except Ray's sockets, which are in a temporary folder)
 reproduces the search; otherwise TPE and ASHA depend on which trial is faster.
 """
 
+import math
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ import torch
 from ray import tune
 
 import dlrm.train as dlrm
-from common.cluster.search import DISK, TuneReporter, run_search
+from common.cluster.search import TuneReporter, run_search
 from common.cluster.study import (
-    CAUSE_FILE,
     ENDED,
     best_trials,
     distributions,
@@ -38,7 +37,7 @@ from common.cluster.study import (
     trial_folder,
     write_table,
 )
-from common.files import atomic_write, write_json
+from common.files import write_json
 from common.model.comparison import auc_error
 from common.paths import data_root, output_root
 from common.settings import Settings, check_names, check_settings, plain
@@ -68,7 +67,7 @@ SEARCH = dict(
     gpus_per_trial=0,  # may be a fraction
     workers_per_trial=1,  # processes that train a trial together, each with cpus_per_trial (and a GPU)
     ray_address=None,  # of a running cluster ("auto", "host:6379"); None: $RAY_ADDRESS, otherwise Ray is started here
-    storage=None,  # absolute path of a folder that all nodes can see, for everything written; None: runs/tune_dlrm
+    storage=None,  # path of a folder that all nodes can see, for everything written; None: runs/tune_dlrm
 )
 
 os.environ |= {  # read by Ray Tune
@@ -86,33 +85,25 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
 
     Raises: UserError if all trials failed, Ray has too few CPUs or GPUs for a trial, or a file cannot be written.
     """
-    start = time.monotonic()
     check_names(changes, list(SEARCH))
     options = {name: plain(value) for name, value in (SEARCH | changes).items()}
     check_settings({"space": space, "fixed": fixed} | options)
     both = ", ".join(sorted(space.keys() & fixed.keys()))
     check(not both, f"{both} must be in SPACE or in FIXED, not in both.")
-    # ASHA stops trials, not patience; trials run in another working directory, so paths must be absolute
     settings = Settings(dlrm.DATA, dlrm.MODEL, dlrm.OPTIMIZER, dlrm.TRAINING).changed(fixed)
     data = ClickDataModule(**settings.data, seed=settings.training["seed"])
     data.setup()  # builds the cache before the trials map it
     settings = settings.for_rows(len(data.rows["train"]), dlrm.AUTO)
-    epochs = settings.training["max_epochs"]
-    validations = epochs * settings.training["validations_per_epoch"]
-    root = settings.data["data_root"]
-    fixed = fixed | {"max_epochs": epochs, "patience": None}
-    fixed |= {"data_root": str(Path(root).resolve() if root else data_root())}
+    # ASHA stops trials, not patience; trials run in another working directory, so paths must be absolute
+    fixed = fixed | {"max_epochs": settings.training["max_epochs"], "patience": None}
+    fixed |= {"data_root": str(Path(settings.data["data_root"] or data_root()).resolve())}
     settings = settings.changed(fixed)
     check_names(space, list(settings.flat()))
+    validations = settings.training["max_epochs"] * settings.training["validations_per_epoch"]
     check(
         options["grace_validations"] <= validations,
         f"grace_validations is {options['grace_validations']}; a trial has {validations} validations.",
     )
-    identity = {name: value for name, value in settings.flat().items() if name not in {*space, *NOT_COMPARED}}
-    identity |= {"space": {name: str(values) for name, values in distributions(space).items()}}
-    identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
-    storage = options.pop("storage")
-    home = Path(storage).resolve() if storage else output_root() / "runs" / "tune_dlrm"
     clicks, rows = int(data.targets("val").sum()), len(data.rows["val"])
     metric = "val_auc" if settings.training["monitor"] == "auto" else settings.training["monitor"]
     check(
@@ -120,15 +111,18 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
         f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC. "
         "Use another dataset or split.",
     )
+    identity = {name: value for name, value in settings.flat().items() if name not in {*space, *NOT_COMPARED}}
+    identity |= {"space": {name: str(values) for name, values in distributions(space).items()}}
+    identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
+    home = Path(options["storage"] or output_root() / "runs" / "tune_dlrm").resolve()
     chosen = continued_folder(home, identity, lambda folder: is_complete(folder, metric, options["trials"]))
     with claim_run_folder("tune_dlrm", identity, chosen) as folder:
         keep_unchanged(folder / "data.json", {"rows": rows, "fingerprint": data.fingerprint}, "data")
         study = open_study(folder, metric)
         print(f"{'Continuing' if study.trials else 'Writing to'} {folder}", flush=True)
-        begun = start - study.user_attrs.get("seconds", 0.0)
         trial = tune.with_parameters(run_trial, folder=folder, fixed=fixed, workers=options["workers_per_trial"])
-        run_search(trial, space, settings, options, study, folder, begun)
-        contents = conclude(study, folder, data, fixed, begun)
+        run_search(trial, space, settings, options, study, folder)
+        contents = conclude(study, folder, data, fixed)
         shutil.rmtree(folder / "ray", ignore_errors=True)
         return contents
 
@@ -139,17 +133,11 @@ def run_trial(config: dict[str, Any], folder: Path, fixed: dict[str, Any], worke
     config = dict(config)
     folder = trial_folder(folder, config.pop("number"))
     launch = {"devices": workers, "strategy": "ray"} if workers > 1 else {}
+    changes = fixed | config | launch
     try:
-        changes = fixed | config | launch
         dlrm.train(run_folder=str(folder), callbacks=[TuneReporter()], test=False, resume=True, **changes)
     except KeyboardInterrupt:  # Ray stops a trial by SystemExit(0), which arrives here as this
         sys.exit(0)
-    except Exception as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        kind = DISK if isinstance(error.__cause__, OSError) else f"{type(error).__name__}: "
-        with atomic_write(folder / CAUSE_FILE, "w") as file:
-            file.write(f"{kind}{error}")
-        raise
 
 
 def is_complete(folder: Path, metric: str, trials: int) -> bool:
@@ -157,9 +145,7 @@ def is_complete(folder: Path, metric: str, trials: int) -> bool:
     return (folder / "best.json").exists() and len(in_state(open_study(folder, metric), *ENDED)) >= trials
 
 
-def conclude(
-    study: optuna.Study, folder: Path, data: ClickDataModule, fixed: dict[str, Any], begun: float
-) -> dict[str, Any]:
+def conclude(study: optuna.Study, folder: Path, data: ClickDataModule, fixed: dict[str, Any]) -> dict[str, Any]:
     """Test the best trials, write best.json, trials.csv, importance.csv and figures, and print a summary."""
     best = best_trials(study)
     plot_search(study, folder, f"DLRM, {data.dataset}{', built-in sample' if data.is_sample else ''}, {folder.name}")
@@ -173,8 +159,7 @@ def conclude(
     for trial in best:
         log(folder, f"\nTesting trial {trial.number}")
         # a finished trial is not trained again: it continues from its last checkpoint, so it is only tested
-        changes = fixed | settings_of(trial.params)
-        results = dlrm.train(run_folder=trial_folder(folder, trial.number), **changes)
+        results = dlrm.train(run_folder=trial_folder(folder, trial.number), **fixed | settings_of(trial.params))
         tested.append({"trial": trial.number, "validation": results["validation"], "test": results["test"]})
     log(folder, "\n" + write_table(study, folder, {each["trial"]: each["test"][metric] for each in tested}))
     importance = setting_importance(study)
@@ -182,12 +167,11 @@ def conclude(
     if len(importance):
         shown = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
         log(folder, f"\nShare of the metric's variance explained by each setting (unreliable with few trials): {shown}")
-    errors = {split: error_of(data, split, tested[0]) for split in ("validation", "test")}
-    log(
-        folder,
-        f"Standard error of an AUC: {errors['validation']:.4f} on {len(data.rows['val']):,} validation rows, "
-        f"{errors['test']:.4f} on {len(data.rows['test']):,} test rows. The best trial on validation rows is chosen.",
-    )
+    errors = {}
+    for split, part in (("validation", "val"), ("test", "test")):
+        clicks, rows = int(data.targets(part).sum()), len(data.rows[part])
+        errors[split] = auc_error(tested[0][split]["auc"], clicks, rows - clicks) if 0 < clicks < rows else math.nan
+        log(folder, f"Standard error of an AUC: {errors[split]:.4f} on {rows:,} {split} rows.")
     config = settings_of(best[0].params)
     contents = {
         **tested[0],
@@ -196,20 +180,12 @@ def conclude(
         "auc_standard_error": errors,
         "checkpoint": str(trial_folder(folder, best[0].number) / BEST_CHECKPOINT),
         "trials": {state: len(in_state(study, state)) for state in ENDED},
-        "wall_seconds": time.monotonic() - begun,
     }
     write_json(folder / "best.json", contents)
     lines = "\n".join(f"    {name}={value!r}," for name, value in config.items())
-    log(folder, f"\nFor dlrm/train.py (trial {best[0].number}):\n{lines}\nTrials, tables and figures: {folder}")
+    log(folder, f"\nFor dlrm/train.py (trial {best[0].number}, the best on validation rows):\n{lines}")
+    log(folder, f"Trials, tables and figures: {folder}")
     return contents
-
-
-def error_of(data: ClickDataModule, split: str, tested: dict[str, Any]) -> float:
-    """Standard error over rows of a trial's AUC; nan if that is undefined."""
-    label = data.targets("val" if split == "validation" else split)
-    clicks = int(label.sum())
-    auc = tested[split]["auc"]
-    return auc_error(auc, clicks, len(label) - clicks) if 0 < clicks < len(label) else float("nan")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ def run_script(main: Callable[..., object], usage: str = "") -> None:
         main(*sys.argv[1:])
     except UserError as error:
         _fail(error)
+    except BrokenPipeError:  # `script | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python would write again at exit, and report it
+        sys.exit(1)
     except KeyboardInterrupt as error:
         print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(143 if isinstance(error, Terminated) else 130)
@@ -42,15 +45,16 @@ def _fail(message: object) -> None:
 def answer_help(docstring: str | None, usage: str) -> None:
     """Exit if the command line asks for --help, with the script's docstring, or does not match `usage`, with a line.
 
-    A script calls it before its imports, which take seconds. usage: names of the arguments, "FILE [NAME]" or
-    "[NAME...]"; "" for none.
+    A script calls it before its imports, which take seconds. usage: names of the arguments, "FILE [NAME]",
+    "[NAME...]" or "this|that", a choice; "" for none.
     """
     arguments, names = sys.argv[1:], usage.split()
     if {"-h", "--help"} & set(arguments):
         print((docstring or "").strip())
         sys.exit()
     least = sum(not name.startswith("[") for name in names)
-    if len(arguments) < least or (len(arguments) > len(names) and "...]" not in usage):
+    chosen = all(given in name.split("|") for given, name in zip(arguments, names, strict=False) if "|" in name)
+    if not chosen or len(arguments) < least or (len(arguments) > len(names) and "...]" not in usage):
         _fail(f"usage: python {sys.argv[0]} {usage or '(settings are edited in the file; --help describes it)'}")
 
 

@@ -20,13 +20,12 @@ if __name__ == "__main__":
     answer_help(__doc__, "")  # before the imports below, which take seconds
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from common.files import read_json, write_json
+from common.files import read_json
 from common.model.metrics import TaskMetrics
 from common.paths import output_root
 from common.settings import Settings
-from common.training.seeds import markdown_table
+from common.training.seeds import mean_and_sd
 from data.census_income import MultiTaskDataModule
 from multitask.baselines import logistic_regression
 from multitask.mmoe import DISPLAY_NAMES, MMoE
@@ -50,7 +49,6 @@ PAPER = {
         "MMoE": [(0.8860, 0.8826), (0.9932, 0.9924)],
     },
 }
-SAMPLE_NOTE = "These runs are on the built-in sample, the paper's figures on the real data: they cannot be compared."
 
 
 def compare(
@@ -60,7 +58,7 @@ def compare(
     candidates: Sequence[dict[str, Any]] = CANDIDATES,
     **changes: Any,
 ) -> pd.DataFrame:
-    """One row per group, model and task, also written as compare.csv, compare.md and compare.png.
+    """One row per group, model and task, also written as compare.csv.
 
     changes: settings of multitask/train.py to change, by name.
     """
@@ -73,8 +71,8 @@ def compare(
             folder = output_root() / "runs" / "multitask_compare" / ("sample" if data.is_sample else data.dataset)
             tested = {}
             if seed == seeds[0]:  # logistic regression is deterministic
-                linear = folder / f"linear-{'-'.join(tasks)}.json"
-                tested["logistic regression"] = cached_metrics(linear, data)
+                (probability,) = logistic_regression(data).values()
+                tested["logistic regression"] = TaskMetrics(tasks).measure(probability, data.targets("test"))
             for variant, name in DISPLAY_NAMES.items():
                 tested[name] = {}
                 for group_tasks in [(task,) for task in tasks] if variant == "single_task" else [tasks]:
@@ -90,11 +88,11 @@ def compare(
                 for task in tasks
             ]
         table = summarise(pd.DataFrame(runs), groups)
-        write_table(table, folder, data.is_sample)
+        table.to_csv(folder / "compare.csv", index=False)
     if data.is_sample:
-        print(SAMPLE_NOTE)
+        print("These runs are on the built-in sample, the paper's figures on the real data: they cannot be compared.")
     print(table.to_string(index=False, float_format="{:.4f}".format, na_rep=""))
-    print(f"Runs, table and figure: {folder}", flush=True)
+    print(f"Runs and table: {folder}", flush=True)
     return table
 
 
@@ -106,15 +104,6 @@ def run(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     if not (home / "results.json").exists():
         train(run_folder=home, baselines=lambda data: {}, **changes)
     return read_json(home / "results.json")
-
-
-def cached_metrics(path: Path, data: MultiTaskDataModule) -> dict:
-    """Test metrics of the logistic regression, computed now unless they are in the file."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (probability,) = logistic_regression(data).values()
-        write_json(path, TaskMetrics(data.tasks).measure(probability, data.targets("test")))
-    return read_json(path)
 
 
 def parameter_matched_units(
@@ -146,26 +135,6 @@ def summarise(runs: pd.DataFrame, groups: dict) -> pd.DataFrame:
             row |= {"mean": auc[task].mean(), "std": auc[task].std()}
             rows.append(row | {"paper best": paper_best, "paper mean": paper_mean})
     return pd.DataFrame(rows)
-
-
-def write_table(table: pd.DataFrame, folder: Path, is_sample: bool) -> None:
-    table.to_csv(folder / "compare.csv", index=False)
-    cells = table.map(lambda value: f"{value:.4f}" if isinstance(value, float) else str(value)).replace("nan", "")
-    text = markdown_table(list(table.columns), cells.values)
-    (folder / "compare.md").write_text(text + (f"\n{SAMPLE_NOTE}\n" if is_sample else ""))
-    parts = list(table.groupby(["group", "task"], sort=False))
-    figure = Figure((8, 1.4 + 1.6 * len(parts)), layout="constrained")
-    for axes, ((group, task), part) in zip(figure.subplots(len(parts), squeeze=False).flat, parts, strict=True):
-        axes.errorbar("mean", "model", xerr="std", data=part, fmt="o", capsize=3, label="mean and std of our runs")
-        label = "mean in the paper, of the real data" if is_sample else "mean in the paper"
-        axes.plot(part["paper mean"], part["model"], "x", color="gray", label=label)
-        axes.set_title(f"{group}: AUC of {task}, test rows", fontsize="medium")
-        axes.invert_yaxis()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
-    data = "built-in sample" if is_sample else folder.name
-    figure.suptitle(f"MMoE and the models that it generalises, {data}", fontsize="medium")
-    figure.savefig(folder / "compare.png", dpi=120)
 
 
 if __name__ == "__main__":

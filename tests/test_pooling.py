@@ -181,19 +181,6 @@ def test_a_table_trains_and_scores(tmp_path, train, name):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-def test_export(tmp_path):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    from export_onnx import export
-
-    write_table(tmp_path, "t.csv", ("rating",))
-    checkpoint = train_deepfm(data_root=str(tmp_path), **NARROW)["checkpoint"]
-    assert export(checkpoint)["difference"] <= 1e-5
-    metadata = json.loads(Path(checkpoint).with_suffix(".json").read_text())
-    field = next(field for field in metadata["fields"] if field["name"] == "genres")
-    assert (field["separator"], field["pooling"]) == ("|", "mean")
-
-
 def test_order_and_length_of_a_cell(tmp_path):
     """A cell with more values than any in training loses none of them, and their order does not matter."""
     path = write_table(tmp_path, "t.csv", ("rating",))

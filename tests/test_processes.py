@@ -15,6 +15,7 @@ import torch
 
 from common.data.loader import BatchLoader, EpochSampler
 from deepfm.train import train
+from models import MODELS
 from tests import two_processes
 from tests.criteo_rows import make_lines, write_lines
 from tests.script_process import REPO, run_process, start_process, written
@@ -37,7 +38,7 @@ def trained(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{devices}.pt") for devices in (1, 2)]
 
 
-@pytest.mark.parametrize("model", ["DeepFM", "DLRM", "MMoE", "BST"])
+@pytest.mark.parametrize("model", MODELS)
 def test_sgd_gives_the_same_weights(trained, model):
     one, two = (results[f"{model} sgd"]["weights"] for results in trained)
     for name in one:
@@ -45,7 +46,7 @@ def test_sgd_gives_the_same_weights(trained, model):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "dense_adam"])
-@pytest.mark.parametrize("model", ["DeepFM", "DLRM", "MMoE", "BST"])
+@pytest.mark.parametrize("model", MODELS)
 def test_own_optimizers_give_the_same_logits(trained, model, optimizer):
     one, two = (results[f"{model} {optimizer}"]["logits"] for results in trained)
     torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
@@ -118,6 +119,7 @@ def test_whole_runs_and_a_death(tmp_path, outputs, data):
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from common.errors import run_script
 from deepfm.train import train
+from models import MODELS
 _ChildProcessObserver._run = lambda self: True  # it kills without a line, up to 5 seconds later
 
 def trainings():
@@ -155,6 +157,7 @@ def test_one_process_dies_before_they_meet(tmp_path, outputs, data, dying):
     script.write_text(f"""import pathlib, sys, time; sys.path.insert(0, {str(REPO)!r})
 from common.process_group import LocalDDPStrategy
 from deepfm.train import train
+from models import MODELS
 setup = LocalDDPStrategy.setup_distributed
 
 def wait(self):

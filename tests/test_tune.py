@@ -3,11 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +19,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 import dlrm.train
-from common.cluster.search import DISK, SearchProgress, TuneReporter, make_scheduler
-from common.cluster.study import CAUSE_FILE, end_trial, open_study, trial_folder
+from common.cluster.search import SearchProgress, TuneReporter, make_scheduler
+from common.cluster.study import end_trial, open_study
 from common.errors import UserError
 from common.files import write_json
 from common.paths import REPO
@@ -29,7 +30,8 @@ from data.criteo_data import CRITEO
 from data.samples.criteo import criteo_sample
 from dlrm.train import train
 from tests.criteo_rows import make_lines, write_lines
-from tune_dlrm import is_complete, run_trial, search
+from tests.script_process import start_process, written
+from tune_dlrm import is_complete, search
 
 FIXED_HERE = "{'dataset': 'criteo', 'max_epochs': 1, 'validations_per_epoch': 4, 'seed': 2}"  # the 4th trial fails
 SETTINGS = f"fixed={FIXED_HERE}, grace_validations=4, concurrent_trials=1"
@@ -38,27 +40,19 @@ RATE = "'learning_rate': tune.loguniform(1e-3, 1e-2)"
 
 
 @pytest.fixture
-def start(tmp_path, outputs):
+def start(tmp_path, monkeypatch):
     """Starts a search in another process, from another folder."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "criteo").symlink_to(criteo_sample(CRITEO, 2000))
 
-    def start(space: str, trials: int) -> subprocess.Popen:
-        call = f"search(trials={trials}, space={{{space}}}, {SETTINGS})"
+    def start(space: str, trials: int, **environment: str) -> BaseProcess:
         code = f"""import sys; sys.path.insert(0, {str(REPO)!r})
 from ray import tune
 from common.errors import run_script
 from tune_dlrm import search
-run_script(lambda: {call})"""
-        environment = os.environ | {"DATA_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
-        environment.pop("RAY_ADDRESS", None)
-        return subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+run_script(lambda: search(trials={trials}, space={{{space}}}, {SETTINGS}))"""
+        (tmp_path / "search.py").write_text(code)
+        return start_process(tmp_path / "search.py", folder=tmp_path, DATA_ROOT=tmp_path, **environment)
 
     return start
 
@@ -86,13 +80,13 @@ def new_trial(study: optuna.Study, state: str = "started") -> int:
     return trial.number
 
 
-def wait_until(condition, process: subprocess.Popen) -> None:
+def wait_until(condition: Callable[[], bool], process: BaseProcess) -> None:
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive()
         time.sleep(0.1)
 
 
-def test_killed_and_started_again_with_failing_trials(start, outputs, monkeypatch):
+def test_killed_and_started_again_with_failing_trials(start, tmp_path, outputs):
     """The driver is killed while the second trial runs; an optimizer that does not exist makes the last one fail.
 
     Ray's files are in a folder that is closed to other users and removed after the search.
@@ -103,19 +97,19 @@ def test_killed_and_started_again_with_failing_trials(start, outputs, monkeypatc
     process = start(space, 4)
     wait_until(lambda: len(trials := read_trials(outputs)) > 1 and len(trials[1]["values"]) > 0, process)
     process.kill()
-    process.communicate()
+    process.join()
     before = read_trials(outputs)
     assert before[0]["state"] == "finished" and before[1]["state"] == "started"
     folder = outputs / "runs" / "tune_dlrm" / "version_0"
     kept = (folder / "trials" / "trial_000" / "metrics.csv").stat().st_mtime_ns
 
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # because sockets are created in it
-        monkeypatch.setenv("RAY_TMPDIR", short)
-        process = start(space, 4)
+        process = start(space, 4, RAY_TMPDIR=short)
         wait_until(lambda: os.listdir(short), process)
         assert next(Path(short).iterdir()).stat().st_mode & 0o777 == 0o700
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+        process.join(300)
+        output = written(tmp_path, "stdout")
+        assert process.exitcode == 0, output + written(tmp_path, "stderr")
         assert not os.listdir(short)
     assert "trial   1  starts, again from validation" in output
     after = read_trials(outputs)
@@ -141,7 +135,7 @@ def test_killed_and_started_again_with_failing_trials(start, outputs, monkeypatc
 
 
 def test_all_fail(outputs, monkeypatch, criteo):
-    def fail(trial, space, settings, options, study, folder, begun) -> None:
+    def fail(trial, space, settings, options, study, folder) -> None:
         for _ in range(options["trials"]):
             end_trial(study, folder, new_trial(study), "failed", "UserError: optimizer is 'none'")
 
@@ -186,29 +180,12 @@ def test_a_search_goes_on_while_no_constant_of_the_training_changes(monkeypatch,
             search()
     with pytest.raises(UserError, match="no Ray here"):
         search(trials=40)  # more trials continue the same search
+    criteo.write_text(criteo.read_text().replace("0", "1", 1))  # one label, or a digit
+    with pytest.raises(UserError, match=r"version_0 had other data: \{'fingerprint': \d+\}"):
+        search()
     searches = (outputs / "runs" / "tune_dlrm").glob("version_*/settings.json")
     assert {json.loads(path.read_text())["optimizer"] for path in searches} == {"adam", "adagrad"}
     assert len(list((outputs / "runs" / "tune_dlrm").iterdir())) == 2
-
-
-def test_a_search_goes_on_with_its_time_and_with_the_same_rows_alone(monkeypatch, outputs, criteo, rng):
-    def run_search(trial, space, settings, options, study, folder, begun) -> None:
-        begins.append(begun)
-        study.set_user_attr("seconds", 1000.0)
-        raise UserError("no Ray here")
-
-    begins, lines = [], make_lines(rng, 701)
-    write_lines(criteo, lines)
-    monkeypatch.setattr("tune_dlrm.run_search", run_search)
-    for _ in range(2):
-        with pytest.raises(UserError, match="no Ray here"):
-            search()
-    assert 900 < begins[0] - begins[1] < 1000  # the second search begins 1000 seconds earlier than it was started
-    write_lines(
-        criteo, [("1" if lines[5][0] == "0" else "0") + line[1:] if line is lines[5] else line for line in lines]
-    )
-    with pytest.raises(UserError, match=r"version_0 had other data: \{'fingerprint': \d+\}"):
-        search()
 
 
 def test_validation_rows_of_one_class_are_refused_before_any_trial(monkeypatch, outputs, criteo, rng):
@@ -246,7 +223,7 @@ def test_a_trial_is_finished_however_many_validations_it_has(monkeypatch, tmp_pa
     train(**small, validations_per_epoch=3, batch_size=batch_size, callbacks=[TuneReporter()], test=False)
 
     study = open_study(tmp_path, "val_auc")
-    progress, scheduler = SearchProgress(study, tmp_path, 1, 0), scheduler_of(study)
+    progress, scheduler = SearchProgress(study, tmp_path, 1), scheduler_of(study)
     for seen, state in (reports, "finished"), (reports[:1], "stopped"):
         trial = SimpleNamespace(trial_id=state, config={"number": new_trial(study)})
         scheduler.on_trial_add(None, trial)
@@ -275,47 +252,36 @@ def test_a_trial_that_fits_on_no_machine_is_refused(monkeypatch, criteo, asked, 
         search(**asked)
 
 
-def test_a_full_disk_is_told_from_a_fault_of_the_trial(monkeypatch, tmp_path):
-    def refuse(cause: Exception | None, **keywords: object) -> None:
-        raise UserError("Make room.") from cause
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for cause, kept in (OSError(28, "No space left on device"), DISK), (None, "UserError: "):
-        monkeypatch.setattr("dlrm.train.train", partial(refuse, cause))
-        with pytest.raises(UserError, match=r"Make room\."):
-            run_trial({"number": 0}, tmp_path, {}, workers=1)
-        assert (trial_folder(tmp_path, 0) / CAUSE_FILE).read_text() == f"{kept}Make room."
+DISK = "ray::train()\nOSError: [Errno 28] No space left on device\n\ncommon.errors.UserError: Make room.\n"
+FAULT = "ray::train()\ncommon.errors.UserError: it is\n'none'\n"
+DEATH = "Failure # 1\nThe actor died.\nThe process was killed.\n"
 
 
-def test_a_full_disk_leaves_a_trial_to_go_on_with(monkeypatch, tmp_path):
-    monkeypatch.setattr(SearchProgress, "_check_nodes", lambda self: None)
+def test_how_a_trial_fails(monkeypatch, tmp_path):
+    """By its own fault; by a full disk, after which it goes on; by the death of its process, at most three times."""
+    monkeypatch.setattr("common.cluster.search.ray.nodes", lambda: [{"Alive": True}])
     study, kept = open_study(tmp_path, "val_auc"), tmp_path / "error.txt"
-    new_trial(study)
-    progress = SearchProgress(study, tmp_path, 1, 0)
-    trial = SimpleNamespace(config={"number": 0}, error_file=str(kept))
-    trial.pickled_error_file = str(tmp_path / "error.pkl")  # Ray's: opening it could run code
-    trial_folder(tmp_path, 0).mkdir(parents=True)
-    (trial_folder(tmp_path, 0) / CAUSE_FILE).write_text(f"{DISK}Make room.")
-    with pytest.raises(UserError, match=r"^Make room\. Then the same command continues"):
-        progress.on_trial_error(0, [], trial)
-    assert open_study(tmp_path, "val_auc").trials[0].user_attrs == {"state": "started"}
-
-    kept.write_text("Failure # 1\nThe actor died.\nThe process was killed.\n")
-    for state in ("started", "started", "failed"):
-        progress.on_trial_error(0, [], trial)
-        found = study.trials[0].user_attrs
-        assert found["state"] == state and found["cause"] == "its process died: The process was killed."
+    progress = SearchProgress(study, tmp_path, 1)
+    fates = [(DISK, ["started"]), (FAULT, ["failed"]), (DEATH, ["started", "started", "failed"])]
+    for error, states in fates:
+        kept.write_text(error)
+        trial = SimpleNamespace(config={"number": new_trial(study)}, error_file=str(kept))
+        for state in states:
+            with pytest.raises(UserError, match=r"^Make room\. Then the same") if error is DISK else nullcontext():
+                progress.on_trial_error(0, [], trial)
+            assert study.trials[-1].user_attrs["state"] == state
+    causes = [trial.user_attrs.get("cause") for trial in study.trials]
+    assert causes == [None, "UserError: it is\n'none'", "its process died: The process was killed."]
 
 
 @pytest.mark.parametrize(("epoch", "state"), [(1.5, "stopped"), (2.0, "finished")])
 def test_a_trial_that_is_stopped_at_its_end_is_finished(tmp_path, epoch, state):
     study = open_study(tmp_path, "val_auc")
     trial = SimpleNamespace(config={"number": new_trial(study)}, last_result={"complete": False, "epoch": epoch})
-    progress = SearchProgress(study, tmp_path, 2, time.monotonic() - 100)
+    progress = SearchProgress(study, tmp_path, 2)
     progress.on_trial_result(0, [], trial, {"validation": 1, "epoch": epoch, "val_auc": 0.7})
     progress.on_trial_complete(0, [], trial)
     assert study.trials[0].user_attrs["state"] == state and study.trials[0].value == 0.7
-    assert 100 < study.user_attrs["seconds"] < 150
 
 
 @pytest.mark.parametrize("error", [UserError("Make room."), OSError(28, "No space left on device")])
@@ -341,9 +307,8 @@ def test_a_search_whose_ray_is_gone_ends_with_a_message(monkeypatch, tmp_path, c
     def end(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr("common.cluster.search.LOOK_SECONDS", -1)
     monkeypatch.setattr("common.cluster.search.os._exit", end)
-    progress = SearchProgress(open_study(tmp_path, "val_auc"), tmp_path, 3, 0)
+    progress = SearchProgress(open_study(tmp_path, "val_auc"), tmp_path, 3)
     monkeypatch.setattr("common.cluster.search.ray.nodes", lambda: [{"Alive": False}, {"Alive": True}])
     progress.on_step_end(1, [])
     monkeypatch.setattr("common.cluster.search.ray.nodes", lambda: [{"Alive": False}])

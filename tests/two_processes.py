@@ -4,6 +4,7 @@ Started by test_processes.py as a script, because Lightning starts a script agai
 """
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
@@ -11,16 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 import pytorch_lightning as pl
 import torch
 
-from bst.bst import BST
 from common.data.loader import BatchLoader, EpochSampler
 from common.process_group import distributed_trainer_kwargs, is_rank_zero
-from deepfm.deepfm import DeepFM
-from dlrm.dlrmnet import DLRM
-from multitask.mmoe import MMoE
-from tests import test_bst, test_deepfm, test_dlrm, test_mmoe
+from models import MODELS
 
 ROWS, BATCH_SIZE, STEPS = 333, 32, 50  # the last of 11 batches has 13 rows: one process has 7 of them, the other 6
-MAKERS = {DeepFM: test_deepfm, DLRM: test_dlrm, MMoE: test_mmoe, BST: test_bst}
 
 
 class Rows(torch.utils.data.Dataset):
@@ -57,11 +53,12 @@ def run(model: pl.LightningModule, batch: list[torch.Tensor], devices: int) -> d
 
 def main(devices: int, path: str) -> None:
     results = {}
-    for kind, module in MAKERS.items():
+    for name in MODELS:
+        module = import_module(f"tests.test_{name.lower()}")
         for optimizer, l2 in (("sgd", 0.0), ("adam", 1e-3), ("dense_adam", 1e-3)):
             pl.seed_everything(1, verbose=False)
             model = module.make_model(optimizer=optimizer, embedding_l2=l2, learning_rate=0.01).train()
-            results[f"{kind.__name__} {optimizer}"] = run(model, module.make_batch(ROWS), devices)
+            results[f"{name} {optimizer}"] = run(model, module.make_batch(ROWS), devices)
     if is_rank_zero():
         torch.save(results, path)
 

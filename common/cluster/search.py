@@ -5,7 +5,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,6 @@ from ray.tune.search.optuna import OptunaSearch
 
 from common.cluster.ray_cluster import check_resources, start_ray
 from common.cluster.study import (
-    CAUSE_FILE,
     ENDED,
     best_value,
     by_value,
@@ -39,8 +37,6 @@ from common.settings import Settings
 from common.training.callbacks import MetricsLog
 from common.training.fit import mode_of
 
-DISK = "cannot write: "  # prefix of a cause of failure that is not the trial's fault
-LOOK_SECONDS = 5  # between two checks that Ray still has a node
 RESTARTS = 2  # of a trial whose process dies without an exception (killed, out of memory, a lost node)
 
 
@@ -51,12 +47,11 @@ def run_search(
     options: Mapping[str, Any],
     study: optuna.Study,
     folder: Path,
-    begun: float,
 ) -> None:
     """Run trials until enough of those in the study have ended.
 
     run_trial: trains one configuration, which includes its "number". settings: of a trial; they are tried first if they
-    lie in the space. options: SEARCH in tune_dlrm.py. begun: see SearchProgress.
+    lie in the space. options: SEARCH in tune_dlrm.py.
 
     Raises: UserError if Ray has too few CPUs or GPUs for a trial, or a disk is full.
     """
@@ -85,7 +80,7 @@ def run_search(
             run_config=tune.RunConfig(
                 storage_path=str(folder / "ray"),
                 verbose=0,
-                callbacks=[SearchProgress(study, folder, training["max_epochs"], begun)],
+                callbacks=[SearchProgress(study, folder, training["max_epochs"])],
             ),
         )
         try:
@@ -181,18 +176,16 @@ class TuneReporter(pl.Callback):
 
 
 class SearchProgress(tune.Callback):
-    """Records in the study what happens to Ray's trials, and logs one line per event.
+    """Records in the study what happens to Ray's trials, and logs one line per event."""
 
-    begun: when the search would have begun without breaks, on time.monotonic().
-    """
-
-    def __init__(self, study: optuna.Study, folder: Path, epochs: int, begun: float):
-        self.study, self.folder, self.epochs, self.begun = study, folder, epochs, begun
-        self._looked = time.monotonic()
+    def __init__(self, study: optuna.Study, folder: Path, epochs: int):
+        self.study, self.folder, self.epochs = study, folder, epochs
 
     def on_step_end(self, iteration, trials, **info) -> None:
-        if time.monotonic() - self._looked > LOOK_SECONDS:
-            self._check_nodes()
+        """End a search that has no nodes left: Ray would wait forever, or end this process silently."""
+        if not any(node["Alive"] for node in ray.nodes()):
+            sys.stderr.write("error: Ray's own processes died. The same command continues the search.\n")
+            os._exit(1)  # not an exception, because Ray ends this process while it handles one
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         ours = self._ours(trial)
@@ -205,7 +198,6 @@ class SearchProgress(tune.Callback):
             return  # a resumed trial reports its earlier validations again
         metric = self.study.user_attrs["metric"]
         optuna.trial.Trial(self.study, ours._trial_id).report(result[metric], result["validation"])
-        self.study.set_user_attr("seconds", time.monotonic() - self.begun)
         best = by_value(self.study, self.study.get_trials(deepcopy=False))[0]
         self.log(
             ours.number,
@@ -221,31 +213,20 @@ class SearchProgress(tune.Callback):
         self.log(ours.number, f"{state} after {len(ours.intermediate_values)} validations")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        ours = self._ours(trial)
-        cause = trial_folder(self.folder, ours.number) / CAUSE_FILE
+        ours, error = self._ours(trial), Path(trial.error_file).read_text().strip()  # Ray's pickle could run code
+        text = error.rpartition("common.errors.")[2] if "common.errors." in error else error.splitlines()[-1]
         state, deaths = "failed", ours.user_attrs.get("deaths", 0) + 1
-        if cause.exists():
-            text = cause.read_text()
-            if text.startswith(DISK):  # a full disk is not the trial's fault: its state remains "started"
-                cause.unlink()
-                raise UserError(f"{text.removeprefix(DISK)} Then the same command continues the search.")
-        else:
+        if "ray::" not in error:  # no traceback
             optuna.trial.Trial(self.study, ours._trial_id).set_user_attr("deaths", deaths)
-            state = "started" if deaths <= RESTARTS else "failed"
-            text = f"its process died: {Path(trial.error_file).read_text().strip().splitlines()[-1]}"
+            state, text = "started" if deaths <= RESTARTS else "failed", f"its process died: {text}"
+        elif "Error: [Errno " in error:  # a full disk is not the trial's fault: its state remains "started"
+            raise UserError(f"{text.removeprefix('UserError: ')} Then the same command continues the search.")
         end_trial(self.study, self.folder, ours.number, state, text)
         self.log(ours.number, f"failed: {text}" if state == "failed" else "died; it will continue")
-        self._check_nodes()
+        self.on_step_end(iteration, trials)
 
     def log(self, number: int, text: str) -> None:
         log(self.folder, f"trial {number:3d}  {text}")
-
-    def _check_nodes(self) -> None:
-        """End a search that has no nodes left: Ray would wait forever, or end this process silently."""
-        self._looked = time.monotonic()
-        if not any(node["Alive"] for node in ray.nodes()):
-            sys.stderr.write("error: Ray's own processes died. The same command continues the search.\n")
-            os._exit(1)  # not an exception, because Ray ends this process while it handles one
 
     def _ours(self, trial: Any) -> optuna.trial.FrozenTrial:
         return self.study.get_trials(deepcopy=False)[trial.config["number"]]

@@ -24,7 +24,6 @@ from ray.tune.search.optuna import OptunaSearch
 from common.errors import UserError, check, one_line
 from common.training.fit import mode_of
 
-CAUSE_FILE = "cause.txt"  # in a trial's folder: why it failed. Ray's own record is a pickle, which could run code
 DATABASE, STUDY = "search.db", "optuna"  # the latter is OptunaSearch's name
 
 TESTED = 3  # best trials, whose checkpoints are kept and tested at the end
@@ -139,14 +138,13 @@ def write_table(study: optuna.Study, folder: Path, tested: dict[int, float]) -> 
 def setting_importance(study: optuna.Study) -> "pd.Series[float]":
     """Share of the metric's variance that each setting explains alone (fANOVA, Hutter et al. 2014), largest first.
 
-    Empty if fewer than four trials have been validated.
+    Empty if fewer than four trials have been validated, or all with the same result.
     """
-    trials = study.get_trials(states=(TrialState.COMPLETE,))
-    varied = [name for name in study.best_params if len({trial.params[name] for trial in trials}) > 1] if trials else []
-    if len(trials) < 4 or not varied:
+    values = [trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+    if len(values) < 4 or len(set(values)) == 1:
         return pd.Series(dtype=float)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return pd.Series(optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied))
+    return pd.Series(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
 def plot_search(study: optuna.Study, folder: Path, title: str) -> None:
@@ -165,9 +163,8 @@ def plot_search(study: optuna.Study, folder: Path, title: str) -> None:
             axes = np.atleast_1d(np.asarray(plot(study)))
             axes[0].set_ylim(*sorted([end, values[0] + 0.05 * (values[0] - end)]))
             axes[0].set(ylabel=study.user_attrs["metric"], title="")
-            for each in axes:  # otherwise widths overlap
-                each.tick_params(axis="x", which="both", labelrotation=90)
             axes[0].figure.suptitle(f"{title}; {beyond} of {len(values)} trials lie outside", fontsize="small")
+            axes[0].figure.autofmt_xdate(rotation=90)  # otherwise widths overlap
             axes[0].figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
             pyplot.close(axes[0].figure)
 

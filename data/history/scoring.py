@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from common.data.data_module import SPLITS
-from data.history.dataset import FIRST_ID, OOV, Histories, View
+from data.history.dataset import FIRST_ID, OOV, PADDING, TIME_GAP_BUCKETS, USER_BIAS_SHRINKAGE, Histories, View
 from data.history.encoder import HistoryEncoder, encode_ids
 from data.history.events import KEYS, ratings_of
 from data.reader import Reader, Source, keeping, kept_texts
@@ -194,10 +194,24 @@ class HistoryScorer:
         return self._inputs(items, users, end, self.events["time"][end - 1])
 
     def metadata(self) -> dict[str, Any]:
-        """What another program needs to encode a raw row; what users did stays in the checkpoint."""
-        users, items = (list(self.values_of(name)) for name in self.names)
-        content = {"users": users, "items": items, "history_length": self.view.history_length}
-        return self.encoder.state_dict() | content | {"target": self.columns[0]}
+        """What another program needs to encode a raw row (docs/onnx.md); what users did stays in the checkpoint."""
+        scale = self.encoder.scale
+        return {
+            "outputs": list(self.columns),
+            "users": {text: self.user_ids[number].tolist() for text, number in self.users.items()},
+            "new_user": self.histories.user_ids[-1].tolist(),
+            "items": {text: int(self.item_ids[number]) for text, number in self.items.items() if self.item_ids[number]},
+            "ids": {"unseen": OOV, "padding": PADDING},
+            "history_length": self.view.history_length,
+            "rating_offset": scale.offset,
+            "rating_unit": scale.unit,
+            "uses_ratings": scale.has_ratings and self.view.use_ratings,
+            "expected": self.histories.expected.tolist(),  # by id of an item
+            "bias_weight": float(self.start_from_biases),
+            "bias_shrinkage": USER_BIAS_SHRINKAGE,
+            "even_chance": self.view.even_chance,
+            "last_time_gap": TIME_GAP_BUCKETS - 1,
+        }
 
     def _number(self, user: str) -> int:
         return self.users.get(user, len(self.histories.user_ids) - 1)

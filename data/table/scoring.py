@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from common.data.parallel import ordered_map
+from data.attributes import joined_columns
 from data.reader import Source, keeping, kept_texts
 from data.schema import Description
 from data.table.encoder import EMPTY, FIRST_ID, MISSING, OOV, TableEncoder, from_tensor, nearly_unseen
@@ -106,25 +107,20 @@ class TableScorer:
 
     def metadata(self) -> dict[str, Any]:
         """What another program needs to encode a raw row; categories by their text (docs/onnx.md)."""
-        columns = self.description.columns
+        columns = joined_columns(self.description) | self.description.columns
+        options = {name: columns[name].model_dump() for name in self.names}
         return {
             "outputs": list(self.columns),
             "columns": self.description.in_file,
             "separator": self.description.separator,
             "header": self.description.header,
+            "decimal": self.description.decimal,
             "missing": self.description.missing_texts,
             "numbers": [vars(number) | {"has_flag": number.has_flag} for number in self.encoder.numbers],
             "fields": [
-                {
-                    "name": field.name,
-                    "kind": field.kind,
-                    "type": getattr(columns.get(field.name), "type", "text"),
-                    "separator": getattr(columns.get(field.name), "separator", None),
-                    "edges": field.edges,
-                    "hash_size": field.hash_size,
-                    "pooling": field.pooling,
-                    "vocabulary": {text: i for i, text in enumerate(field.vocabulary.to_pylist(), FIRST_ID)},
-                }
+                {option: options[field.name].get(option) for option in ("type", "separator", "source", "pattern")}
+                | {name: getattr(field, name) for name in ("name", "kind", "edges", "hash_size", "pooling")}
+                | {"vocabulary": {text: i for i, text in enumerate(field.vocabulary.to_pylist(), FIRST_ID)}}
                 for field in self.encoder.fields
             ],
             "ids": {"unseen": OOV, "missing": MISSING, "empty": EMPTY},
