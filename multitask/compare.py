@@ -25,7 +25,6 @@ from common.files import read_json
 from common.model.metrics import TaskMetrics
 from common.paths import output_root
 from common.settings import Settings
-from common.training.seeds import mean_and_sd
 from data.census_income import MultiTaskDataModule
 from multitask.baselines import logistic_regression
 from multitask.mmoe import DISPLAY_NAMES, MMoE

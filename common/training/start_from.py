@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import check_same_sizes, load_checkpoint
+from common.checkpoint import load_checkpoint
 from common.data.data_module import RecommendationDataModule
 from common.errors import UserError, check, one_line
 from common.model.embedding import PackedEmbedding
@@ -32,9 +32,10 @@ def start_from(model: Recommender, data: RecommendationDataModule, path: str | P
             state[name][rows] = weights[name][old_rows]
             weights[name] = state[name]
     try:
-        check_same_sizes(weights, model)
-    except UserError as error:
-        raise UserError(f"start_from: {path} does not fit the model: {error}. Use the settings of that run.") from error
-    model.load_state_dict(weights)
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"start_from: {path} does not fit the model; use the settings of that run. ({one_line(error)})"
+        ) from error
     total = sum(len(state[table]) for table in tables)
     print(f"Starting from {path}, which knows {len(rows):,} of the {total:,} table rows.", flush=True)

@@ -203,8 +203,8 @@ class HistoryScorer:
             "items": {text: int(self.item_ids[number]) for text, number in self.items.items() if self.item_ids[number]},
             "ids": {"unseen": OOV, "padding": PADDING},
             "history_length": self.view.history_length,
-            "rating_offset": scale.offset,
-            "rating_unit": scale.unit,
+            "rating_offset": scale.units[0],
+            "rating_unit": scale.units[1],
             "uses_ratings": scale.has_ratings and self.view.use_ratings,
             "expected": self.histories.expected.tolist(),  # by id of an item
             "bias_weight": float(self.start_from_biases),
