@@ -2,7 +2,7 @@
 
 Trains on the real rows if DATA_ROOT has them (`python data/criteo_data.py` downloads them), otherwise on the built-in
 sample. `python tune_dlrm.py` searches for better settings. On 137,139 rows of Criteo in time order the AUC should reach
-0.772 on validation rows and 0.751 on test rows (3 seeds).
+0.773 on validation rows and 0.753 on test rows (3 seeds).
 """
 
 import sys
