@@ -181,4 +181,4 @@ def _check(holds: pa.Array, expected: str) -> None:
 def _by_value(array: pa.Array) -> pa.Array:
     """Texts (N,) with numbers in their canonical form."""
     encoded = array.dictionary_encode()
-    return pa.array(map(canonical, encoded.dictionary.to_pylist()), pa.string()).take(encoded.indices)
+    return pa.array([canonical(text) for text in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
