@@ -4,7 +4,6 @@ N: rows.
 """
 
 import re
-from collections.abc import Callable
 from decimal import Decimal
 
 import numpy as np
@@ -67,7 +66,7 @@ def texts(array: pa.Array, kind: str = "text") -> pa.Array:
     """Texts (N,) as written, never null; equal values of one type are equal texts whatever the file's format."""
     types = pa.types
     if types.is_floating(array.type):
-        array = _each(array.cast(pa.string()), canonical)
+        array = _by_value(array.cast(pa.string()))
     elif types.is_boolean(array.type):
         array = pc.if_else(array, "True", "False")
     elif types.is_temporal(array.type):
@@ -79,7 +78,7 @@ def texts(array: pa.Array, kind: str = "text") -> pa.Array:
     if kind == "boolean":
         return pc.utf8_lower(array)
     if kind == "number" and not pc.all(pc.match_substring_regex(array, CANONICAL), min_count=0).as_py():
-        return _each(array, canonical)
+        return _by_value(array)
     return array
 
 
@@ -153,10 +152,11 @@ def _dates(array: pa.Array) -> pa.Array:
 
 
 def cast_or_none(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """The array in this type, None if that is impossible; no number is a time, although Arrow takes it for one."""
     types = pa.types
-    if types.is_temporal(array.type) != types.is_timestamp(kind) and not types.is_string(array.type):
-        # Arrow would take a number for a time since 1970, and a date for a number
-        return array.cast(kind) if types.is_null(array.type) else None
+    is_free = types.is_string(array.type) or types.is_null(array.type)
+    if not is_free and types.is_temporal(array.type) != types.is_timestamp(kind):
+        return None
     try:
         return array.cast(kind, safe=types.is_integer(kind))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -178,8 +178,7 @@ def _check(holds: pa.Array, expected: str) -> None:
         raise BadValue(int(np.argmin(holds.fill_null(True).to_numpy(zero_copy_only=False))), expected)
 
 
-def _each(array: pa.Array, function: Callable) -> pa.Array:
-    """function(value) for each distinct value that is not null."""
+def _by_value(array: pa.Array) -> pa.Array:
+    """Texts (N,) with numbers in their canonical form."""
     encoded = array.dictionary_encode()
-    changed = pa.array([function(value) for value in encoded.dictionary.to_pylist()], pa.string())
-    return changed.take(encoded.indices)
+    return pa.array([canonical(text) for text in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)

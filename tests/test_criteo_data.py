@@ -147,8 +147,8 @@ def test_rows_equal_those_of_a_plain_parser(tmp_path, rng, monkeypatch, labelled
     (0, "2", "line 7, column label: found '2', expected '0' or '1'"), (1, "1.5", "line 7, column I1: found '1.5'"),
     (0, "label", r"column label: found 'label', expected '0' or '1', .* \(the file must have no header line\)"),
     (6, "2147483648", "column I6: found '2147483648', expected a 32-bit integer, or nothing"),
-    (9, "x" * 60, r"column I9: found 'x+\.\.\.', expected"),
-    (39, "68fd1e64\tx", "line 7: found 41 fields separated by TAB, expected"), (20, "\0", "line 7: found a NUL byte"),
+    (9, "x" * 60, "column I9: found 'x{60}', expected"),
+    (39, "68fd1e64\tx", "line 7: found 41 fields separated by '\\\\t', exp"), (20, "\0", "line 7: found a NUL byte"),
 ])  # fmt: skip
 def test_a_wrong_line_is_named(tmp_path, lines, column, text, message):
     fields = lines[6].split("\t")
@@ -158,7 +158,7 @@ def test_a_wrong_line_is_named(tmp_path, lines, column, text, message):
 
 
 def test_a_file_without_labels_cannot_be_trained_on(tmp_path, rng):
-    with pytest.raises(UserError, match=r"train.txt, line 1: found 39 fields .* Is it a file without labels"):
+    with pytest.raises(UserError, match=r"train.txt, line 1: found 39 fields .*, expected 40"):
         open_data(tmp_path, make_lines(rng, 20, labelled=False))
 
 

@@ -181,7 +181,7 @@ def test_census_equals_the_test_step(tmp_path, outputs):
     packed = bytearray(gzip.compress(raw.read_bytes()))
     packed[-8] ^= 1  # a bit of the checksum
     (tmp_path / "bad.gz").write_bytes(packed)
-    with pytest.raises(UserError, match=r"bad.gz: the compressed file is truncated or damaged"):
+    with pytest.raises(UserError, match=r"bad.gz: the file is truncated or damaged"):
         predict(checkpoint, tmp_path / "bad.gz", tmp_path / "new_out.csv")
 
 

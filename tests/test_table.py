@@ -203,7 +203,9 @@ def test_a_checkpoint_scores_other_orders_of_columns_without_labels(tmp_path, fr
     fresh = TableScorer(data.state_dict())
     scored(fresh, other, tmp_path)
     assert fresh.nearly_unseen() == [USER] and fresh.unseen[USER] == ROWS
-    with pytest.raises(UserError, match=r"rows.parquet, column code: found list.* in a cell, expected .* in training"):
+    with pytest.raises(
+        UserError, match=r"rows.parquet, column code: found list.* in a cell, expected string as before"
+    ):
         scored(fresh, lists.assign(code=lists["genres"]), tmp_path)
 
 
@@ -300,12 +302,12 @@ def test_two_settings_that_change_arrays_have_two_entries(tmp_path, frame, trans
 
 
 @pytest.mark.parametrize(("columns", "entries", "message"), [
-    ({"gone": {"role": "dense"}}, {}, r"clicks.csv has no column 'gone'; it has 'row'"),
+    ({"gone": {"role": "dense"}}, {}, r"clicks.csv has no column 'gone'; it has \['row'"),
     ({"code": {"role": "dense"}}, {}, r"clicks.csv, line 2, column code: found '.*', expected a number"),
     ({"clicked": {"role": "label", "positive": ["2"], "negative": ["0"]}}, {}, "column clicked: found '1', exp"),
     ({}, {"separator": "\t"}, r"has no column 'row'; .* Is the separator right"),
-    ({}, {"file": "away.csv"}, r"there is no file .*away.csv; .* has clicks.csv, columns.json"),
-    ({}, {"file": "~no-such-user"}, "there is no file .*~no-such-user"),
+    ({}, {"file": "away.csv"}, "has no away.csv; it has clicks.csv, columns.json"),
+    ({}, {"file": "~no-such-user"}, "has no ~no-such-user"),
     ({"part": {"role": "excluded"}}, {"split": {"column": "part", "train": ["a"], "val": ["b"], "test": ["x"]}},
      "columns.json, column part: found 'c', which \"split\" lacks: 'a', 'b', 'x'"),
 ])  # fmt: skip
@@ -357,9 +359,7 @@ def test_second_files_are_joined_in(tmp_path, rng):
     known = frame.index[(item == 3) & (frame["u"] == 4)]
     assert not len(known) or row[1].tolist() == [ids[known[0]].tolist()]
     (path.parent / "items.csv").write_text("i,price,tags\n" + "".join([*lines, lines[2]]))
-    with pytest.raises(
-        UserError, match=r"items.csv, line 8, column i: found '1000000000000000002', expected an id that"
-    ):
+    with pytest.raises(UserError, match=r"items.csv: column 'i' has \['1000000000000000002'\] in several rows"):
         open_data(tmp_path)
 
 

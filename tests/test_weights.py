@@ -101,8 +101,8 @@ def test_training_batches_alone_have_weights_of_mean_1(tmp_path):
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    (",1.0\n", ",-1\n", r"rows.csv, line \d+, column w: found '-1', expected a weight: a number from 0 on"),
-    (",1.0\n", ",\n", r"rows.csv, line \d+, column w: found '', expected a weight"),
+    (",1.0\n", ",-1\n", r"rows.csv, line \d+, column w: found '-1', expected a number from 0 to"),
+    (",1.0\n", ",\n", r"rows.csv, line \d+, column w: found '', expected a number in every row"),
     (".0\n", "e-999\n", r"rows.csv: all training rows have the weight 0|columns.json: all training rows"),
 ])  # fmt: skip
 def test_what_is_no_weight_is_refused_where_weights_count(tmp_path, old, new, message):
