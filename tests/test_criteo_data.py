@@ -1,6 +1,5 @@
 """From raw file to batches: what is fitted on which rows, splits, caches, and order and resumption of the loaders."""
 
-import gzip
 import multiprocessing
 import os
 import signal
@@ -81,38 +80,15 @@ def test_log_numbers_are_centred_and_scaled_by_the_training_rows(tmp_path, lines
     assert (both_ids[:, :13] == 1).tolist() == missing.tolist() and ids.shape == (ROWS, 26)
 
 
-def test_time_split(tmp_path, lines):
-    data = open_data(tmp_path, lines)
-    rows = [data.rows[name] for name in ("train", "val", "test")]
+def test_splits_by_time_and_at_random(tmp_path, lines):
+    rows = [open_data(tmp_path, lines).rows[name] for name in ("train", "val", "test")]
     assert [len(part) for part in rows] == [600, 50, 50]
     assert np.concatenate(rows).tolist() == list(range(ROWS))
-
-
-def test_random_split_is_that_of_bars(tmp_path, lines):
-    data = open_data(tmp_path, lines, split="random")
+    data = open_data(tmp_path, split="random")
     label = parse_plainly(lines)["label"]
     folds = published_folds(label)
     for part, expected in (("test", folds == 0), ("val", folds == 1), ("train", folds > 1)):
         assert data.rows[part].tolist() == np.flatnonzero(expected).tolist()
-
-
-@pytest.mark.parametrize("form", ["gz", "crlf", "no last line end"])
-def test_other_forms_of_the_same_file_give_the_same(tmp_path, lines, form):
-    plain = open_data(tmp_path / "plain", lines)
-    text = "".join(line + ("\r\n" if form == "crlf" else "\n") for line in lines).encode()
-    (tmp_path / "other" / "criteo").mkdir(parents=True)
-    if form == "no last line end":
-        text = text.removesuffix(b"\n")
-    name, content = ("train.txt.gz", gzip.compress(text)) if form == "gz" else ("train.txt", text)
-    (tmp_path / "other" / "criteo" / name).write_bytes(content)
-    for a, b in zip(everything(plain), everything(open_data(tmp_path / "other")), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_encoder_survives_a_checkpoint(tmp_path, lines):
-    data = open_data(tmp_path, lines, dense_transform="bucket")
-    for a, b in zip(scored(tmp_path, data), everything(data)[:2], strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def scored(root: Path, data: ClickDataModule) -> list[np.ndarray]:
