@@ -152,7 +152,7 @@ class HistoryScorer:
         """
         rows, held_out = self._rows_of(user), self._held_out(user, until) if until else []
         end = held_out[0] if held_out else rows.stop
-        had = [*self.histories.item[rows.start : end].tolist(), *self.from_file[user]]
+        had = [*self.histories.item[rows.start : end].tolist(), *self.from_file.get(user, ())]
         ids = np.setdiff1d(np.arange(FIRST_ID, self.encoder.num_items, dtype=np.int32), had)
         now = self.histories.time[[end if held_out else end - 1]].numpy()
         return ids, self._inputs(ids[None], np.array([self._number(user)]), np.array([end]), now)
