@@ -67,7 +67,7 @@ def predict(
     """Score `raw` ("-": standard input) to `output` (None: standard output).
 
     The predictions of several checkpoints are averaged. history_from_file: for BST, whether the history of a user
-    unknown to the checkpoint is its earlier rows; memory then grows with the number of such users, otherwise only as
+    unknown to the checkpoint is its earlier rows; the file is then read as a whole, otherwise memory grows only as
     ScoredRows says. slices: columns for whose values there are metrics too, written to OUT_slices.csv and .png.
     Returns rows, seconds, unseen {field: rows}, metrics {output: {metric: value}}, empty if no label is known, and the
     table of slices.

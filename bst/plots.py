@@ -1,6 +1,6 @@
 """Figures of a tested BST: its error by length of history, and its attention."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +15,20 @@ from common.training.plots import caption, save
 from data.history.dataset import PADDING
 from data.movie_rating_seq import HistoryDataModule
 
-
-def _auc(prediction: Tensor, click: Tensor) -> dict[str, float]:
-    """AUC and its 95 % interval: a difference from equal scores, whose AUC is 0.5."""
-    return {part: 0.5 + value for part, value in auc_difference(prediction, torch.zeros_like(click), click).items()}
-
-
-METRICS: dict[str, tuple[str, Callable[[Tensor, Tensor], dict[str, float]]]] = {  # with 95 % intervals, by target
-    "rating": ("RMSE", lambda prediction, rating: rmse_difference(prediction, rating, rating)),
-    "click": ("AUC", _auc),
-    "item": ("NDCG of a list of 10", lambda ranks, _: mean_interval(of_rows(ranks[:, 0])["ndcg"].numpy(), None)),
-}
+METRICS = {"rating": "RMSE", "click": "AUC", "item": "NDCG of a list of 10"}  # by target
 LENGTH_BINS = 8  # with about equally many test rows each
 EXAMPLES, SHOWN_ITEMS = 4, 15  # of the attention figure
+
+
+def measure(target: str, prediction: Tensor, truth: Tensor) -> tuple[float, float, float]:
+    """The metric of a target, and its 95 % interval."""
+    if target == "rating":
+        found = rmse_difference(prediction, truth, truth)
+    elif target == "click":  # a difference from equal scores, whose AUC is 0.5
+        found = {part: 0.5 + value for part, value in auc_difference(prediction, 0 * truth, truth).items()}
+    else:
+        found = mean_interval(of_rows(prediction[:, 0])["ndcg"].numpy(), None)
+    return found["difference"], found["low"], found["high"]
 
 
 def plot_history_length_and_attention(
@@ -39,8 +40,8 @@ def plot_history_length_and_attention(
     baselines: Mapping[str, Tensor],
 ) -> None:
     """history_length.png and attention.png for the test rows."""
-    title, (metric, measure) = caption(model, data, folder), METRICS[data.target]
-    values = {name: measure(each, target)["difference"] for name, each in baselines.items()}
+    title = caption(model, data, folder)
+    values = {name: measure(data.target, each, target)[0] for name, each in baselines.items()}
     strongest = sorted(values, key=values.__getitem__, reverse=data.target != "rating")[:1]
     shown = {model.display_name: prediction} | {name: baselines[name] for name in strongest}
     length = 1 + data.past_rows("test")
@@ -51,10 +52,9 @@ def plot_history_length_and_attention(
     bins = [part == i for i in part.unique()]
     middles = [np.median(length[rows]) for rows in bins]
     for name, each in shown.items():
-        found = [measure(each[rows], target[rows]) for rows in bins]
-        value, low, high = np.array([[one[part] for part in ("difference", "low", "high")] for one in found]).T
+        value, low, high = np.array([measure(data.target, each[rows], target[rows]) for rows in bins]).T
         axes.errorbar(middles, value, [value - low, high - value], fmt="o-", capsize=3, label=name)
-    axes.set(xscale="log", xlabel="1 + length of the user's past", ylabel=f"{metric}, 95 % interval")
+    axes.set(xscale="log", xlabel="1 + length of the user's past", ylabel=f"{METRICS[data.target]}, 95 % interval")
     axes.set_xticks(middles, [f"{middle:.0f}" for middle in middles])
     axes.minorticks_off()
     axes.legend(fontsize="small")
@@ -78,17 +78,13 @@ def _plot_attention(model: BST, data: HistoryDataModule, prediction: Tensor, tit
             names = [f"{name}  ({residual[i, p]:+.1f})" for name, p in zip(names, positions, strict=True)]
         bars = axes.barh(range(len(names) + 1), weights[i, [*positions, -1]])
         axes.set_yticks(range(len(bars)), [*names, "the target itself"])
-        outcome = _outcome(data.target, prediction[chosen[i]], float(truth[chosen[i]]))
+        found, came = float(prediction[chosen[i]].flatten()[0]), float(truth[chosen[i]])
+        outcome = {
+            "rating": f"rated {came:g}, predicted {found:.1f}",
+            "click": f"{'liked' if came else 'not liked'}, predicted {found:.0%}",
+            "item": f"came next, at rank {found:.0f}" if found else "came next, new to the model",
+        }[data.target]
         axes.set_title(f"{data.title(int(items[i, 0]))}\n{outcome}", fontsize=9)
         axes.tick_params(labelsize=7)
     note = "\nin brackets: how far the rating is above or below what is expected of the item" if has_ratings else ""
     save(figure, f"{title}: attention to the end of the history, averaged over heads{note}", path)
-
-
-def _outcome(target: str, prediction: Tensor, truth: float) -> str:
-    """What came of a test row, and what was predicted."""
-    if target == "item":
-        return f"came next, at rank {prediction[0]:.0f}" if prediction[0] else "came next, new to the model"
-    if target == "click":
-        return f"{'liked' if truth else 'not liked'}, predicted {prediction:.0%}"
-    return f"rated {truth:g}, predicted {prediction:.1f}"

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from bst.bst import BST
-from bst.train import DATA, MODEL, OPTIMIZER, train
+from bst.train import DATA, train
 from common.errors import UserError
 from data.history.dataset import FIRST_ID, OOV, PADDING
 from data.history.scoring import HistoryScorer
@@ -64,6 +64,13 @@ def write(
     return folder
 
 
+def change(folder: Path, edit: Callable[[dict], object]) -> None:
+    """Edit the columns of a columns.json."""
+    content = json.loads((folder / "columns.json").read_text())
+    edit(content["columns"])
+    (folder / "columns.json").write_text(json.dumps(content))
+
+
 def to_csv(table: list[list], separator: str = ",") -> str:
     text = io.StringIO()
     csv.writer(text, delimiter=separator).writerows(table)
@@ -104,13 +111,15 @@ def test_an_example_sees_its_users_past_alone(tmp_path, rng, split):
     expected = dict(zip(texts, encoder.expected, strict=True))
     assert encoder.mean == pytest.approx(np.mean([values[n] for n in data.rows["train"]]), abs=1e-5)
     columns = data.read(range(len(rows)))
-    for n, (items, history, residual, time_gap, _, (dense,), (target,)) in enumerate(zip(*columns, strict=True)):
+    names = data.known["user"]["ids"]
+    for n, (items, history, residual, time_gap, ids, (dense,), (target,)) in enumerate(zip(*columns, strict=True)):
         (movie,) = items
         user, item, seconds, stars = rows[n]
         past = [i for i in range(n) if rows[i][0] == user]
         shown = past[-5:]
         empty = 5 - len(shown)
         assert texts[movie] == item or (movie == OOV and item not in texts)
+        assert names[encoder.users[ids[0] - FIRST_ID]] == user
         assert history[:empty].tolist() == [PADDING] * empty and target == stars
         for i, place in zip(shown, range(empty, 5), strict=True):
             level = expected[texts[history[place]]]
@@ -123,11 +132,8 @@ def test_an_example_sees_its_users_past_alone(tmp_path, rng, split):
 
 
 FORMS = {
-    "ms": (lambda s: s * 1000, "ms", ",", "log.csv"),
     "ns": (lambda s: s * 10**9, "ns", "\t", "log.tsv.gz"),
-    "date": (lambda s: str(np.datetime64(s, "s")), "date", ";", "log.csv"),
-    "zone": (lambda s: str(np.datetime64(s + 7200, "s")) + "+02:00", "date", ",", "log.csv.gz"),
-    "parquet": (lambda s: s, "s", ",", "log.parquet"),
+    "zone": (lambda s: str(np.datetime64(s + 7200, "s")) + "+02:00", "date", ";", "log.csv"),
     "parts": (lambda s: f"{s}.0", "s", ",", "parts"),
 }
 
@@ -141,18 +147,12 @@ def test_other_forms_of_the_same_rows_give_the_same(tmp_path, rng, form):
     text = (folder / "log.csv").read_text()
     if name.endswith(".gz"):
         (folder / name).write_bytes(gzip.compress(text.encode()))
-    elif name == "log.parquet":
-        import pandas as pd
-
-        pd.read_csv(io.StringIO(text)).drop(columns="x").assign(x="").to_parquet(folder / name)
     elif name == "parts":
         (folder / name).mkdir()
         header, *lines = text.splitlines(keepends=True)
         (folder / name / "b.csv").write_text(header + "".join(lines[30:]))
         (folder / name / "a.csv").write_text(header + "".join(lines[:30]))
-    content = json.loads((folder / "columns.json").read_text())
-    del content["columns"][WHEN]["unit"]  # taken from the first row, for all
-    (folder / "columns.json").write_text(json.dumps(content))
+    change(folder, lambda columns: columns[WHEN].pop("unit"))  # taken from the first row, for all
     plain, other = open_data(tmp_path / "plain"), open_data(tmp_path / "other")
     for part in plain.rows:
         for a, b in zip(plain.read(plain.rows[part]), other.read(other.rows[part]), strict=True):
@@ -235,13 +235,9 @@ def test_attributes(tmp_path, rng):
 
 BAD_CELLS = [
     (STARS, "", r"log.csv, line 3, column stars \(0-100\): found '', expected a number in every row"),
-    (STARS, "five", r"line 3, column stars \(0-100\): found 'five', expected a number"),
     (USER, "", r"line 3, column Customer, №: found '', expected one id in every row"),
-    (ITEM, "", r"line 3, column the \"article\": found '', expected one id"),
     (WHEN, "", "line 3, column bought at: found '', expected a time in every row"),
     (WHEN, "1600000000000", "found '1600000000000', expected s since 1970"),
-    (WHEN, "2020-01-01", "found '2020-01-01', expected s since 1970"),
-    (WHEN, "-5", "found '-5', expected s since 1970"),
 ]
 
 
@@ -257,43 +253,24 @@ def test_a_wrong_cell_is_named(tmp_path, rng, column, cell, message, outputs):
 
 
 WRONG = [
-    ({USER: {"role": "user"}, WHEN: {"role": "time"}}, 'the roles "user" and "item" need each other'),
-    ({USER: {"role": "kept"}, ITEM: {"role": "kept"}, WHEN: {"role": "time"}}, "no column is an input"),
-    ({WHEN: {"role": "time", "unit": "h"}}, '"unit" is \'h\''),
-    ({"x": {"role": "user"}}, 'more than one column has the role "user"'),
-    ({"x": {"role": "label", "positive": ["1"]}}, "are ratings or labels, but BST takes one"),
-    ({"gone": {"role": "kept"}}, "has no column 'gone'"),
+    ({USER: {"role": "categorical"}, ITEM: {"role": "categorical"}}, 'takes one "file" of interactions'),
+    ({"x": {"role": "label", "positive": ["1"]}}, "at most one rating or label"),
     ({STARS: {"role": "rating", "click_from": 200}}, '"click_from" is 200; it must be above'),
-    ({WHEN: {"role": "time", "unit": "date"}}, "column bought at: found '16.*', expected a date"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG)
-def test_a_wrong_entry_is_named(tmp_path, rng, change, message):
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_a_wrong_entry_is_named(tmp_path, rng, changes, message):
     folder = write(tmp_path, make_rows(rng))
-    content = json.loads((folder / "columns.json").read_text())
-    content["columns"] = change if USER in change else content["columns"] | change
-    (folder / "columns.json").write_text(json.dumps(content))
+    change(folder, lambda columns: columns.update(changes))
     with pytest.raises(UserError, match=message):
-        open_data(tmp_path)
-
-
-def test_a_table_is_no_interactions(tmp_path, rng):
-    folder = write(tmp_path, make_rows(rng))
-    columns = {USER: {"role": "categorical"}, "x": {"role": "label", "positive": ["1"]}}
-    (folder / "columns.json").write_text(json.dumps({"file": "log.csv", "columns": columns}))
-    with pytest.raises(
-        UserError, match=r'no column has the role "user" or "item"; bst.train.py trains on interactions'
-    ):
         open_data(tmp_path)
 
 
 def test_without_a_time_the_order_is_that_of_the_file(tmp_path, rng):
     rows = make_rows(rng)
     folder = write(tmp_path, rows)
-    content = json.loads((folder / "columns.json").read_text())
-    del content["columns"][WHEN]
-    (folder / "columns.json").write_text(json.dumps(content))
+    change(folder, lambda columns: columns.pop(WHEN))
     data = open_data(tmp_path)
     expected = sorted(rows, key=lambda row: row[0])  # stable
     assert np.load(data.events / "rating.npy").tolist() == [row[3] for row in expected]
@@ -307,15 +284,13 @@ def test_a_label_is_a_click(tmp_path, rng):
     """Like ratings of 0 and 1."""
     rows = make_rows(rng)
     folder = write(tmp_path, rows)
-    content = json.loads((folder / "columns.json").read_text())
-    content["columns"][STARS] = {"role": "label", "positive": ["60", "70", "80", "90", "100"]}
-    (folder / "columns.json").write_text(json.dumps(content))
+    label = {"role": "label", "positive": ["60", "70", "80", "90", "100"]}
+    change(folder, lambda columns: columns.update({STARS: label}))
     data = open_data(tmp_path)
     assert data.target == "click" and data.encoder.scale.range == [0, 1]
     found = data.examples().targets(torch.arange(len(rows)))
     assert found.tolist() == [float(row[3] >= 60) for row in in_order(rows)]
-    content["columns"][STARS]["negative"] = [str(stars) for stars in range(0, 50, 10)]
-    (folder / "columns.json").write_text(json.dumps(content))
+    change(folder, lambda columns: columns[STARS].update(negative=[str(stars) for stars in range(0, 50, 10)]))
     line = next(n for n, row in enumerate(rows, 2) if row[3] == 50)
     with pytest.raises(UserError, match=rf"line {line}, .*: found '50', expected a value of the label in every row"):
         open_data(tmp_path)
@@ -328,9 +303,7 @@ def test_targets_that_the_data_cannot_have(tmp_path, rng):
         open_data(tmp_path, target="rating")
     write(tmp_path, make_rows(rng))
     assert open_data(tmp_path).target == "rating"
-    content = json.loads((folder / "columns.json").read_text())
-    del content["columns"][STARS]["click_from"]
-    (folder / "columns.json").write_text(json.dumps(content))
+    change(folder, lambda columns: columns[STARS].pop("click_from"))
     with pytest.raises(UserError, match="does not say which ratings are clicks"):
         open_data(tmp_path, target="click")
 
@@ -423,14 +396,8 @@ def test_a_new_user_brings_a_history(tmp_path, rng, rating, monkeypatch):
         assert (encode(scorer, lines)[1] == PADDING).all()
 
 
-def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
+def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng):
     state, rows = make_state(tmp_path, rng)
-    data = open_data(tmp_path)
-    settings = {name: value for name, value in SMALL.items() if name in MODEL}
-    encoder, changes = data.encoder, {"history_length": 5, "target": "rating", "optimizer": OPTIMIZER}
-    units = {"rating_range": encoder.scale.range, "rating_units": encoder.scale.units}
-    sizes = encoder.num_items, encoder.num_attributes, encoder.user_cardinalities
-    model = BST(*sizes, **MODEL | settings | changes | units).eval()
     user = rows[20][0]
     own = [row for row in rows if row[0] == user]
     scorer = HistoryScorer(state)
@@ -441,46 +408,20 @@ def test_best_items_of_a_new_user_follow_its_history(tmp_path, rng, outputs):
     candidates, found = scorer.user_inputs(newcomer)
     texts = [scorer.item_text(number) for number in candidates]
     assert not {item for _, item, _, _ in own} & set(texts)
-    assert {*texts, *(item for _, item, _, _ in own)} >= set(texts_of(data)[FIRST_ID:])
+    assert {*texts, *(item for _, item, _, _ in own)} >= set(scorer.values_of(ITEM))
     again, known = scorer.user_inputs(user)
     assert again.tolist() == candidates.tolist() == found[0][0].tolist()
     for i in (0, 1, 2, 3, 5):
         torch.testing.assert_close(found[i], known[i], rtol=0, atol=1e-5)
-    assert predict_batch(model, found).isfinite().all()
 
 
-def test_resumed_and_cached(tmp_path, rng, outputs):
-    """Another columns.json gives another cache; an interrupted run resumes to the same results."""
-    folder = write(tmp_path, make_rows(rng), rating=False)
+def test_an_interrupted_run_resumes_to_the_same_results(tmp_path, rng, outputs):
+    write(tmp_path, make_rows(rng), rating=False)
     whole = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)
-    before = open_data(tmp_path).events
-    assert open_data(tmp_path).events == before
     run = Path(whole["run_folder"])
     (run / "results.json").unlink()
     again = train(dataset="mine", data_root=str(tmp_path), max_epochs=1, batch_size=64, resume=True, **SMALL)
     assert again["test"] == whole["test"] and again["run_folder"] == str(run)
-    content = json.loads((folder / "columns.json").read_text())
-    content["missing"] = ["", "?"]
-    (folder / "columns.json").write_text(json.dumps(content))
-    assert open_data(tmp_path).events != before
-
-
-def test_users_of_movielens(tmp_path, rng, outputs):
-    """Lines that begin with a user; the best movies equal those found by scoring every candidate."""
-    ratings = make_ratings(rng, users=20)
-    write_1m(tmp_path / "ml", ratings)
-    checkpoint = train(dataset="ml", data_root=str(tmp_path), max_epochs=1, batch_size=64, **SMALL)["checkpoint"]
-    model, scorer = load(checkpoint)
-    (tmp_path / "users").write_text("7\n9\n7\n")
-    assert recommend(checkpoint, tmp_path / "users", 3, tmp_path / "top.csv")["users"] == 2
-    expected = [("user", "movie")]
-    for user in (7, 9):
-        left = sorted(map(int, set(scorer.values_of("movie")) - {str(row[1]) for row in ratings if row[0] == user}))
-        ((inputs, *_),) = scorer.batches(source("".join(f"{user}::{movie}\n" for movie in left)))
-        scores = predict_batch(model, inputs)[:, 0].tolist()
-        best = sorted(zip(left, scores, strict=True), key=lambda pair: -pair[1])[:3]
-        expected += [(str(user), str(movie)) for movie, _ in best]
-    assert [tuple(line.split(",")[:2]) for line in (tmp_path / "top.csv").read_text().splitlines()] == expected
 
 
 @pytest.mark.parametrize("rating", [True, False])

@@ -213,18 +213,10 @@ def resolved_target(table: Dataset, target: str) -> str:
     """What "auto" means for the table. Raises: UserError unless BST can predict the target from its rows."""
     form, targets = table.description, table.description.of_role("rating", "label")
     check(
-        form.only("user") is not None,
-        f'{table.where}: no column has the role "user" or "item"; bst/train.py trains on interactions: describe yours '
-        "with `python data/describe.py FILE NAME`.",
-    )
-    check(
-        form.files is None and form.split is None,
-        f'{table.where}: bst/train.py takes one "file" and splits it by itself; leave out "files" and "split".',
-    )
-    check(
-        len(targets) <= 1,
-        f"{table.where}: {', '.join(map(repr, targets))} are ratings or labels, but BST takes one. Give the others the "
-        'role "excluded".',
+        form.only("user") is not None and form.files is None and form.split is None and len(targets) <= 1,
+        f'{table.where}: bst/train.py takes one "file" of interactions, which it splits by itself: a column with the '
+        'role "user", one with the role "item", and at most one rating or label, without "files" and "split". '
+        "`python data/describe.py FILE NAME` describes such a file.",
     )
     if target == "auto":
         return "rating" if form.only("rating") else "click" if targets else "item"

@@ -150,15 +150,12 @@ class HistoryScorer:
 
         until: "validation" or "test": as of the user's first row of that split; None: as of its last row.
         """
-        rows, until_row = self._rows_of(user), None
-        if until is not None:
-            until_row = next(iter(self._held_out(user, until)), None)
-        end = rows.stop if until_row is None else until_row
-        had = {*self.histories.item[rows.start : end].tolist(), *self.from_file[user]}
-        ids = np.setdiff1d(np.arange(FIRST_ID, self.encoder.num_items, dtype=np.int32), list(had))
-        now = self.histories.time[end - 1 if until_row is None else end]
-        place = np.array([self._number(user)]), np.array([end]), now.unsqueeze(0).numpy()
-        return ids, self._inputs(ids[None], *place)
+        rows, held_out = self._rows_of(user), self._held_out(user, until) if until else []
+        end = held_out[0] if held_out else rows.stop
+        had = [*self.histories.item[rows.start : end].tolist(), *self.from_file.get(user, ())]
+        ids = np.setdiff1d(np.arange(FIRST_ID, self.encoder.num_items, dtype=np.int32), had)
+        now = self.histories.time[[end if held_out else end - 1]].numpy()
+        return ids, self._inputs(ids[None], np.array([self._number(user)]), np.array([end]), now)
 
     def next_items(self, user: str, until: str) -> list[str]:
         """The items of a user's rows of that split."""
@@ -270,11 +267,12 @@ class HistoryScorer:
     def _set_histories(self, events: Mapping[str, np.ndarray]) -> None:
         """events: user, item, rating and time (N,), by user."""
         users = len(self.users) + 1  # the last, with no rows, stands for all that are new
-        arrays = self.encoder.encode(events["item"], events["rating"], self.start_from_biases)
-        arrays |= {"time": events["time"].astype(np.int64)}
-        arrays |= {"first": np.searchsorted(events["user"], np.arange(users + 1))}
-        more = np.full((users - self.num_users, self.user_ids.shape[1]), OOV, np.int32)
-        arrays["user_ids"] = np.concatenate([self.user_ids, more])
+        new = np.full((users - self.num_users, self.user_ids.shape[1]), OOV, np.int32)
+        arrays = self.encoder.encode(events["item"], events["rating"], self.start_from_biases) | {
+            "time": events["time"].astype(np.int64),
+            "first": np.searchsorted(events["user"], np.arange(users + 1)),
+            "user_ids": np.concatenate([self.user_ids, new]),
+        }
         self.histories = Histories(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def _inputs(self, items: np.ndarray, user: np.ndarray, position: np.ndarray, now: np.ndarray) -> list[Tensor]:
