@@ -1,7 +1,6 @@
 """The regression of click models against scikit-learn's behind its own scaler and encoder, on the same raw rows."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -47,7 +46,7 @@ def make_rows(rng: np.random.Generator, count: int, threshold: bool) -> pd.DataF
 @pytest.mark.parametrize("threshold", [False, True], ids=["linear", "threshold"])
 def test_it_is_as_good_as_scikit_learn(tmp_path, rng, threshold):
     rows = {part: make_rows(rng, count, threshold) for part, count in ROWS.items()}
-    folder = Path(tmp_path / "mine")
+    folder = tmp_path / "mine"
     folder.mkdir()
     for part, frame in rows.items():
         frame.to_csv(folder / f"{part}.csv", index=False)

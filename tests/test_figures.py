@@ -51,11 +51,8 @@ def test_standard_error_of_an_auc_is_its_spread(rng):
 
 
 def test_importance_finds_the_setting_that_was_planted(tmp_path, rng):
-    space = {
-        "learning_rate": tune.loguniform(1e-4, 1e-2),
-        "units": tune.choice([(8,), (4, 4)]),
-        "one": tune.choice([1]),
-    }
+    space = {"units": tune.choice([(8,), (4, 4)]), "one": tune.choice([1])}
+    space |= {"learning_rate": tune.loguniform(1e-4, 1e-2)}
     study = optuna.create_study(direction="maximize")  # in memory, which is faster
     study.set_user_attr("metric", "val_auc")
     for _ in range(20):

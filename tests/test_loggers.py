@@ -83,16 +83,11 @@ def test_any_logger_of_lightning_or_several(tmp_path):
         assert {"train_loss", "learning_rate", "val_auc", "test_auc"} <= set(found)
         assert found["epoch"].dropna().tolist() == [0.5, 1.0, 1.5, 2.0]
         settings = path.with_name("hparams.yaml").read_text()
-        assert (
-            f"embedding_l2: {OPTIMIZER['embedding_l2']}" in settings
-            and f"run_folder: {results['run_folder']}" in settings
-        )
-        assert "cardinalities" not in settings
+        assert f"embedding_l2: {OPTIMIZER['embedding_l2']}" in settings and "cardinalities" not in settings
+        assert f"run_folder: {results['run_folder']}" in settings
     assert results["settings"]["logger"] == "tuple"
-    for wrong in ("wandb", 3, lambda folder: folder):
-        with pytest.raises(
-            UserError, match=r"logger is .*; it must be 'csv', 'tensorboard', a Lightning logger, a list"
-        ):
+    for wrong in ("wandb", lambda folder: folder):
+        with pytest.raises(UserError, match=r"logger is .*; it must be 'csv', 'tensorboard', a Lightning logger"):
             train(**SMALL, logger=wrong)
 
 

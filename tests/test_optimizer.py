@@ -9,7 +9,6 @@ import torch
 from common.errors import UserError
 from common.model.embedding import PackedEmbedding
 from common.model.optimizer import DenseAdam, LazyAdam, build_optimizer
-from common.model.sparse_gradients import touched_rows
 
 ROWS, DIM, STEPS = 6, 3, 20
 LINEAR = {"schedule": "linear", "warmup_steps": 0}
@@ -92,11 +91,6 @@ def test_a_reloaded_state_goes_on_exactly():
     steps(optimizer, once, 5)
     steps(restored, again, 5)
     torch.testing.assert_close(once, again, rtol=0, atol=0)
-
-
-def test_touched_rows_sums_repetitions():
-    rows, grad = touched_rows(sparse([4, 1, 4], torch.ones(3, DIM)))
-    assert rows.tolist() == [1, 4] and grad[:, 0].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "dense_adam"])

@@ -38,18 +38,16 @@ def trained(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{devices}.pt") for devices in (1, 2)]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "dense_adam"])
 @pytest.mark.parametrize("model", MODELS)
-def test_sgd_gives_the_same_weights(trained, model):
-    one, two = (results[f"{model} sgd"]["weights"] for results in trained)
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=lambda text, name=name: name + text)
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "dense_adam"])
-@pytest.mark.parametrize("model", MODELS)
-def test_own_optimizers_give_the_same_logits(trained, model, optimizer):
-    one, two = (results[f"{model} {optimizer}"]["logits"] for results in trained)
-    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+def test_training_is_the_same(trained, model, optimizer):
+    """With SGD also each weight; an Adam turns rounding of a gradient near 0 into a whole step."""
+    one, two = (results[f"{model} {optimizer}"] for results in trained)
+    torch.testing.assert_close(two["logits"], one["logits"], rtol=0, atol=1e-5)
+    for name, weight in one["weights"].items() if optimizer == "sgd" else ():
+        torch.testing.assert_close(
+            two["weights"][name], weight, rtol=0, atol=1e-5, msg=lambda text, name=name: name + text
+        )
 
 
 def make_loaders(world: int, rows: int, batch_size: int, seed: int | None) -> list[BatchLoader]:
@@ -65,23 +63,22 @@ def make_loaders(world: int, rows: int, batch_size: int, seed: int | None) -> li
     return loaders
 
 
-@pytest.mark.parametrize("rows", [40, 41, 42, 43, 44, 47])
+@pytest.mark.parametrize("rows", [40, 41, 43, 47])
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_processes_share_the_rows_of_each_batch(rows, world):
     (whole,), loaders = make_loaders(1, rows, 8, seed=3), make_loaders(world, rows, 8, seed=3)
     parts = [list(loader) for loader in loaders]
     assert {len(part) for part in parts} == {len(loader) for loader in loaders} and len(set(map(len, loaders))) == 1
-    assert (
-        torch.cat([torch.cat(batch) for batch in zip(*parts, strict=True)]).tolist() == torch.cat(list(whole)).tolist()
-    )
-    for index, batch in enumerate(zip(*parts, strict=True)):
+    batches = list(zip(*parts, strict=True))
+    assert torch.cat([torch.cat(batch) for batch in batches]).tolist() == torch.cat(list(whole)).tolist()
+    for index, batch in enumerate(batches):
         shares = [loader.local_share(index) for loader in loaders]
         assert shares == [len(part) / sum(map(len, batch)) for part in batch] and min(shares) > 0
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_each_process_has_two_rows_of_each_batch_where_batches_are_large_enough(world):
-    """As batch norm needs; check_batch_norm refuses anything smaller."""
+    """As batch norm needs."""
     for batch_size in range(2 * world, 4 * world + 1):
         for rows in range(2 * world, 6 * world + 1):
             for loader in make_loaders(world, rows, batch_size, seed=3):

@@ -69,16 +69,6 @@ def test_each_setting_is_in_one_group_and_has_a_rule(script):
     check_settings(Settings(*groups(script)).flat())
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_each_setting_has_a_comment_or_says_it_all(script):
-    """Only names that need no comment are on a line `name=value,` without one."""
-    source = inspect.getsource(script)
-    bare = re.findall(r"^    (\w+)=[^#\n]*,\n", source[: source.index("@on_ray")], re.MULTILINE)
-    assert set(bare) <= {"optimizer", "learning_rate", "embedding_dim", "max_epochs", "validations_per_epoch"} | {
-        "num_experts"
-    }
-
-
 def test_the_search_takes_its_settings():
     assert tune_dlrm.SEARCH.keys() <= RULES.keys()
     known = Settings(*groups(dlrm.train)).flat()

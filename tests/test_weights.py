@@ -78,7 +78,7 @@ def test_weights_move_the_predictions_and_no_metric(tmp_path, train):
 def test_losses_that_cannot_be_compared_are_not_drawn_beside_each_other(tmp_path, monkeypatch, changes, weight):
     write_table(tmp_path, 700)
     drawn = []
-    monkeypatch.setattr("common.training.fit.plot_learning_curves", lambda *given: drawn.append(given[3]))
+    monkeypatch.setattr("common.training.fit.plot_learning_curves", lambda *given: drawn.append(given[2]))
     train_deepfm(dataset="mine", data_root=str(tmp_path), max_epochs=1, **SMALL, **changes)
     assert drawn == [weight]
 

@@ -121,6 +121,7 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, folder: Path, monitor: str, patience: int | None, schedule: str):
         self.best_path, self.last_path = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT
+        self.dirpath = self.last_path.parent  # under the name of Lightning's ModelCheckpoint, for ShardedDLRM
         self.monitor, self.patience, self.schedule = monitor, patience, schedule
         self.best, self.waited = -math.inf, 0  # higher is better; validations since then
         self.random: list[dict[str, Any]] = []
