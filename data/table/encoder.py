@@ -245,7 +245,7 @@ class TableEncoder:
         """dense (N, I) float32, ids (N, S) int32 and unseen (F, 2), see count_unseen, of a batch; W: its longest cell.
         Instead of texts, a column may hold their ids, see Field.looked_up."""
         given = {f.name for f in self.fields if f.kind == "text" and pa.types.is_int32(columns[f.name].type)}
-        names = {each.name for each in (*self.numbers, *self.fields)} - given
+        names = {*(n.name for n in self.numbers), *(f.name for f in self.fields)} - given
         values = {name: Values.of(columns[name]) for name in names}
         width = max([1, *(int(v.lengths.max(initial=0)) for v in values.values() if v.lengths is not None)])
         dense, cells = [np.empty((rows, 0), np.float32)], [np.empty((rows, 0), np.int32)]

@@ -39,6 +39,7 @@ def split_rows(
         how = "a fifth of the training rows validates" if split == "official" else "test rows split 1:1"
         protocol = "split by given files" if "val" in parts else f"published files, {how} {seed}"
     elif isinstance(own, ColumnSplit):
+        assert texts is not None
         known = {text: i for i, part in enumerate(SPLITS) for text in getattr(own, part)}
         place = pc.index_in(texts, value_set=pa.array(known)).fill_null(-1).to_numpy()
         if len(others := np.flatnonzero(place < 0)):
@@ -103,5 +104,5 @@ def file_split(counts: Mapping[str, int], official: bool = False) -> Splits:
         chosen, rest = np.split(order, [-(-train // 5)])
         parts[:2] = rows[np.sort(rest)], rows[np.sort(chosen)]
     elif not val:
-        parts[1:] = [train + half for half in np.array_split(rng.permutation(test), 2)]
+        parts[1:] = [rows[train + half] for half in np.array_split(rng.permutation(test), 2)]
     return dict(zip(SPLITS, parts, strict=True))
