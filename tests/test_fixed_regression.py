@@ -73,7 +73,7 @@ def test_training_starts_at_the_baseline(tmp_path, rng, undrawn, negative_rate):
     dense, ids, _ = map(torch.from_numpy, data.read(data.rows["test"]))
     baseline = saved_predictions(Path(results["run_folder"]))["logistic regression"].logit()
     found = before.bias + before.regression(dense, ids)
-    torch.testing.assert_close(found.double(), baseline, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.double(), baseline.double(), rtol=0, atol=1e-4)
     after, preprocessor = load(train(**same, embedding_learning_rate=0.1, embedding_l2=0.0)["checkpoint"])
     assert after.regression.table.weight.any()
     for name, weight in before.regression.state_dict().items():

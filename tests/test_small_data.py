@@ -115,7 +115,7 @@ def test_the_cause_is_named():
 
 def test_a_run_on_few_rows_says_so(tmp_path, capsys):
     write_table(tmp_path, ("bought",))
-    few_steps = {"batch_size": 1024, "max_epochs": 1, "on_regression": False}
+    few_steps = {"batch_size": 1024, "max_epochs": 1, "on_regression": False, "embedding_l2": 3e-3}
     results = train_deepfm(dataset="mine", data_root=str(tmp_path), **few_steps)
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("Training for 1 epoch of 1 step, batch_size 1,024, ") for line in lines)

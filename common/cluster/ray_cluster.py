@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from common.errors import UserError, check
-from common.files import read_json
+from common.files import as_user_error, read_json
 from common.paths import REPO, data_root, output_root
 from common.process_group import is_rank_zero
 from common.settings import check_settings
@@ -107,7 +107,11 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
         check_resources(asking, "GPU", processes)
     folder = settings.get("run_folder")
     if folder is None:
-        folder, lock = find_or_create_run(output_root() / "runs" / script, settings["resume"])
+        home = output_root() / "runs" / script
+        try:
+            folder, lock = find_or_create_run(home, settings["resume"])
+        except OSError as error:
+            raise as_user_error(error, home) from error
         if lock:
             lock.release()  # so that rank zero can take it
 

@@ -37,7 +37,7 @@ from data.history.events import KEYS, write_events
 from data.schema import COLUMNS_FILE, Dataset
 
 # the modules that compute the arrays
-CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes", "history.events")]
+CODE = [f"data.{name}" for name in ("schema", "described", "text", "values", "reader", "attributes", "history.events")]
 CODE += ["data.table.rows", "data.table.encoder"]
 ENCODED_CODE = [*CODE, "data.history.encoder", "data.history.dataset", __name__]
 RANKED_COLUMNS = ["rank", *(f"item {place}" for place in range(1, 11))]  # of a prediction: see common/model/ranking.py

@@ -28,7 +28,7 @@ from data.table.rows import StoredRows, write_encoded, write_rows
 
 ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
 FAR, MANY = 10, 100_000  # a larger input, of one in a hundred among this many test rows, is unusual
-CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes")]
+CODE = [f"data.{name}" for name in ("schema", "described", "text", "values", "reader", "attributes")]
 CODE += [f"data.table.{name}" for name in ("splits", "encoder", "rows")]
 
 
