@@ -46,7 +46,8 @@ class ScoredRows:
                 prediction, label = prediction[known], label[known]
                 found[output] = measure(prediction, label)
                 for name, column in zip(self.columns, texts, strict=True):
-                    for value, rows in _slices(pd.Series(column[known.numpy()])):
+                    for value, where in _slices(pd.Series(column[known.numpy()])):
+                        rows = torch.tensor(where)
                         row = {"output": output, "column": name, "value": value, "rows": int(rows.sum())}
                         slices.append(row | of_slice(prediction[rows], label[rows]))
         return found, pd.DataFrame(slices)
