@@ -66,7 +66,7 @@ def test_known_values_keep_their_rows(tmp_path, rng, monkeypatch):
 
     with pytest.raises(UserError, match="is of DeepFM, not of DLRM"):
         train_dlrm(dataset="second", data_root=str(tmp_path), start_from=path)
-    with pytest.raises(UserError, match="does not fit the model; use the settings of that run.*size mismatch"):
+    with pytest.raises(UserError, match=r"does not fit the model; use the settings of that run.*size mismatch"):
         train(dataset="second", **settings | {"embedding_dim": 5}, start_from=path)
     with pytest.raises(UserError, match="was trained on other data or columns"):
         train(dataset="second", **settings, dense_transform="bucket", start_from=path)
