@@ -12,7 +12,7 @@ from common.data.parallel import ordered_map
 from common.errors import UserError, check
 from data.schema import Format
 
-BLOCK_BYTES = 2 << 20  # read at a time: larger blocks leave the processor's cache
+BLOCK_BYTES = 8 << 20  # read at a time
 LONGEST_RECORD = 1 << 20  # bytes; far longer than any real one: its quote was not closed
 csv.field_size_limit(LONGEST_RECORD)
 WHOLE = (1 << 31) - 1  # bytes, more than any block has

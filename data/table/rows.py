@@ -121,8 +121,8 @@ class StoredRows:
         return sum(self.parts.values())
 
     def column(self, name: str) -> pa.ChunkedArray:
-        only = pa.ipc.IpcReadOptions(included_fields=[self.schema.get_field_index(name)])
-        return pa.ipc.open_file(pa.memory_map(str(self.path)), options=only).read_all().column(0)
+        # mapped; IpcReadOptions(included_fields=...) would copy the whole file
+        return pa.ipc.open_file(pa.memory_map(str(self.path))).read_all().column(name)
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers (N,) in its own type, null as nan."""
