@@ -7,8 +7,9 @@ import torch
 from benchmarks.generate_criteo import CARDINALITIES, CLICK_RATE, FULL_ROWS, SKEW, generate
 from common.paths import output_root
 from data.criteo_data import CRITEO, ClickDataModule
-from data.table.encoder import FIRST_ID, Field, Number, TableEncoder
+from data.table.encoder import FIRST_ID, Field, TableEncoder
 from data.table.module import ARRAYS
+from data.table.numbers import Number
 from deepfm.train import DATA
 
 OUTPUT = output_root() / "runs" / "speed"

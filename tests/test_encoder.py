@@ -14,13 +14,12 @@ from data.table.encoder import (
     MISSING,
     OOV,
     Field,
-    Number,
     TableEncoder,
     Values,
     count_unseen,
     fit_column,
-    quantile_edges,
 )
+from data.table.numbers import Number, quantile_edges
 
 SETTINGS = {"dense_transform": "log", "min_count": 2, "num_bins": 4}
 

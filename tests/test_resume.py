@@ -165,7 +165,12 @@ def test_validation_rows_of_one_class_have_no_auc(start, criteo, rng, outputs, c
     assert content["test"]["auc"] is None and content["test"]["log_loss"] == results["test"]["log_loss"] > 0
 
 
-def test_batch_norm_gets_two_rows_at_an_epochs_end(start, criteo, rng):
+def test_batch_norm_needs_two_rows(start, criteo, rng, outputs):
+    for settings, least in (({"batch_size": 1}, 2), ({"batch_size": 3, "devices": 2}, 4)):
+        message = rf"batch_size is {settings['batch_size']}, .*must be at least {least}, 2 per process"
+        with pytest.raises(UserError, match=message):
+            start(batch_norm=True, **settings)
+    assert not list(outputs.rglob("*.ckpt"))
     write_lines(criteo, make_lines(rng, 702))  # 601 for training: the last row does not make a batch by itself
     results = start(batch_norm=True, batch_size=2, max_epochs=1, validations_per_epoch=1)
     assert results["rows"]["train"] == 601 and math.isfinite(results["test"]["log_loss"])

@@ -309,7 +309,7 @@ def test_two_settings_that_change_arrays_have_two_entries(tmp_path, frame, trans
     ({}, {"file": "away.csv"}, "has no away.csv; it has clicks.csv, columns.json"),
     ({}, {"file": "~no-such-user"}, "has no ~no-such-user"),
     ({"part": {"role": "excluded"}}, {"split": {"column": "part", "train": ["a"], "val": ["b"], "test": ["x"]}},
-     "columns.json, column part: found 'c', which \"split\" lacks: 'a', 'b', 'x'"),
+     "columns.json, column part: found 'c' in row 3, which \"split\" lacks: 'a', 'b', 'x'"),
 ])  # fmt: skip
 def test_what_does_not_fit_the_file_is_named(tmp_path, frame, columns, entries, message):
     write(tmp_path, frame.assign(part=np.array(["a", "b", "c"])[np.arange(ROWS) % 3]), COLUMNS | columns, **entries)

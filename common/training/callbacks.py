@@ -33,10 +33,7 @@ class MetricsLog(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.loss_sum, self.batches = 0.0, 0  # since the last validation
         self.seconds, self.samples = 0.0, 0  # of training, without validation
-        self.learning_rate, self.loss = (
-            math.nan,
-            torch.tensor(math.nan),
-        )  # of the last step; tables may have other rates
+        self.learning_rate, self.loss = math.nan, torch.tensor(math.nan)  # of the last step, without the tables' rates
         self._begin = 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.data_module import RecommendationDataModule
@@ -64,7 +64,7 @@ def fit_and_test(
         keep_unchanged(folder / "data.json", about_data | {"fingerprint": data.fingerprint}, "data")
     if test and written.exists() and "test" in (finished := read_json(written)):
         return finished | paths
-    check_labels(data)
+    check_rows(model, data, training)
     monitor = chosen_monitor(training["monitor"], monitor, model, data)
     log = MetricsLog(folder, Trackers(training["logger"], folder))
     saving = Checkpoints(folder, monitor, training["patience"], settings.optimizer["schedule"])
@@ -182,8 +182,14 @@ def chosen_monitor(setting: str, automatic: str, model: Recommender, data: Recom
     return monitor
 
 
-def check_labels(data: RecommendationDataModule) -> None:
-    """Raise UserError if all training labels are equal."""
+def check_rows(model: nn.Module, data: RecommendationDataModule, training: dict[str, Any]) -> None:
+    """Raise UserError if all training labels are equal, or if batch norm would get a row without another one."""
+    rows, least = len(data.rows["train"]), 2 * training["devices"] * training["num_nodes"]
+    check(
+        min(data.batch_size, rows) >= least or not any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()),
+        f"batch_size is {data.batch_size}, and there are {rows:,} training rows; with batch_norm both must be at least "
+        f"{least}, 2 per process. Set a larger batch_size, fewer devices, or batch_norm=False.",
+    )
     if hasattr(data, "base_logits"):  # ratings have no classes
         label = data.targets("train")
         lowest, highest = label.nan_to_num(math.inf).amin(0), label.nan_to_num(-math.inf).amax(0)

@@ -15,7 +15,7 @@ from common.data.data_module import SPLIT_SEED, SPLITS
 from common.errors import check
 from data.history.dataset import FIRST_ID, OOV, Scale
 from data.history.events import Cells
-from data.table.encoder import quantile_edges
+from data.table.numbers import quantile_edges
 
 SPLIT_METHODS = ("leave_last", "time", "random")
 SHARES = (0.8, 0.1)  # of training and validation rows, for "time" and "random"

@@ -38,7 +38,7 @@ from data.schema import COLUMNS_FILE, Dataset
 
 # the modules that compute the arrays
 CODE = [f"data.{name}" for name in ("schema", "described", "text", "values", "reader", "attributes", "history.events")]
-CODE += ["data.table.rows", "data.table.encoder"]
+CODE += ["data.table.rows", "data.table.encoder", "data.table.numbers"]
 ENCODED_CODE = [*CODE, "data.history.encoder", "data.history.dataset", __name__]
 RANKED_COLUMNS = ["rank", *(f"item {place}" for place in range(1, 11))]  # of a prediction: see common/model/ranking.py
 BATCH_PAIRS = 1 << 14  # of held-out rows and items, scored at a time: more would not fit into the processor's cache

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from common.data.data_module import SPLITS
+from common.errors import check
 from data.history.dataset import FIRST_ID, OOV, PADDING, TIME_GAP_BUCKETS, USER_BIAS_SHRINKAGE, Histories, View
 from data.history.encoder import HistoryEncoder, encode_ids
 from data.history.events import KEYS, ratings_of
@@ -228,7 +229,9 @@ class HistoryScorer:
         batches = Reader(self.form, scoring=True).batches(source, moved)
         if not self.history_from_file:
             return batches
-        return iter(pa.Table.from_batches(batches).combine_chunks().to_batches())
+        whole = pa.Table.from_batches(batches).combine_chunks().to_batches()
+        check(len(whole) <= 1, f"{source.name}: with history_from_file, a column may have 2 GB; split it by users.")
+        return iter(whole)
 
     def _places(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Of each row (N,) the id of its item, its user, where the user's past ends in self.histories, and the time."""

@@ -23,13 +23,14 @@ from common.errors import check
 from common.settings import check_settings
 from data.described import open_dataset, sources_of
 from data.schema import Categorical, Dataset, Description, Plain
-from data.table.encoder import PIECEWISE, TableEncoder, nearly_unseen
+from data.table.encoder import TableEncoder, nearly_unseen
+from data.table.numbers import PIECEWISE
 from data.table.rows import StoredRows, write_encoded, write_rows
 
 ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
 FAR, MANY = 10, 100_000  # a larger input, of one in a hundred among this many test rows, is unusual
 CODE = [f"data.{name}" for name in ("schema", "described", "text", "values", "reader", "attributes")]
-CODE += [f"data.table.{name}" for name in ("splits", "encoder", "rows")]
+CODE += [f"data.table.{name}" for name in ("splits", "encoder", "numbers", "rows")]
 
 
 class TableDataset(MemmapDataset):
@@ -55,7 +56,7 @@ class TableDataModule(RecommendationDataModule):
     unknown; None: the only label, of shape (B,). split, of tables without a split of their own: "time" (the first 6/7
     of the rows for training, the rest halved into validation and test), "random" (stratified tenths, as in BARS x4) or
     "official" (all rows of the test file); None: "time" if there is a time, else "random". dense_transform, of dense
-    columns that specify none: see data/table/encoder.py. min_count: training rows that a value needs to get an id.
+    columns that specify none: see data/table/numbers.py. min_count: training rows that a value needs to get an id.
     num_bins: bins per dense column, with "piecewise". weighted: training batches have row weights, of mean 1, beside
     the label. negative_rate: share of training rows without a click that is kept. label_inputs: labels that are not
     among the tasks are inputs.

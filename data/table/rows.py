@@ -20,7 +20,8 @@ from common.files import write_tensors
 from data.attributes import Attributes, join, joined_columns, read_attributes
 from data.reader import Reader, data_files, source_of
 from data.schema import Column, ColumnSplit, Dataset, Description, Label, Rating
-from data.table.encoder import Field, Number, TableEncoder, Values, count_unseen, fit_column, to_tensor
+from data.table.encoder import Field, TableEncoder, Values, count_unseen, fit_column, to_tensor
+from data.table.numbers import Number
 from data.table.splits import split_rows
 from data.values import BadValue, canonical
 

@@ -44,7 +44,8 @@ def split_rows(
         place = pc.index_in(texts, value_set=pa.array(known)).fill_null(-1).to_numpy()
         if len(others := np.flatnonzero(place < 0)):
             found, expected = texts[others[0]], ", ".join(map(repr, known))
-            raise UserError(f'{name}, column {own.column}: found {str(found)!r}, which "split" lacks: {expected}.')
+            where = f"{name}, column {own.column}: found {str(found)!r} in row {others[0] + 1:,}"
+            raise UserError(f'{where}, which "split" lacks: {expected}.')
         codes = np.array(list(known.values()))[place]
         splits = {part: labelled[codes[labelled] == i] for i, part in enumerate(SPLITS)}
         protocol = f"split by column {own.column!r}"
