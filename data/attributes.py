@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from common.errors import check
 from data.reader import Reader, data_files, source_of
 from data.schema import Column, Dataset, Description
+from data.values import plain
 
 Attributes = Mapping[str, pa.RecordBatch]  # by the role of their key, "user" or "item"; the key is the first column
 
@@ -43,7 +44,7 @@ def join(description: Description, attributes: Attributes, batch: pa.RecordBatch
     """The columns of a batch and, unless it has them itself, those of the second files; a row without is missing."""
     columns = {name: batch.column(name) for name in batch.schema.names}
     for role, form in description.attributes.items():
-        place = pc.index_in(columns[description.only(role)], value_set=attributes[role].column(0))
+        place = pc.index_in(plain(columns[str(description.only(role))]), value_set=attributes[role].column(0))
         for name in form.of_role("categorical", "dense"):
             if name not in columns:
                 array = attributes[role].column(name).take(place)

@@ -29,7 +29,7 @@ from data.values import BadValue
 
 PARQUET, PARQUET_ROWS = b"PAR1", 1 << 16  # rows read at a time
 NO_KEY = "__HIVE_DEFAULT_PARTITION__"
-NUMBERS = ("dense", "rating", "weight")  # roles of columns that are numbers
+NUMBERS, CATEGORIES = ("dense", "rating", "weight"), ("categorical", "user", "item")  # roles of columns
 OPTIONAL = ("label", "rating", "time", "weight", "excluded")  # roles of columns that a file to score may lack
 
 
@@ -116,10 +116,13 @@ class Reader:
     """Reads files of one description into record batches, with the description's columns in its order:
 
     dense int32 or float64, null if missing; rating, weight float64; time float64, in seconds if the unit is known;
-    categorical, user, item string, or list<string> if a cell may hold several values, a cell without a value being one
-    of `form.missing_texts` or an empty list; label, kept and the column of a split string, as written.
+    categorical, user, item string, with `encoded` in text perhaps a dictionary of them, or list<string> if a cell may
+    hold several values, a cell without a value being one of `form.missing_texts` or an empty list; label, kept and the
+    column of a split string, as written.
     Columns that are excluded are left out, and when scoring those of OPTIONAL that the file lacks.
     """
+
+    encoded = False
 
     def __init__(self, form: Format, scoring: bool = False, columns: Sequence[str] | None = None):
         """columns: those to read; None: all that have a use."""
@@ -181,9 +184,12 @@ class Reader:
 
     def _type_in_text(self, name: str) -> pa.DataType:
         column = self.columns.get(name, Plain(role="kept"))
-        if name in self.origins.values() or column.role not in NUMBERS:
-            return pa.string()
-        return pa.int32() if getattr(column, "type", "") == "integer" else pa.float64()
+        if name not in self.origins.values():
+            if column.role in NUMBERS:
+                return pa.int32() if getattr(column, "type", "") == "integer" else pa.float64()
+            if self.encoded and column.role in CATEGORIES and not getattr(column, "separator", None):
+                return pa.dictionary(pa.int32(), pa.string())
+        return pa.string()
 
     def _names_by_width(self, width: int) -> list[str]:
         """The columns of a file without a header line: all of them or, when scoring, without labels or what is last."""
@@ -221,12 +227,18 @@ class Reader:
                     found[name] = self._column(column, arrays[origin])
                 except BadValue as bad:
                     raise self.error(bad.row, origin, arrays[origin][bad.row], bad.expected) from bad
-                kind, expected = found[name].type, self.types.setdefault(name, found[name].type)
+                kind = found[name].type.value_type if pa.types.is_dictionary(found[name].type) else found[name].type
+                expected = self.types.setdefault(name, kind)
                 where = f"{self.source.name}, column {name}"
                 check(kind == expected, f"{where}: found {kind} in a cell, expected {expected} as before.")
         return pa.RecordBatch.from_pydict(found)
 
     def _column(self, column: Column, array: pa.Array) -> pa.Array:
+        if pa.types.is_dictionary(array.type):  # its distinct values are checked
+            try:
+                return pa.DictionaryArray.from_arrays(array.indices, self._column(column, array.dictionary))
+            except BadValue as bad:
+                raise BadValue(array.indices.index(bad.row).as_py(), bad.expected) from bad
         kind = getattr(column, "type", "text")
         is_number = column.role in NUMBERS
         if self.form.decimal == "," and (is_number or kind == "number") and pa.types.is_string(array.type):

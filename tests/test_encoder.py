@@ -27,7 +27,7 @@ SETTINGS = {"dense_transform": "log", "min_count": 2, "num_bins": 4}
 def fitted(values: list, column: Categorical | Dense, **settings) -> TableEncoder:
     array = pa.chunked_array([pa.array(values[:2], type=pa.array(values).type), pa.array(values[2:])])
     train = np.ones(len(values), bool)
-    number, field = fit_column("a", column, Values.of(array), train, SETTINGS | settings, ["", "?"])
+    number, field, _ = fit_column("a", column, Values.of(array), train, SETTINGS | settings, ["", "?"])
     return TableEncoder([number] if number else [], [field] if field else [])
 
 
@@ -69,21 +69,23 @@ def test_numbers_by_hand(transform):
     assert not ids[0] or (ids[2][0] == MISSING and ids[0][0] != MISSING)
 
 
-def test_log_equals_numpy_bit_for_bit():
+def test_log_equals_numpy():
     rng = np.random.default_rng(0)
     raw = np.where(rng.random(300_000) < 0.1, np.nan, np.floor(np.exp(rng.normal(3, 2, 300_000))) - 2)
     values = Values.of(pa.array(raw, from_pandas=True))
-    number = Number.fit("a", "log", values.numbers, values.places, 0)
+    number = Number.fit("a", "log", values.numbers, np.bincount(values.places), 0)
     logs = np.sign(raw) * np.log1p(np.abs(raw))
     known = logs[~np.isnan(logs)]
-    assert (number.mean, number.std) == (known.mean(), known.std()) and len(values.distinct) < 10_000
-    expected = np.nan_to_num((logs - known.mean()) / known.std()).astype(np.float32)
+    assert (number.mean, number.std) == pytest.approx((known.mean(), known.std()), 1e-12) and len(
+        values.distinct
+    ) < 10_000
+    expected = np.nan_to_num((logs - number.mean) / number.std).astype(np.float32)
     np.testing.assert_array_equal(number.encode(values.numbers)[values.places], expected)
 
 
 @pytest.mark.parametrize(("raw", "mean"), [([5.0] * 7, math.log1p(5)), ([np.nan] * 3, 0)])
 def test_a_constant_is_not_scaled(raw, mean):
-    number = Number.fit("a", "log", np.array(raw), np.arange(len(raw)), 0)
+    number = Number.fit("a", "log", np.array(raw), np.ones(len(raw), int), 0)
     assert (number.mean, number.std) == (pytest.approx(mean), 1) and not number.encode(np.array(raw)).any()
 
 
@@ -107,7 +109,7 @@ def test_quantile_edges_set_the_least_number_apart():
 def test_rows_that_are_not_for_training_have_no_influence():
     train = np.array([True, True, False, True, False])
     for raw in (["a", "a", "b", "c", "b"], [["a"], ["a", "c"], ["b", "b"], ["c"], []]):
-        _, field = fit_column("a", Categorical(), Values.of(pa.array(raw)), train, SETTINGS, [""])
+        _, field, _ = fit_column("a", Categorical(), Values.of(pa.array(raw)), train, SETTINGS, [""])
         assert field.vocabulary.to_pylist() == (["a"] if isinstance(raw[0], str) else ["a", "c"])
     for transform in DENSE_TRANSFORMS:
         found = [

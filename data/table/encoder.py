@@ -24,12 +24,13 @@ from data.values import canonical
 
 OOV, MISSING, FIRST_ID = 0, 1, 2
 EMPTY = -1
+BLOCK = 1 << 20  # values counted at a time
 NEARLY_ALL = 0.9  # a share of values outside the vocabulary above this is worth a warning
 
 
 @dataclass(frozen=True)
 class Values:
-    """A column. places: of each row's value in `distinct` (N,) int32; of lists, of all values, and lengths (N,)."""
+    """A column. places: of each row's value in `distinct` (N,) unsigned; of lists, of all values, and lengths (N,)."""
 
     distinct: pa.Array  # (V,)
     places: np.ndarray
@@ -40,18 +41,25 @@ class Values:
         lengths = None
         if pa.types.is_list(column.type):
             lengths, column = pc.list_value_length(column).to_numpy(zero_copy_only=False), pc.list_flatten(column)
-        encoded = column.dictionary_encode("encode")
-        chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]  # of one dictionary
-        return cls(chunks[0].dictionary, np.concatenate([chunk.indices.to_numpy() for chunk in chunks]), lengths)
+        # from the system, which gets back what a growing hash table no longer needs
+        encoded = pa.chunked_array(column).dictionary_encode().unify_dictionaries(pa.system_memory_pool())
+        chunks = encoded.chunks or [pa.array([], column.type).dictionary_encode()]
+        distinct, missing = chunks[0].dictionary, any(chunk.null_count for chunk in chunks)
+        indices = [chunk.indices.fill_null(len(distinct)).to_numpy() for chunk in chunks]
+        places = np.concatenate(indices, dtype=np.min_scalar_type(len(distinct)), casting="unsafe")
+        return cls(pa.concat_arrays([distinct, pa.nulls(missing, distinct.type)]), places, lengths)
 
     @property
     def numbers(self) -> np.ndarray:
         """The distinct values (V,) float64, nan if missing."""
         return self.distinct.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
-    def places_in(self, train: np.ndarray) -> np.ndarray:
-        """The places of the training rows' values. train: whether a row is one (N,)."""
-        return self.places[train if self.lengths is None else np.repeat(train, self.lengths)]
+    def counts(self, train: np.ndarray) -> np.ndarray:
+        """How often each distinct value occurs in training rows (V,). train: whether a row is one (N,)."""
+        places = self.places[train if self.lengths is None else np.repeat(train, self.lengths)]
+        size = max(len(self.distinct), BLOCK)  # in blocks, because bincount copies its input in 64 bits
+        blocks = (places[start : start + size] for start in range(0, len(places), size))
+        return sum((np.bincount(block, minlength=len(self.distinct)) for block in blocks), np.zeros(1, np.int64))
 
 
 @dataclass(frozen=True)
@@ -71,15 +79,18 @@ class Field:
 
     @classmethod
     def of_texts(cls, name: str, column: Column, values: Values, counts: np.ndarray, missing: list[str], least: int):
-        """counts: of the distinct texts in training rows (V,); at least `least`, unless the column says so."""
+        """And the ids of the distinct texts (V,), None if they are hashed. counts: of those in training rows (V,); at
+        least `least`, unless the column says so."""
         options = column if isinstance(column, Categorical) else Categorical()
         pooling = None if values.lengths is None else options.pooling or POOLINGS[0]
-        vocabulary = pa.array([], pa.string())
-        if not options.hash_size:
-            known = pc.invert(pc.is_in(values.distinct, pa.array(missing)))
-            frequent = pa.array(counts >= (options.min_count or least))
-            vocabulary = values.distinct.filter(pc.and_(frequent, known)).sort()
-        return cls(name, "text", vocabulary, missing, None, options.hash_size, pooling)
+        if options.hash_size:
+            return cls(name, "text", pa.array([], pa.string()), missing, None, options.hash_size, pooling), None
+        is_missing = pc.is_in(values.distinct, pa.array(missing)).to_numpy(zero_copy_only=False)
+        frequent = np.flatnonzero((counts >= (options.min_count or least)) & ~is_missing)
+        order = frequent[pc.sort_indices(values.distinct.take(frequent)).to_numpy()]
+        ids = np.where(is_missing, np.int32(MISSING), np.int32(OOV))
+        ids[order] = np.arange(FIRST_ID, FIRST_ID + len(order))
+        return cls(name, "text", values.distinct.take(order), missing, None, None, pooling), ids
 
     @classmethod
     def of_numbers(cls, name: str, kind: str, raw: np.ndarray, counts: np.ndarray, missing: list[str], least: int):
@@ -116,9 +127,9 @@ class Field:
             return np.array([MISSING if text in self.missing else bucket for text, bucket in pairs], np.int32)
         return self.looked_up(values.distinct).to_numpy(zero_copy_only=False)
 
-    def encode(self, values: Values, width: int) -> np.ndarray:
-        """The ids of each row (N, 1), or (N, width) of lists."""
-        ids = self.ids(values)[values.places]
+    def encode(self, values: Values, width: int, ids: np.ndarray | None = None) -> np.ndarray:
+        """The ids of each row (N, 1), or (N, width) of lists. ids: of the distinct values, if known."""
+        ids = (self.ids(values) if ids is None else ids)[values.places]
         if self.pooling is None:
             return ids[:, None]
         assert values.lengths is not None
@@ -130,19 +141,18 @@ class Field:
 
 def fit_column(
     name: str, column: Column, values: Values, train: np.ndarray, settings: Mapping[str, Any], missing: list[str]
-) -> tuple[Number | None, Field | None]:
-    """A column as a number, a field or both. train: whether a row is for training (N,); settings: dense_transform,
-    min_count, num_bins."""
-    places, least = values.places_in(train), settings["min_count"]
-    counts = np.bincount(places, minlength=len(values.distinct))
+) -> tuple[Number | None, Field | None, np.ndarray | None]:
+    """A column as a number, a field or both, and the ids of its distinct texts, if known. train: whether a row is for
+    training (N,); settings: dense_transform, min_count, num_bins."""
+    counts, least = values.counts(train), settings["min_count"]
     if not isinstance(column, Dense):
-        return None, Field.of_texts(name, column, values, counts, missing, least)
+        return None, *Field.of_texts(name, column, values, counts, missing, least)
     raw, default = values.numbers, settings["dense_transform"]
     # MMoE bins each number itself, whatever transform the column asks for
     transform = default if default == PIECEWISE else column.transform or default
     kind = "number" if transform == PIECEWISE else transform.rpartition("+")[2]
-    number = None if transform in KINDS else Number.fit(name, transform, raw, places, settings["num_bins"])
-    return number, Field.of_numbers(name, kind, raw, counts, missing, least) if kind in KINDS else None
+    number = None if transform in KINDS else Number.fit(name, transform, raw, counts, settings["num_bins"])
+    return number, Field.of_numbers(name, kind, raw, counts, missing, least) if kind in KINDS else None, None
 
 
 class TableEncoder:

@@ -56,17 +56,19 @@ class Number:
     edges: list[float] | None = None
 
     @classmethod
-    def fit(cls, name: str, transform: str, raw: np.ndarray, train: np.ndarray, num_bins: int) -> "Number":
-        """raw: distinct numbers (V,), nan if missing; train: the place of each training row's among them."""
+    def fit(cls, name: str, transform: str, raw: np.ndarray, counts: np.ndarray, num_bins: int) -> "Number":
+        """raw: distinct numbers (V,), nan if missing; counts: of each in training rows (V,)."""
         if transform == PIECEWISE:
-            return cls(name, transform, edges=quantile_edges(raw, np.bincount(train, minlength=len(raw)), num_bins))
-        if transform == "clamped_log":
-            return cls(name, transform, std=float(clamped_log(raw)[train].std(dtype=np.float64)) or 1.0)
-        logs = log(raw)[train]
-        known = logs[~np.isnan(logs)]
-        if not len(known) or known.min() == known.max():  # its deviation would be 0 or a rounding error
-            return cls(name, transform, float(known[0]) if len(known) else 0.0)
-        return cls(name, transform, float(known.mean()), float(known.std()))
+            return cls(name, transform, edges=quantile_edges(raw, counts, num_bins))
+        is_clamped = transform == "clamped_log"
+        logs = clamped_log(raw) if is_clamped else log(raw)
+        known = (counts > 0) & ~np.isnan(logs)
+        logs, counts = logs[known].astype(np.float64), counts[known]
+        if len(logs) < 2 or logs.min() == logs.max():  # its deviation would be 0 or a rounding error
+            return cls(name, transform, float(logs[0]) if len(logs) and not is_clamped else 0.0)
+        mean = np.average(logs, weights=counts)
+        std = np.average((logs - mean) ** 2, weights=counts) ** 0.5
+        return cls(name, transform, 0.0 if is_clamped else float(mean), float(std))
 
     @property
     def has_flag(self) -> bool:

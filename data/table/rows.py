@@ -5,16 +5,20 @@ N: rows, K: tasks.
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.types import is_dictionary, is_list
 from tqdm import tqdm
 
-from common.data.parallel import ordered_map
+from common.data.parallel import THREADS, ordered_map
 from common.errors import check
 from common.files import write_tensors
 from data.attributes import Attributes, join, joined_columns, read_attributes
@@ -27,7 +31,9 @@ from data.values import BadValue, canonical
 
 ROWS, PARTS = "rows.arrow", "parts.json"  # of the cache
 SHOWN_LABELS = 8
-MANY_ROWS = 1 << 23  # from here on columns are encoded one at a time: each takes several arrays of N elements
+MANY_VALUES = (
+    1 << 22
+)  # in the dictionaries of all batches: such a column takes much memory, so it is not encoded beside another
 BLOCK_ROWS = 1 << 14
 
 
@@ -42,7 +48,7 @@ class TableReader(Reader):
 
     def __init__(self, description: Description, attributes: Attributes, tasks: Sequence[str], scoring: bool = False):
         super().__init__(description, scoring)
-        self.description, self.attributes = description, attributes
+        self.description, self.attributes, self.encoded = description, attributes, not scoring
         self.tasks = {task: description.tasks[task] for task in tasks}
 
     def _checked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -96,12 +102,13 @@ def write_rows(table: Dataset, description: Description, target: Path) -> None:
     """Read the files of a table into one Arrow file. description: that of the table, without what is not used."""
     reader = TableReader(description, read_attributes(table), list(description.tasks))
     files = [(part, file) for part, path in table.files.items() for file in data_files(path)]
-    parts, writer = dict.fromkeys(table.files, 0), None
+    parts, schema, writer = dict.fromkeys(table.files, 0), None, None
     with tqdm(total=sum(file.stat().st_size for _, file in files), unit="B", unit_scale=True, desc="Reading") as bar:
         for part, file in files:
             for batch in reader.batches(source_of(file), bar.update):
-                writer = writer or pa.ipc.new_file(str(target / ROWS), batch.schema)
-                writer.write_batch(batch)
+                schema = schema or batch.schema
+                writer = writer or pa.ipc.new_stream(str(target / ROWS), schema)
+                writer.write_batch(batch.cast(schema))  # of texts, some batches may be dictionaries
                 parts[part] += len(batch)
                 speed = sum(parts.values()) / bar.format_dict["elapsed"]
                 bar.set_postfix_str(f"{speed:,.0f} rows/s", refresh=False)
@@ -111,19 +118,18 @@ def write_rows(table: Dataset, description: Description, target: Path) -> None:
 
 
 class StoredRows:
-    """What write_rows wrote. Columns are mapped anew each time, because pages of an open map count as memory."""
+    """What write_rows wrote, mapped."""
 
     def __init__(self, folder: Path):
-        self.path = folder / ROWS
         self.parts: dict[str, int] = json.loads((folder / PARTS).read_text())  # rows of each file
-        self.schema = pa.ipc.open_file(pa.memory_map(str(self.path))).schema
+        # IpcReadOptions(included_fields=...) would copy the whole file
+        self.table = pa.ipc.open_stream(pa.memory_map(str(folder / ROWS))).read_all()
 
     def __len__(self) -> int:
-        return sum(self.parts.values())
+        return len(self.table)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        # mapped; IpcReadOptions(included_fields=...) would copy the whole file
-        return pa.ipc.open_file(pa.memory_map(str(self.path))).read_all().column(name)
+        return self.table.column(name)
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers (N,) in its own type, null as nan."""
@@ -141,74 +147,89 @@ def write_encoded(
 
     settings: split, dense_transform, min_count, num_bins.
     """
-    tasks, time, own, where = list(description.tasks), description.only("time"), description.split, table.where
-    labels = rows.labels(tasks)
-    times = rows.numbers(time) if time else None
-    texts = rows.column(own.column) if isinstance(own, ColumnSplit) else None
-    splits, protocol = split_rows(description, rows.parts, labels, times, texts, settings["split"], where)
-    for part, chosen in splits.items():
-        np.save(target / f"rows_{part}.npy", chosen)
-    train = splits["train"]
-    for task, label in zip(tasks, labels[train].T, strict=True):
-        check(not np.isnan(label).all(), f"{where}: no training row has a label for {task}.")
-    np.save(target / "label.npy", labels)
-    for weight in description.of_role("weight"):
-        weights = rows.numbers(weight)
-        mean = weights[train].mean()
-        check(mean > 0, f"{where}: all training rows have weight 0.")
-        np.save(target / "weight.npy", (weights / mean).astype(np.float32))  # mean 1, so the learning rate still fits
-    if group := description.group or description.only("user"):
-        np.save(target / "groups.npy", Values.of(rows.column(group)).places)
-    encoder, unseen = _write_inputs(rows, description, settings, train, target)
+    summary, is_train = _write_targets(rows, table, description, settings["split"], target)
+    encoder, summary["held_out"] = _write_inputs(rows, description, settings, is_train, target)
     state = {"encoder": encoder.state_dict(), "description": description.model_dump(mode="json")}
     state["attributes"] = {role: to_tensor(batch) for role, batch in read_attributes(table).items()}
     write_tensors(target / "encoder.pt", state)
-    summary = {
-        "positive": {task: float(np.nanmean(labels[train, i])) for i, task in enumerate(tasks)},
-        "protocol": protocol,
-        "held_out": unseen,
-        "unlabelled": len(rows) - sum(map(len, splits.values())),
-    }
     (target / "summary.json").write_text(json.dumps(summary))
 
 
+def _write_targets(
+    rows: StoredRows, table: Dataset, description: Description, split: str, target: Path
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Write the rows of each split, labels, weights and groups. Returns a summary, and whether each row is for training
+    (N,)."""
+    tasks, time, own, where = list(description.tasks), description.only("time"), description.split, table.where
+    labels = rows.labels(tasks)
+    np.save(target / "label.npy", labels)
+    times = rows.numbers(time) if time else None
+    texts = rows.column(own.column) if isinstance(own, ColumnSplit) else None
+    splits, protocol = split_rows(description, rows.parts, labels, times, texts, split, where)
+    for part, chosen in splits.items():
+        np.save(target / f"rows_{part}.npy", chosen)
+    is_train, positive = np.zeros(len(rows), bool), {}
+    is_train[splits["train"]] = True
+    for task, label in zip(tasks, labels[splits["train"]].T, strict=True):
+        check(not np.isnan(label).all(), f"{where}: no training row has a label for {task}.")
+        positive[task] = float(np.nanmean(label))
+    for weight in description.of_role("weight"):
+        weights = rows.numbers(weight)
+        mean = weights[splits["train"]].mean()
+        check(mean > 0, f"{where}: all training rows have weight 0.")
+        np.save(target / "weight.npy", (weights / mean).astype(np.float32))  # mean 1, so the learning rate still fits
+    if group := description.group or description.only("user"):
+        np.save(target / "groups.npy", Values.of(rows.column(group)).places.astype(np.int32))
+    unlabelled = len(rows) - sum(map(len, splits.values()))
+    return {"positive": positive, "protocol": protocol, "unlabelled": unlabelled}, is_train
+
+
 def _write_inputs(
-    rows: StoredRows, description: Description, settings: Mapping[str, Any], train: np.ndarray, target: Path
+    rows: StoredRows, description: Description, settings: Mapping[str, Any], is_train: np.ndarray, target: Path
 ) -> tuple[TableEncoder, dict[str, list[int]]]:
     """Fit and encode column by column, of which memory holds one per thread, then put them together row by row.
 
     Returns the encoder and, of each field of texts, what is unseen in the held-out rows, as count_unseen says.
     """
-    columns, is_train = inputs_of(description), np.zeros(len(rows), bool)
-    is_train[train] = True
-    lists = [rows.column(name) for name in columns if pa.types.is_list(rows.schema.field(name).type)]
+    columns, large = inputs_of(description), Lock()
+    lists = [rows.column(name) for name in columns if is_list(rows.column(name).type)]
     width = max([1, *(pc.max(pc.list_value_length(column)).as_py() for column in lists)])
     with TemporaryDirectory(dir=target) as folder:
 
         def encode(item: tuple[int, str]) -> tuple[Number | None, Field | None, list[int]]:
             i, name = item
-            values, unseen = Values.of(rows.column(name)), [0, 0]
-            number, field = fit_column(name, columns[name], values, is_train, settings, description.missing_texts)
-            if number:
-                np.save(f"{folder}/dense{i:06}.npy", number.encode(values.numbers)[values.places])
-            if number and number.has_flag:
-                np.save(f"{folder}/flag{i:06}.npy", np.isnan(values.numbers)[values.places])
-            if field:
-                cells = field.encode(values, width)
-                np.save(f"{folder}/ids{i:06}.npy", np.ascontiguousarray(cells.T))
-                unseen = count_unseen(cells[~is_train])
+            column, unseen = rows.column(name), [0, 0]
+            with large if _dictionary_size(column) > MANY_VALUES else nullcontext():
+                values = Values.of(column)
+                number, field, known = fit_column(
+                    name, columns[name], values, is_train, settings, description.missing_texts
+                )
+                if number:
+                    np.save(f"{folder}/dense{i:06}.npy", number.encode(values.numbers)[values.places])
+                if number and number.has_flag:
+                    np.save(f"{folder}/flag{i:06}.npy", np.isnan(values.numbers)[values.places])
+                if field:
+                    cells = field.encode(values, width, known)
+                    np.save(f"{folder}/ids{i:06}.npy", np.ascontiguousarray(cells.T))
+                    unseen = count_unseen(cells[~is_train])
+            pa.default_memory_pool().release_unused()
             return number, field, unseen
 
-        each = map if len(rows) > MANY_ROWS else ordered_map
-        fitted = list(tqdm(each(encode, enumerate(columns)), "Encoding", len(columns), unit="column"))
+        with ThreadPoolExecutor(THREADS) as pool:  # not ordered_map, which would wait for the largest column
+            fitted = list(tqdm(pool.map(encode, enumerate(columns)), "Encoding", len(columns), unit="column"))
         dense, flags, ids = (sorted(Path(folder).glob(f"{kind}*")) for kind in ("dense", "flag", "ids"))
-        _join(dense + flags, np.float32, len(rows), target / "dense.npy")
-        _join(ids, np.int32, len(rows), target / "ids.npy")
+        arrays = (dense + flags, np.float32, target / "dense.npy"), (ids, np.int32, target / "ids.npy")
+        list(ordered_map(lambda array: _join(*array, len(rows)), arrays))
     encoder = TableEncoder([n for n, _, _ in fitted if n], [f for _, f, _ in fitted if f])
     return encoder, {field.name: unseen for _, field, unseen in fitted if field and field.kind == "text"}
 
 
-def _join(paths: Sequence[Path], dtype: type, count: int, target: Path) -> None:
+def _dictionary_size(column: pa.ChunkedArray) -> int:
+    """Number of values in the dictionaries of all batches."""
+    return sum(len(chunk.dictionary) for chunk in column.chunks) if is_dictionary(column.type) else 0
+
+
+def _join(paths: Sequence[Path], dtype: type, target: Path, count: int) -> None:
     """Files of columns (N,) or (W, N) become one .npy file of rows (N, S).
 
     Whole rows are written in order, which is faster than columns into a map.
