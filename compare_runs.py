@@ -25,7 +25,7 @@ from common.training.results import with_interval
 from common.training.run_folder import NOT_COMPARED
 from common.training.seeds import metrics_of
 
-NUMBER = re.compile(r"(\d+)")
+NUMBER = re.compile(r"\d+")
 
 
 def compare_runs(*folders: str | Path) -> pd.DataFrame:
@@ -63,18 +63,13 @@ def compare_runs(*folders: str | Path) -> pd.DataFrame:
 
 
 def find_runs(folders: list[Path]) -> dict[str, dict[str, Any]]:
-    """Results of tested runs by the path of their folder, in natural order (version_10 after version_9).
-
-    Raises: UserError if a folder has none.
-    """
+    """Results of tested runs by the path of their folder, in natural order (version_10 after version_9)."""
     runs, home = {}, output_root() / "runs"
     for folder in folders:
         found = {path.parent: read_json(path) for path in folder.rglob("results.json")}
         tested = {path: results | {"run_folder": str(path)} for path, results in found.items() if "test" in results}
         check(bool(tested), f"{folder} has no tested run; expected a folder of runs, such as runs/deepfm.")
-        for path in sorted(
-            tested, key=lambda path: [p.zfill(9) if p.isdecimal() else p for p in NUMBER.split(str(path))]
-        ):
+        for path in sorted(tested, key=lambda path: NUMBER.sub(lambda digits: digits[0].zfill(9), str(path))):
             runs[str(path.relative_to(home) if path.is_relative_to(home) else path)] = tested[path]
     return runs
 

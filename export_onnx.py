@@ -44,11 +44,7 @@ class Predictor(nn.Module):
 
 
 def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
-    """Write <checkpoint>.onnx and .json; returns the path, the rows checked and the largest difference from PyTorch.
-
-    Raises: UserError if onnxruntime disagrees with PyTorch, a file cannot be written, or a package is not installed;
-    the files of an earlier export are then kept.
-    """
+    """Write <checkpoint>.onnx and .json; returns the path, the rows checked and the largest difference from PyTorch."""
     try:
         import onnxruntime  # noqa: F401  used by _difference
         import onnxscript  # noqa: F401  used by torch.onnx

@@ -97,8 +97,7 @@ def predict(
             check(
                 bool(predicted.isfinite().all()),
                 f"a prediction of {', '.join(map(str, checkpoints))} is not finite, for a row of {source.name} after "
-                f"row {rows}: the weights are damaged, or a number in the row is far too large. Correct the row, or "
-                "train again.",
+                f"row {rows}: the weights are damaged, or a number in the row is far too large.",
             )
             columns = [*texts[:shown], *predicted.numpy().T]
             write(pd.DataFrame(dict(enumerate(columns))).set_axis(names, axis=1))

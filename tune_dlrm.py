@@ -82,8 +82,6 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     """Run a search, or continue the newest unfinished one with the same settings, and test its best trials once.
 
     changes: settings in SEARCH to change, by name. Returns the contents of best.json.
-
-    Raises: UserError if all trials failed, Ray has too few CPUs or GPUs for a trial, or a file cannot be written.
     """
     check_names(changes, list(SEARCH))
     options = {name: plain(value) for name, value in (SEARCH | changes).items()}
@@ -100,16 +98,13 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     settings = settings.changed(fixed)
     check_names(space, list(settings.flat()))
     validations = settings.training["max_epochs"] * settings.training["validations_per_epoch"]
-    check(
-        options["grace_validations"] <= validations,
-        f"grace_validations is {options['grace_validations']}; a trial has {validations} validations.",
-    )
+    grace = options["grace_validations"]
+    check(grace <= validations, f"grace_validations is {grace}; a trial has {validations} validations.")
     clicks, rows = int(data.targets("val").sum()), len(data.rows["val"])
     metric = "val_auc" if settings.training["monitor"] == "auto" else settings.training["monitor"]
     check(
         0 < clicks < rows or "auc" not in metric,
-        f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC. "
-        "Use another dataset or split.",
+        f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC.",
     )
     identity = {name: value for name, value in settings.flat().items() if name not in {*space, *NOT_COMPARED}}
     identity |= {"space": {name: str(values) for name, values in distributions(space).items()}}
@@ -130,10 +125,8 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
 def run_trial(config: dict[str, Any], folder: Path, fixed: dict[str, Any], workers: int) -> None:
     """One training run in one or several Ray processes; continues from its checkpoint if there is one."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    config = dict(config)
-    folder = trial_folder(folder, config.pop("number"))
-    launch = {"devices": workers, "strategy": "ray"} if workers > 1 else {}
-    changes = fixed | config | launch
+    changes = fixed | config | ({"devices": workers, "strategy": "ray"} if workers > 1 else {})
+    folder = trial_folder(folder, changes.pop("number"))
     try:
         dlrm.train(run_folder=str(folder), callbacks=[TuneReporter()], test=False, resume=True, **changes)
     except KeyboardInterrupt:  # Ray stops a trial by SystemExit(0), which arrives here as this
@@ -151,10 +144,8 @@ def conclude(study: optuna.Study, folder: Path, data: ClickDataModule, fixed: di
     plot_search(study, folder, f"DLRM, {data.dataset}{', built-in sample' if data.is_sample else ''}, {folder.name}")
     if not best:
         failed = in_state(study, "failed")
-        raise UserError(
-            f"all {len(failed)} trials failed; the first one: {failed[0].user_attrs['cause']}\n"
-            f"Fix the cause, then remove {folder} to search again."
-        )
+        cause = f"the first one: {failed[0].user_attrs['cause']}\nFix the cause, then remove {folder} to search again."
+        raise UserError(f"all {len(failed)} trials failed; {cause}")
     metric, tested = study.user_attrs["metric"].removeprefix("val_"), []
     for trial in best:
         log(folder, f"\nTesting trial {trial.number}")

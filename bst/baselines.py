@@ -104,12 +104,7 @@ def rating_baselines(data: HistoryDataModule) -> dict[str, Tensor]:
 
 
 def factorize(
-    user: np.ndarray,
-    item: np.ndarray,
-    rating: np.ndarray,
-    user_bias: np.ndarray,
-    item_bias: np.ndarray,
-    penalty: float,
+    user: np.ndarray, item: np.ndarray, rating: np.ndarray, user_bias: np.ndarray, item_bias: np.ndarray, penalty: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """User rows and item rows [vector, bias] (Z + 1), which predict rating - mean.
 

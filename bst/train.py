@@ -126,16 +126,8 @@ def fit(
         predictions = saved_predictions(inner)  # including those of the baselines
         return {ablation["model"]: predictions.pop("prediction")} | predictions if predictions else {}
 
-    return fit_and_test(
-        model,
-        data,
-        folder,
-        settings,
-        monitor={"rating": "val_rmse", "click": "val_auc", "item": "val_ndcg"}[data.target],
-        baselines=baselines,
-        plot=plot_history_length_and_attention,
-        callbacks=callbacks,
-    )
+    monitor = {"rating": "val_rmse", "click": "val_auc", "item": "val_ndcg"}[data.target]
+    return fit_and_test(model, data, folder, settings, monitor, baselines, plot_history_length_and_attention, callbacks)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,7 @@ from common.files import write_tensors
 
 
 class MappedCheckpointIO(CheckpointIO):
-    """Writes straight to a temporary file and renames it; reads by memory-mapping.
-
-    (Lightning's default serialises into a buffer first and reads the whole file: twice the memory of the table.)
-    """
+    """Writes straight to a file and maps it to read: Lightning's default takes twice the memory of the table."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -30,10 +27,7 @@ class MappedCheckpointIO(CheckpointIO):
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, with memory-mapped tensors; no code in the file is run.
-
-    Raises: UserError if it is missing, truncated, damaged, or not the checkpoint of a LightningModule.
-    """
+    """The content of a checkpoint, with memory-mapped tensors; no code in it is run. UserError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch does not verify checksums: a flipped bit would go unnoticed
@@ -55,10 +49,7 @@ def check_can_resume(content: dict[str, Any], module: LightningModule, path: str
     name, anew = type(module).__name__, "Start a new run with resume=False."
     check(content.get("model") == name, f"{path} is of {one_line(content.get('model'))}, not of {name}. {anew}")
     check("optimizer_states" in content, f"{path} has only weights, not the state of a training run. {anew}")
-    found, own = (
-        {(key, tuple(weight.shape)) for key, weight in state.items()}
-        for state in (content["state_dict"], module.state_dict())
-    )
-    check(
-        found == own, f"{path} does not fit the model, of which these weights differ: {one_line(found ^ own)}. {anew}"
-    )
+    states = content["state_dict"], module.state_dict()
+    found, own = ({(key, tuple(weight.shape)) for key, weight in state.items()} for state in states)
+    other = f"{path} does not fit the model, of which these weights differ: {one_line(found ^ own)}"
+    check(found == own, f"{other}. {anew}")

@@ -19,11 +19,8 @@ TEMPORARY, LEFTOVER_SECONDS = ".tmp", 24 * 3600  # a temporary file this old has
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """A new file beside `path` that is renamed to it when the block ends, and removed if the block fails.
-
-    Several processes may write the same path at the same time: the file of the last one to finish stays, complete.
-    Raises: OSError with the path.
-    """
+    """A new file beside `path` that is renamed to it when the block ends, and removed if the block fails. Several
+    processes may write the same path at once: the file of the last one stays. Raises: OSError with the path."""
     path = Path(path)
     remove_leftovers(path.parent, glob.escape(path.name), LEFTOVER_SECONDS)
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
@@ -68,21 +65,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(path: str | Path, content: dict[str, Any]) -> None:
     """Write a file for torch.load. Raises: UserError if that fails."""
+    with as_user_errors(Path(path).parent), atomic_write(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch raises it while closing a file that could not be written
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+@contextmanager
+def as_user_errors(folder: Path, variable: str = "OUTPUT_ROOT") -> Iterator[None]:
+    """An OSError in the block, which writes to `folder`, becomes a UserError; variable: what moves the folder."""
     try:
-        with atomic_write(path) as file:
-            try:
-                torch.save(content, file)
-            except RuntimeError as error:  # torch raises it while closing a file that could not be written
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        yield
     except OSError as error:
-        raise as_user_error(error, Path(path).parent) from error
+        raise as_user_error(error, folder, variable) from error
 
 
 def as_user_error(error: OSError, folder: Path, variable: str = "OUTPUT_ROOT") -> UserError:
-    """What to tell the user after an error in code that writes to `folder`: path, reason, and what to do.
-
-    variable: the environment variable that moves the folder.
-    """
+    """What to tell the user after an error in code that writes to `folder`: path, reason, and what to do."""
     reason = error.strerror or (error.args[0] if error.args else error)  # NumPy's errors have no number, only a text
     if not error.filename:
         return UserError(f"{reason}: standard output, a connection, or a file in {folder}.")

@@ -89,11 +89,7 @@ def train(
         data.batch_size = settings.data["batch_size"]
         pl.seed_everything(settings.training["seed"], verbose=False)
         model = DeepFM(
-            data.num_dense,
-            data.cardinalities,
-            pooling=data.pooling,
-            **settings.model,
-            optimizer=settings.optimizer,
+            data.num_dense, data.cardinalities, pooling=data.pooling, **settings.model, optimizer=settings.optimizer
         )
         model.bias.data.fill_(data.base_logits[0])  # starts at the click rate of the training rows
         baselines = click_baselines
@@ -101,16 +97,7 @@ def train(
             # what exceeds the base rate, at which the model's own bias starts
             model.regression.set(regression.coef_[0], regression.intercept_.item() - data.base_logits[0])
             baselines = partial(click_baselines, regression=regression)
-        return fit_and_test(
-            model,
-            data,
-            folder,
-            settings,
-            monitor="val_auc",
-            baselines=baselines,
-            plot=plot_clicks,
-            callbacks=callbacks,
-        )
+        return fit_and_test(model, data, folder, settings, "val_auc", baselines, plot_clicks, callbacks)
 
 
 if __name__ == "__main__":

@@ -58,10 +58,8 @@ class ShardedEmbedding(PackedEmbedding):
         return table[self.rank :: self.world_size].clone()
 
     def gather(self, shard: Tensor, folder: Path) -> Tensor:
-        """The shards of all ranks -> the table (R, D) on rank zero; other ranks get their shard back.
-
-        All ranks must call it. The table is an unnamed memory-mapped file in `folder`, so it takes no memory.
-        """
+        """The shards of all ranks -> the table (R, D) on rank zero; other ranks get their shard back. All ranks must
+        call it. The table is an unnamed memory-mapped file in `folder`, so it takes no memory."""
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             size = self.rows * shard.shape[1]
@@ -125,10 +123,7 @@ class ShardedDLRM(DLRM):
 
     def configure_model(self) -> None:
         """Called by Lightning once the process group is initialized."""
-        check(
-            is_distributed(),
-            "shard_table is True, but there is only one process. Raise devices or num_nodes, or set shard_table=False.",
-        )
+        check(is_distributed(), "shard_table is True, but there is only one process. Raise devices or num_nodes.")
         if self.embedding.weight.is_meta:
             with torch.random.fork_rng([]), torch.no_grad():
                 torch.manual_seed(torch.initial_seed() + distributed.get_rank())  # other initial values on each rank

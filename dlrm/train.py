@@ -94,24 +94,10 @@ def train(
         pl.seed_everything(settings.training["seed"], verbose=False)
         dlrm = ShardedDLRM if settings.training["shard_table"] else DLRM
         model = dlrm(
-            data.num_dense,
-            data.cardinalities,
-            pooling=data.pooling,
-            **settings.model,
-            optimizer=settings.optimizer,
+            data.num_dense, data.cardinalities, pooling=data.pooling, **settings.model, optimizer=settings.optimizer
         )
         model.output.bias.data.fill_(data.base_logits[0])  # starts at the click rate of the training rows
-        return fit_and_test(
-            model,
-            data,
-            folder,
-            settings,
-            monitor="val_auc",
-            baselines=click_baselines,
-            plot=plot_clicks,
-            callbacks=callbacks,
-            test=test,
-        )
+        return fit_and_test(model, data, folder, settings, "val_auc", click_baselines, plot_clicks, callbacks, test)
 
 
 if __name__ == "__main__":

@@ -106,16 +106,7 @@ def train(
         )
         # starts at the positive rates of the training rows
         model.outputs.bias.data.copy_(torch.tensor(data.base_logits).view(-1, 1, 1))
-        return fit_and_test(
-            model,
-            data,
-            folder,
-            settings,
-            monitor="val_auc_mean",
-            baselines=baselines,
-            plot=plot_gates,
-            callbacks=callbacks,
-        )
+        return fit_and_test(model, data, folder, settings, "val_auc_mean", baselines, plot_gates, callbacks)
 
 
 if __name__ == "__main__":

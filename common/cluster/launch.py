@@ -10,10 +10,7 @@ Train = Callable[..., dict[str, Any]]
 
 
 def on_ray(script: str, training: dict[str, Any]) -> Callable[[Train], Train]:
-    """Decorator: with strategy "ray", a call of train() becomes one call in each worker of a Ray cluster.
-
-    script: the script's folder in runs/; training: its TRAINING dict.
-    """
+    """Decorator: with strategy "ray", a call of train() becomes one call in each worker of a Ray cluster."""
 
     def decorate(train: Train) -> Train:
         @functools.wraps(train)

@@ -50,10 +50,8 @@ def run_search(
 ) -> None:
     """Run trials until enough of those in the study have ended.
 
-    run_trial: trains one configuration, which includes its "number". settings: of a trial; they are tried first if they
-    lie in the space. options: SEARCH in tune_dlrm.py.
-
-    Raises: UserError if Ray has too few CPUs or GPUs for a trial, or a disk is full.
+    run_trial: trains one configuration, which includes its "number". settings: of a trial; tried first if they lie in
+    the space. options: SEARCH in tune_dlrm.py.
     """
     training, workers = settings.training, options["workers_per_trial"]
     start_ray(options["ray_address"], options["cpus_per_trial"], show_output=False)  # SearchProgress prints
@@ -93,10 +91,7 @@ def run_search(
 
 
 class ContinuedSearch(OptunaSearch):
-    """Optuna's TPE. Proposes the trials that an earlier search has left unfinished first.
-
-    Its configurations have an additional entry, the "number" of the trial.
-    """
+    """Optuna's TPE, after the trials that an earlier search has left unfinished; configurations have a "number"."""
 
     def __init__(self, study: optuna.Study, space: dict, seed: int):
         # another seed, because a continued search already has the samples of the first one
@@ -143,16 +138,10 @@ def make_scheduler(study: optuna.Study, settings: Settings, options: Mapping[str
 
 
 class TuneReporter(pl.Callback):
-    """Reports each validation to Ray once its checkpoint is written; a resumed trial reports its earlier ones again.
-
-    The last report says that the run is complete, because the number of validations does not: with few batches
-    Lightning runs more or fewer than were asked for.
-    """
+    """Reports each validation to Ray once its checkpoint is written; a resumed trial reports its earlier ones again."""
 
     metrics_log: MetricsLog
-
-    def __init__(self) -> None:
-        self.reported = 0
+    reported = 0
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it later
@@ -162,17 +151,13 @@ class TuneReporter(pl.Callback):
         self._report()
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # the last validation may have been reported already: again, now as complete
-        self.reported = min(self.reported, len(self.metrics_log.rows) - 1)
-        self._report(ended=True)
+        self._report()
 
-    def _report(self, ended: bool = False) -> None:
+    def _report(self) -> None:
         report = train.report if is_distributed() else tune.report
         for row in self.metrics_log.rows[self.reported :]:
             self.reported += 1
-            report(
-                row | {"validation": self.reported, "complete": ended and self.reported == len(self.metrics_log.rows)}
-            )
+            report(row | {"validation": self.reported})
 
 
 class SearchProgress(tune.Callback):
@@ -206,9 +191,11 @@ class SearchProgress(tune.Callback):
         )
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        ours, last = self._ours(trial), trial.last_result
-        at_end = last.get("epoch", 0) >= self.epochs  # ASHA may stop a complete trial
-        state = "finished" if last.get("complete") or at_end else "stopped"
+        ours = self._ours(trial)
+        # by its results, because with few batches it has other validations than were asked for; ASHA may stop it at
+        # its end, before it has written them
+        written = (trial_folder(self.folder, ours.number) / "results.json").exists()
+        state = "finished" if written or trial.last_result.get("epoch", 0) >= self.epochs else "stopped"
         end_trial(self.study, self.folder, ours.number, state)
         self.log(ours.number, f"{state} after {len(ours.intermediate_values)} validations")
 

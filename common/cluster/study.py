@@ -32,10 +32,7 @@ SHOWN = 10  # trials in the table on the terminal
 
 
 def open_study(folder: Path, metric: str) -> optuna.Study:
-    """The study in a folder, which is created if there is none; metric: that compares trials, such as "val_auc".
-
-    Raises: UserError if it is damaged.
-    """
+    """The study in a folder, created if there is none; metric: that compares trials. UserError if it is damaged."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         storage = f"sqlite:///{folder / DATABASE}"
@@ -44,9 +41,8 @@ def open_study(folder: Path, metric: str) -> optuna.Study:
         study.set_user_attr("metric", metric)
         return study
     except Exception as error:  # the database, or what reads it, may raise many kinds
-        raise UserError(
-            f"{folder / DATABASE} is damaged ({one_line(error)}). Restore it, or remove {folder} to start again."
-        ) from error
+        again = f"Restore it, or remove {folder} to start again."
+        raise UserError(f"{folder / DATABASE} is damaged ({one_line(error)}). {again}") from error
 
 
 def distributions(space: dict[str, Any]) -> dict[str, BaseDistribution]:
@@ -137,9 +133,7 @@ def write_table(study: optuna.Study, folder: Path, tested: dict[int, float]) -> 
 
 def setting_importance(study: optuna.Study) -> "pd.Series[float]":
     """Share of the metric's variance that each setting explains alone (fANOVA, Hutter et al. 2014), largest first.
-
-    Empty if fewer than four trials have been validated, or all with the same result.
-    """
+    Empty if fewer than four trials have been validated, or all with the same result."""
     values = [trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
     if len(values) < 4 or len(set(values)) == 1:
         return pd.Series(dtype=float)

@@ -31,11 +31,10 @@ class PredictionMetric:
     measure: Callable[..., dict[str, float]]
     # (prediction, other, target, groups=None): differences of the main metrics to another prediction's, with intervals
     compare: Callable[..., Differences]
+    prediction: Tensor  # of all rows, and their target, after `gather`
+    target: Tensor
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
@@ -43,22 +42,16 @@ class PredictionMetric:
         self.parts.append((prediction.detach().float(), target.detach()))
 
     def gather(self) -> None:
-        """Join the batches of all ranks, in the order of ranks, on each of them."""
-        ranks = [(self.prediction.cpu(), self.target.cpu())]
+        """Join the batches of all ranks, in the order of ranks, on each of them; a new split begins."""
+        ranks = [[torch.cat(part).cpu() for part in zip(*self.parts, strict=True)]]
         if is_distributed():
             ranks *= distributed.get_world_size()
             distributed.all_gather_object(ranks, ranks[0])
-        self.parts = ranks
-
-    @property
-    def prediction(self) -> Tensor:
-        return torch.cat([prediction for prediction, _ in self.parts])
-
-    @property
-    def target(self) -> Tensor:
-        return torch.cat([target for _, target in self.parts])
+        self.prediction, self.target = map(torch.cat, zip(*ranks, strict=True))
+        self.parts = []
 
     def compute(self) -> dict[str, float]:
+        self.gather()
         return self.measure(self.prediction, self.target)
 
 
@@ -132,10 +125,8 @@ def auc(score: Tensor, label: Tensor) -> float:
 
 
 def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
-    """Mean AUC within groups (N,), such as users, weighted by their rows (Zhou et al. 2018); nan if undefined.
-
-    Groups of one class have no AUC and are left out.
-    """
+    """Mean AUC within groups (N,), such as users, weighted by their rows (Zhou et al. 2018); nan if undefined. Groups
+    of one class have no AUC and are left out."""
     positive = label.cpu().numpy()
     rank = pd.Series(score.cpu().numpy()).groupby(group).rank().to_numpy()  # equal scores get their mean rank
     count, positives = np.bincount(group), np.bincount(group, positive)

@@ -81,11 +81,7 @@ def build_optimizer(
     """Optimizer and learning rate schedule, as LightningModule.configure_optimizers returns them.
 
     total_steps: of the run, inf if that is open. embedding_learning_rate: of the tables; None: learning_rate.
-    embedding_l2: on the table rows that a batch touches, with "dense_adam" on all. For the first warmup_steps the rate
-    rises linearly, then the schedule begins, which reaches its end at total_steps.
-
-    Raises: UserError if embedding_l2 is set for an optimizer that cannot apply it to sparse gradients, or warmup_steps
-    is not less than the number of steps of the run.
+    embedding_l2: on the table rows that a batch touches, with "dense_adam" on all.
     """
     check(optimizer in ADAMS or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")
     check(warmup_steps < total_steps, f"warmup_steps is {warmup_steps:,}; the whole run has {total_steps:,} steps.")

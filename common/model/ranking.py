@@ -17,10 +17,8 @@ TOP, LONG = 10, 50  # lengths of the lists that are measured
 
 
 class RankingMetrics(PredictionMetric):
-    """HR and NDCG of a list of 10, mean reciprocal rank, recall of a list of 50, coverage of all items by the lists.
-
-    A prediction is what `ranked` returns, the target the number of items (N,).
-    """
+    """HR and NDCG of a list of 10, mean reciprocal rank, recall of a list of 50, coverage of all items by the lists. A
+    prediction is what `ranked` returns, the target the number of items (N,)."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Scores of all items, and 1 for the item that came, nan for those that are no candidates (B, M)."""

@@ -75,9 +75,6 @@ class Recommender(pl.LightningModule):
         *inputs, target = batch
         self.metrics.update(self.predict(self(*inputs).float()), target)
 
-    def on_validation_epoch_start(self) -> None:
-        self.metrics.reset()  # not at the end of a split, because fit_and_test reads it
-
     def on_validation_epoch_end(self, split: str = "val") -> None:
         self.metrics.gather()
         prediction = self.metrics.prediction
@@ -92,7 +89,6 @@ class Recommender(pl.LightningModule):
         self.log_dict({f"{split}_{name}": value for name, value in measured.items()})
 
     test_step = validation_step
-    on_test_epoch_start = on_validation_epoch_start
 
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end("test")

@@ -29,11 +29,8 @@ def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def average_touched_rows(table: Tensor) -> None:
-    """Replace this rank's sparse gradient of a table (R, D) by its mean over all ranks.
-
-    Only the touched rows are sent, ids and gradients, in two gathers that every backend supports (NCCL cannot
-    all-reduce sparse gradients).
-    """
+    """Replace this rank's sparse gradient of a table (R, D) by its mean over all ranks. Only the touched rows are sent,
+    ids and gradients, in two gathers that every backend supports (NCCL cannot all-reduce sparse gradients)."""
     assert table.grad is not None
     rows, grad = touched_rows(table.grad)
     world_size = distributed.get_world_size()

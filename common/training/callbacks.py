@@ -22,11 +22,8 @@ CHECKPOINT_MINUTES = 10  # lost at most when a run dies; there is also a checkpo
 
 
 class MetricsLog(pl.Callback):
-    """Writes a row of metrics.csv and a line on the terminal per validation.
-
-    Also times the training steps, and raises UserError before a step whose loss or gradients are not finite. Its rows
-    are saved in checkpoints, so that the file of a resumed run covers the whole run.
-    """
+    """Writes a row of metrics.csv and a line on the terminal per validation, and times the training steps. Its rows are
+    saved in checkpoints, so that the file of a resumed run covers the whole run."""
 
     def __init__(self, folder: Path, trackers: Trackers):
         self.path, self.trackers = folder / "metrics.csv", trackers
@@ -43,10 +40,7 @@ class MetricsLog(pl.Callback):
         self.loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> None:
-        """Abort on a non-finite loss or gradient before the step is taken.
-
-        It would corrupt table rows that later batches may never touch.
-        """
+        """Abort on a non-finite loss or gradient: the step would corrupt rows that later batches may never touch."""
         self.learning_rate = optimizer.param_groups[0]["lr"]
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -40,22 +40,20 @@ def fit_and_test(
     data: RecommendationDataModule,
     folder: Path,
     settings: Settings,
-    *,
     monitor: str,
     baselines: Callable[[Any], dict[str, Tensor]],
-    plot: Callable[[Any, Any, Tensor, Tensor, Path, dict[str, Tensor]], None],
+    plot: Callable[[Any, Any, dict[str, Tensor], Tensor, Path], None],
     callbacks: Sequence[pl.Callback] = (),
     test: bool = True,
 ) -> dict[str, Any]:
     """Fit (continuing from the folder's last checkpoint, if it has one), test the best checkpoint, write all results.
 
-    If the run in this folder was already tested, its results are returned unchanged.
-
     monitor: what the setting "auto" stands for. baselines(data): predictions of simple models for the test rows; called
-    on all ranks. plot(model, data, prediction, target, folder, baselines): draws figures of the test rows. test: False
-    for a trial of a search, which must not see the test split.
+    on all ranks. plot(model, data, predictions, target, folder): draws figures of the test rows; predictions: of the
+    model, then of the baselines. test: False for a trial of a search, which must not see the test split.
 
-    Returns the contents of results.json, plus the paths of the run's folder and its best checkpoint.
+    Returns the contents of results.json, of the earlier run if this folder has one, and the paths of folder and
+    checkpoint.
     """
     start, training, best = time.perf_counter(), settings.training, folder / BEST_CHECKPOINT
     paths, written = {"run_folder": str(folder), "checkpoint": str(best)}, folder / "results.json"
@@ -75,6 +73,7 @@ def fit_and_test(
     prediction, target = model.metrics.prediction, model.metrics.target
     others, groups = (baselines(data), data.groups("test")) if test else ({}, None)
     planted = data.best_prediction() if test and data.is_sample else None
+    measure, compare = model.metrics.measure, model.metrics.compare
     results = {
         "model": model.display_name,
         "dataset": data.dataset,
@@ -83,11 +82,9 @@ def fit_and_test(
         "seed": training["seed"],
         "settings": settings.flat(),
         **metrics,
-        "baselines": {name: model.metrics.measure(other, target, groups) for name, other in others.items()},
-        "differences": {
-            name: model.metrics.compare(prediction, other, target, groups) for name, other in others.items()
-        },
-        "best_possible": None if planted is None else model.metrics.measure(planted, target, groups),
+        "baselines": {name: measure(other, target, groups) for name, other in others.items()},
+        "differences": {name: compare(prediction, other, target, groups) for name, other in others.items()},
+        "best_possible": None if planted is None else measure(planted, target, groups),
         "epochs": math.ceil(log.rows[-1]["epoch"]),
         "train_samples_per_second": log.samples_per_second,
         "wall_seconds": time.perf_counter() - start,
@@ -99,7 +96,7 @@ def fit_and_test(
     if trainer.is_global_zero:
         if test:
             write_predictions(folder, data, target, {"prediction": prediction, **others})
-            plot(model, data, prediction, target, folder, others)
+            plot(model, data, {model.display_name: prediction, **others}, target, folder)
             # the training loss of sampled or weighted rows cannot be compared with the validation loss
             weight = None if data.training_offset or settings.data.get("weighted") else model.loss_weight
             plot_learning_curves(log.rows, monitor, weight, results, caption(model, data, folder), folder)
@@ -148,10 +145,7 @@ def fit(
 def evaluate(
     model: Recommender, data: RecommendationDataModule, training: dict[str, Any], checkpoint: Path, test: bool
 ) -> dict[str, Any]:
-    """Metrics of a checkpoint on the validation rows and, if `test`, the test rows; in float32, as in predict.py.
-
-    For probabilities, also the temperature that fits the validation rows best.
-    """
+    """Metrics of a checkpoint on validation and, if `test`, test rows; in float32, as in predict.py."""
     model.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
     # another Trainer, because fit's may compute in bf16
     quiet = QUIET_TRAINER | {"enable_progress_bar": False, "enable_checkpointing": False}
@@ -168,10 +162,7 @@ def evaluate(
 
 
 def chosen_monitor(setting: str, automatic: str, model: Recommender, data: RecommendationDataModule) -> str:
-    """The metric that chooses the checkpoint, stops a run and lowers the rate: the setting, or what "auto" stands for.
-
-    "val_log_loss", with a note, if that is undefined. Raises: UserError for a metric that the model does not have.
-    """
+    """The metric that chooses the checkpoint, stops a run and lowers the rate; the log loss if it is undefined."""
     monitor, target = automatic if setting == "auto" else setting, data.targets("val")
     measured = {f"val_{name}": v for name, v in model.metrics.measure(target, target, data.groups("val")).items()}
     check_names([monitor], [name for name in measured if name != "val_calibration"])
@@ -188,7 +179,7 @@ def check_rows(model: nn.Module, data: RecommendationDataModule, training: dict[
     check(
         min(data.batch_size, rows) >= least or not any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()),
         f"batch_size is {data.batch_size}, and there are {rows:,} training rows; with batch_norm both must be at least "
-        f"{least}, 2 per process. Set a larger batch_size, fewer devices, or batch_norm=False.",
+        f"{least}, 2 per process.",
     )
     if hasattr(data, "base_logits"):  # ratings have no classes
         label = data.targets("train")

@@ -41,9 +41,7 @@ def columns_of(name: str, tasks: Sequence[str]) -> list[str]:
 
 def read_predictions(run_folder: str | Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """The named columns of a tested run, "target", "prediction" or baselines, (N,) or (N, K), and the groups, if any.
-
-    Raises: UserError if the run has no predictions.
-    """
+    Raises: UserError if the run has no predictions."""
     path = Path(run_folder, PREDICTIONS)
     check(path.exists(), f"{path} is missing: the run is unfinished or from an earlier version. Train it again.")
     frame = pd.read_parquet(path)

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from common.errors import Terminated, UserError, check
-from common.files import as_user_error, read_json, write_json
+from common.files import as_user_error, as_user_errors, read_json, write_json
 from common.paths import output_root
 from common.process_group import broadcast, is_peer_failure, is_rank_zero, remove_rendezvous
 
@@ -28,8 +28,6 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
 
     With settings["resume"], version_N is the newest unfinished run that no process has locked. Rank zero locks the
     folder and prints; the other ranks receive its path. A run that fails before its first validation leaves no folder.
-
-    Raises: UserError if that run had other settings, or the folder cannot be written.
     """
     before, home = os.environ.get("RUN_FOLDER", ""), output_root() / "runs" / script
     chosen = folder or before
@@ -71,9 +69,7 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
 
 def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
     """With `resume` the newest unfinished run that no process holds; otherwise a new folder. Locked; prints which.
-
-    Folders of runs that were killed before they had anything to continue from are removed.
-    """
+    Folders of runs that were killed before they had anything to continue from are removed."""
     with FileLock(home.with_suffix(".lock")):
         for folder in newest_first(home):
             if (folder / "results.json").exists() or not (lock := lock_of(folder)):
@@ -115,22 +111,19 @@ def newest_first(home: Path) -> list[Path]:
 
 
 def new_version_folder(home: Path) -> Path:
-    """Create home/version_N for the next N. Raises: UserError if that fails."""
+    """Create home/version_N for the next N."""
     number = max((int(folder.name[8:]) for folder in newest_first(home)), default=-1) + 1
-    try:
-        (home / f"version_{number}").mkdir(parents=True)
-    except FileExistsError:  # another process took the number
-        return new_version_folder(home)
-    except OSError as error:
-        raise as_user_error(error, home) from error
-    return home / f"version_{number}"
+    with as_user_errors(home):
+        try:
+            (home / f"version_{number}").mkdir(parents=True)
+        except FileExistsError:  # another process took the number
+            return new_version_folder(home)
+        return home / f"version_{number}"
 
 
 def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable[[Path], bool]) -> Path:
-    """The newest incomplete home/version_N whose settings.json equals `identity`; a new folder if there is none.
-
-    Prints which ones are damaged.
-    """
+    """The newest incomplete home/version_N whose settings.json equals `identity`; a new folder if there is none. Prints
+    which ones are damaged."""
     identity = json.loads(json.dumps(identity))  # as in the file, where tuples are lists
     for folder in newest_first(home):
         kept = folder / "settings.json"

@@ -14,11 +14,7 @@ from common.model.recommender import Recommender
 @torch.no_grad()
 def start_from(model: Recommender, data: RecommendationDataModule, path: str | Path) -> None:
     """Load the weights of a checkpoint into `model`: table rows of values that it knows are copied, others stay new.
-
-    The optimizer starts afresh. Inputs are scaled by the new training rows.
-
-    Raises: UserError if the checkpoint is of another model, or has other columns or sizes.
-    """
+    The optimizer starts afresh. Inputs are scaled by the new training rows."""
     content, name = load_checkpoint(path), type(model).__name__
     check(content.get("model") == name, f"start_from: {path} is of {one_line(content.get('model'))}, not of {name}.")
     try:
@@ -34,8 +30,7 @@ def start_from(model: Recommender, data: RecommendationDataModule, path: str | P
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(
-            f"start_from: {path} does not fit the model; use the settings of that run. ({one_line(error)})"
-        ) from error
+        advice = "use the settings of that run"
+        raise UserError(f"start_from: {path} does not fit the model; {advice}. ({one_line(error)})") from error
     total = sum(len(state[table]) for table in tables)
     print(f"Starting from {path}, which knows {len(rows):,} of the {total:,} table rows.", flush=True)
