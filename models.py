@@ -57,11 +57,8 @@ def load_several(checkpoints: Sequence[str | Path]) -> tuple[list[Recommender], 
     models = [first]
     for checkpoint in checkpoints[1:]:
         model, _, other = _load(checkpoint)
-        check(
-            equal_states(state, other),
-            f"{checkpoint} and {checkpoints[0]} cannot be averaged: their data, or the DATA settings that encode it, "
-            "differ.",
-        )
+        differ = "their data, or the DATA settings that encode it, differ"
+        check(equal_states(state, other), f"{checkpoint} and {checkpoints[0]} cannot be averaged: {differ}.")
         models.append(model)
     return models, scorer
 

@@ -1,12 +1,10 @@
 """Atomic writes, and clear errors for files that cannot be written."""
 
-import glob
 import json
 import os
 import secrets
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,16 +12,13 @@ import torch
 
 from common.errors import UserError, check, one_line
 
-TEMPORARY, LEFTOVER_SECONDS = ".tmp", 24 * 3600  # a temporary file this old has no living writer
-
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """A new file beside `path` that is renamed to it when the block ends, and removed if the block fails. Several
     processes may write the same path at once: the file of the last one stays. Raises: OSError with the path."""
     path = Path(path)
-    remove_leftovers(path.parent, glob.escape(path.name), LEFTOVER_SECONDS)
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(beside, mode.replace("w", "x")) as file:
             yield file
@@ -35,14 +30,6 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         if isinstance(error, OSError) and str(error.filename) in ("None", str(beside)):
             error.filename = str(path)
         raise
-
-
-def remove_leftovers(folder: Path, pattern: str = "*", seconds: float = 0.0) -> None:
-    """Remove temporary files of killed writers in a folder, if last written at least so many seconds ago."""
-    for leftover in folder.glob(f"{pattern}.{'[0-9a-f]' * 8}{TEMPORARY}"):
-        with suppress(OSError):
-            if time.time() - leftover.stat().st_mtime >= seconds:
-                leftover.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:

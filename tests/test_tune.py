@@ -20,7 +20,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 import dlrm.train
 from common.cluster.search import SearchProgress, TuneReporter, make_scheduler
-from common.cluster.study import end_trial, open_study
+from common.cluster.study import end_trial, open_study, trial_folder
 from common.errors import UserError
 from common.files import write_json
 from common.paths import REPO
@@ -220,7 +220,8 @@ def test_a_trial_is_finished_however_many_validations_it_has(monkeypatch, tmp_pa
     reports = []
     monkeypatch.setattr("common.cluster.search.tune.report", reports.append)
     small = {"bottom_mlp_units": (4,), "top_mlp_units": (4,), "embedding_dim": 2, "max_epochs": 1}
-    train(**small, validations_per_epoch=3, batch_size=batch_size, callbacks=[TuneReporter()], test=False)
+    small |= {"validations_per_epoch": 3, "batch_size": batch_size}
+    train(**small, run_folder=trial_folder(tmp_path, 0), callbacks=[TuneReporter()], test=False)
 
     study = open_study(tmp_path, "val_auc")
     progress, scheduler = SearchProgress(study, tmp_path, 1), scheduler_of(study)

@@ -129,12 +129,8 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise UserError(f"the processes on the Ray cluster failed: {_cause(error)}") from error
+        failures = [str(failure) for failure in getattr(error, "worker_failures", {}).values()]
+        first = next((text for text in failures if UserError.__name__ in text), str(error))
+        raise UserError(f"the processes on the Ray cluster failed: {first.strip().splitlines()[-1]}") from error
     results = read_json(Path(folder) / "results.json")
     return results | {"run_folder": str(folder), "checkpoint": str(Path(folder) / BEST_CHECKPOINT)}
-
-
-def _cause(error: TrainingFailedError) -> str:
-    """Message of the first worker that reports a UserError, otherwise Ray's message."""
-    failures = [str(failure) for failure in getattr(error, "worker_failures", {}).values()]
-    return next((text for text in failures if UserError.__name__ in text), str(error)).strip().splitlines()[-1]

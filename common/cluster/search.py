@@ -18,19 +18,8 @@ from ray import train, tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from common.cluster import study as studies
 from common.cluster.ray_cluster import check_resources, start_ray
-from common.cluster.study import (
-    ENDED,
-    best_value,
-    by_value,
-    distributions,
-    end_trial,
-    in_database,
-    in_state,
-    log,
-    settings_of,
-    trial_folder,
-)
 from common.errors import UserError, shown
 from common.process_group import is_distributed
 from common.settings import Settings
@@ -61,10 +50,10 @@ def run_search(
     check_resources("gpus_per_trial", "GPU", gpus, on_one_machine=True)
     first = {name: settings.flat()[name] for name in space}
     if not study.get_trials(deepcopy=False) and all(values.is_valid(first[name]) for name, values in space.items()):
-        study.enqueue_trial({name: in_database(value) for name, value in first.items()})
-    while missing := options["trials"] - len(in_state(study, *ENDED)):
-        for trial in in_state(study, "started"):  # wait until no process of an earlier, killed search holds it
-            if (lock := trial_folder(folder, trial.number) / "run.lock").exists():
+        study.enqueue_trial({name: studies.in_database(value) for name, value in first.items()})
+    while missing := options["trials"] - len(studies.in_state(study, *studies.ENDED)):
+        for trial in studies.in_state(study, "started"):  # wait until no process of an earlier, killed search holds it
+            if (lock := studies.trial_folder(folder, trial.number) / "run.lock").exists():
                 FileLock(lock).acquire(timeout=60).lock.release()
         tuner = tune.Tuner(
             tune.with_resources(run_trial, {"cpu": cpus, "gpu": gpus}),
@@ -97,8 +86,8 @@ class ContinuedSearch(OptunaSearch):
         # another seed, because a continued search already has the samples of the first one
         seed += len([trial for trial in study.get_trials(deepcopy=False) if "state" in trial.user_attrs])
         metric = study.user_attrs["metric"]
-        super().__init__(distributions(space), metric, mode_of(metric), storage=study._storage, seed=seed)
-        self.pending = [optuna.trial.Trial(study, trial._trial_id) for trial in in_state(study, "started")]
+        super().__init__(studies.distributions(space), metric, mode_of(metric), storage=study._storage, seed=seed)
+        self.pending = [optuna.trial.Trial(study, trial._trial_id) for trial in studies.in_state(study, "started")]
 
     def suggest(self, trial_id: str) -> dict:
         if self.pending:
@@ -107,13 +96,12 @@ class ContinuedSearch(OptunaSearch):
         assert params is not None
         trial = self._ot_trials[trial_id]
         trial.set_user_attr("state", "started")
-        return settings_of(params) | {"number": trial.number}
+        return studies.settings_of(params) | {"number": trial.number}
 
-    def on_trial_result(self, trial_id: str, result: dict) -> None:
+    def _ignore(self, *event: Any, **about: Any) -> None:
         """SearchProgress records it."""
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """SearchProgress records it."""
+    on_trial_result = on_trial_complete = _ignore
 
 
 def make_scheduler(study: optuna.Study, settings: Settings, options: Mapping[str, Any]) -> ASHAScheduler:
@@ -128,7 +116,7 @@ def make_scheduler(study: optuna.Study, settings: Settings, options: Mapping[str
         reduction_factor=options["reduction_factor"],
         stop_last_trials=False,  # a trial ends by itself: it may have more validations, see TuneReporter
     )
-    for trial in in_state(study, "finished", "stopped"):
+    for trial in studies.in_state(study, "finished", "stopped"):
         earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")  # all that ASHA looks at
         controller: Any = None
         scheduler.on_trial_add(controller, earlier)
@@ -183,20 +171,18 @@ class SearchProgress(tune.Callback):
             return  # a resumed trial reports its earlier validations again
         metric = self.study.user_attrs["metric"]
         optuna.trial.Trial(self.study, ours._trial_id).report(result[metric], result["validation"])
-        best = by_value(self.study, self.study.get_trials(deepcopy=False))[0]
-        self.log(
-            ours.number,
-            f"validation {result['validation']:2d}, epoch {result['epoch']:.2f} of {self.epochs}  "
-            f"{metric} {result[metric]:.4f}  (best {best_value(self.study, best):.4f}, trial {best.number})",
-        )
+        best = studies.by_value(self.study, self.study.get_trials(deepcopy=False))[0]
+        place = f"validation {result['validation']:2d}, epoch {result['epoch']:.2f} of {self.epochs}"
+        leader = f"(best {studies.best_value(self.study, best):.4f}, trial {best.number})"
+        self.log(ours.number, f"{place}  {metric} {result[metric]:.4f}  {leader}")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         ours = self._ours(trial)
         # by its results, because with few batches it has other validations than were asked for; ASHA may stop it at
         # its end, before it has written them
-        written = (trial_folder(self.folder, ours.number) / "results.json").exists()
+        written = (studies.trial_folder(self.folder, ours.number) / "results.json").exists()
         state = "finished" if written or trial.last_result.get("epoch", 0) >= self.epochs else "stopped"
-        end_trial(self.study, self.folder, ours.number, state)
+        studies.end_trial(self.study, self.folder, ours.number, state)
         self.log(ours.number, f"{state} after {len(ours.intermediate_values)} validations")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
@@ -208,12 +194,12 @@ class SearchProgress(tune.Callback):
             state, text = "started" if deaths <= RESTARTS else "failed", f"its process died: {text}"
         elif "Error: [Errno " in error:  # a full disk is not the trial's fault: its state remains "started"
             raise UserError(f"{text.removeprefix('UserError: ')} Then the same command continues the search.")
-        end_trial(self.study, self.folder, ours.number, state, text)
+        studies.end_trial(self.study, self.folder, ours.number, state, text)
         self.log(ours.number, f"failed: {text}" if state == "failed" else "died; it will continue")
         self.on_step_end(iteration, trials)
 
     def log(self, number: int, text: str) -> None:
-        log(self.folder, f"trial {number:3d}  {text}")
+        studies.log(self.folder, f"trial {number:3d}  {text}")
 
     def _ours(self, trial: Any) -> optuna.trial.FrozenTrial:
         return self.study.get_trials(deepcopy=False)[trial.config["number"]]

@@ -24,8 +24,7 @@ from ray.tune.search.optuna import OptunaSearch
 from common.errors import UserError, check, one_line
 from common.training.fit import mode_of
 
-DATABASE, STUDY = "search.db", "optuna"  # the latter is OptunaSearch's name
-
+DATABASE = "search.db"
 TESTED = 3  # best trials, whose checkpoints are kept and tested at the end
 ENDED = ("finished", "stopped", "failed")
 SHOWN = 10  # trials in the table on the terminal
@@ -35,9 +34,9 @@ def open_study(folder: Path, metric: str) -> optuna.Study:
     """The study in a folder, created if there is none; metric: that compares trials. UserError if it is damaged."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage = f"sqlite:///{folder / DATABASE}"
+        storage = f"sqlite:///{folder / DATABASE}"  # under the name that OptunaSearch gives a study
         direction = StudyDirection.MAXIMIZE if mode_of(metric) == "max" else StudyDirection.MINIMIZE
-        study = optuna.create_study(storage=storage, study_name=STUDY, direction=direction, load_if_exists=True)
+        study = optuna.create_study(storage=storage, study_name="optuna", direction=direction, load_if_exists=True)
         study.set_user_attr("metric", metric)
         return study
     except Exception as error:  # the database, or what reads it, may raise many kinds
@@ -53,11 +52,8 @@ def distributions(space: dict[str, Any]) -> dict[str, BaseDistribution]:
         for name, values in space.items():
             with suppress(ValueError):
                 found |= OptunaSearch.convert_search_space({name: values})
-            check(
-                name in found,
-                f"SPACE[{name!r}] must be tune.choice, tune.uniform, tune.loguniform, tune.randint or tune.lograndint. "
-                "For a single value, use FIXED.",
-            )
+            known = "tune.choice, tune.uniform, tune.loguniform, tune.randint or tune.lograndint"
+            check(name in found, f"SPACE[{name!r}] must be {known}. For a single value, use FIXED.")
             if isinstance(choices := found[name], CategoricalDistribution):
                 found[name] = CategoricalDistribution([in_database(choice) for choice in choices.choices])
     return found

@@ -11,8 +11,7 @@ from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from common.errors import check
-from common.model.embedding import PackedEmbedding
-from common.model.sparse_gradients import touched_rows
+from common.model.embedding import PackedEmbedding, touched_rows
 
 
 class LazyAdam(torch.optim.Adam):

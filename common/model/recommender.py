@@ -14,10 +14,9 @@ from torch.utils._pytree import tree_flatten
 from common.checkpoint import check_can_resume
 from common.data.data_module import RecommendationDataModule
 from common.errors import check
-from common.model.embedding import PackedEmbedding
+from common.model.embedding import PackedEmbedding, average_touched_rows
 from common.model.metrics import ClickMetrics, PredictionMetric
 from common.model.optimizer import build_optimizer
-from common.model.sparse_gradients import average_touched_rows
 from common.process_group import is_distributed
 
 
@@ -80,11 +79,9 @@ class Recommender(pl.LightningModule):
         prediction = self.metrics.prediction
         # checked before a checkpoint is written, so that a diverged model cannot replace a good one
         step = self.trainer.global_step  # 0 when a finished checkpoint is tested
-        check(
-            bool(prediction.isfinite().all()),
-            f"predictions for the {split} rows are not finite{f' after step {step}' if step else ''}. "
-            "Earlier checkpoints are kept. A new run with a smaller learning_rate may help.",
-        )
+        where = f"the {split} rows are not finite{f' after step {step}' if step else ''}"
+        advice = "Earlier checkpoints are kept. A new run with a smaller learning_rate may help."
+        check(bool(prediction.isfinite().all()), f"predictions for {where}. {advice}")
         measured = self.metrics.measure(prediction, self.metrics.target, self.data.groups(split))
         self.log_dict({f"{split}_{name}": value for name, value in measured.items()})
 

@@ -48,9 +48,9 @@ class MetricsLog(pl.Callback):
         sums = [(grad._values() if grad.is_sparse else grad).sum() for grad in grads]
         loss, *sums = torch.stack([self.loss, *sums]).tolist()  # one synchronisation with a GPU
         if not math.isfinite(loss + sum(sums)):
+            where = f"in epoch {trainer.current_epoch}, step {trainer.global_step + 1}; the step was not taken"
             raise UserError(
-                f"the loss is {loss} and the sum of its gradients {sum(sums)} in epoch {trainer.current_epoch}, step "
-                f"{trainer.global_step + 1}; the step was not taken. Earlier checkpoints are kept in "
+                f"the loss is {loss} and the sum of its gradients {sum(sums)} {where}. Earlier checkpoints are kept in "
                 f"{self.path.parent / 'checkpoints'}. A new run with a smaller learning_rate may help."
             )
         self.loss_sum += loss
@@ -76,12 +76,9 @@ class MetricsLog(pl.Callback):
         self.loss_sum, self.batches = 0.0, 0
         if trainer.is_global_zero:
             pd.DataFrame(self.rows).to_csv(self.path, index=False)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        print(
-            f"epoch {epoch:.2f}  train_loss {loss:.4f}  {shown}  lr {self.learning_rate:.2e}  "
-            f"{self.samples_per_second:,.0f} samples/s",
-            flush=True,
-        )
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in ({"train_loss": loss} | metrics).items())
+        speed = f"{self.samples_per_second:,.0f} samples/s"
+        print(f"epoch {epoch:.2f}  {shown}  lr {self.learning_rate:.2e}  {speed}", flush=True)
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self.trackers.end("failed")

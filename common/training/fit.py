@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.data_module import RecommendationDataModule
-from common.errors import check
-from common.files import read_json, remove_leftovers, write_json
+from common.errors import UserError, check, one_line
+from common.files import read_json, write_json
+from common.model.embedding import PackedEmbedding
 from common.model.metrics import fit_temperature, mode_of
 from common.model.recommender import Recommender
 from common.process_group import distributed_trainer_kwargs, is_rank_zero
 from common.settings import Settings, check_names
-from common.training.allocator import keep_freed_memory
 from common.training.callbacks import Checkpoints, MetricsLog
 from common.training.loggers import Trackers
 from common.training.plots import caption, plot_learning_curves
-from common.training.precision import resolve_precision
 from common.training.predictions import write_predictions
+from common.training.processor import keep_freed_memory, resolve_precision
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, keep_unchanged
-from common.training.start_from import start_from
 
 QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 
@@ -136,10 +136,36 @@ def fit(
     keep_freed_memory()
     if trainer.is_global_zero:
         print_steps(training["max_epochs"], len(data.train_dataloader()), trainer.precision, data)
-        remove_leftovers(last.parent)  # each as large as a checkpoint; no other process writes here
+        for leftover in last.parent.glob("*.tmp"):  # of a killed run, each as large as a checkpoint
+            leftover.unlink()
     if (source := training.get("start_from")) and not last.exists():
         start_from(model, data, source)
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
+
+
+@torch.no_grad()
+def start_from(model: Recommender, data: RecommendationDataModule, path: str | Path) -> None:
+    """Load the weights of a checkpoint into `model`: table rows of values that it knows are copied, others stay new.
+    The optimizer starts afresh. Inputs are scaled by the new training rows."""
+    content, name = load_checkpoint(path), type(model).__name__
+    check(content.get("model") == name, f"start_from: {path} is of {one_line(content.get('model'))}, not of {name}.")
+    try:
+        rows, old_rows = map(torch.from_numpy, data.known_rows(content[type(data).__qualname__]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"start_from: {path} was trained on other data or columns ({one_line(error)}).") from error
+    weights, state = content["state_dict"], model.state_dict()
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedEmbedding)}
+    for name in tables & weights.keys():
+        if weights[name].shape[1:] == state[name].shape[1:]:
+            state[name][rows] = weights[name][old_rows]
+            weights[name] = state[name]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        advice = "use the settings of that run"
+        raise UserError(f"start_from: {path} does not fit the model; {advice}. ({one_line(error)})") from error
+    total = sum(len(state[table]) for table in tables)
+    print(f"Starting from {path}, which knows {len(rows):,} of the {total:,} table rows.", flush=True)
 
 
 def evaluate(
@@ -176,11 +202,10 @@ def chosen_monitor(setting: str, automatic: str, model: Recommender, data: Recom
 def check_rows(model: nn.Module, data: RecommendationDataModule, training: dict[str, Any]) -> None:
     """Raise UserError if all training labels are equal, or if batch norm would get a row without another one."""
     rows, least = len(data.rows["train"]), 2 * training["devices"] * training["num_nodes"]
-    check(
-        min(data.batch_size, rows) >= least or not any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()),
-        f"batch_size is {data.batch_size}, and there are {rows:,} training rows; with batch_norm both must be at least "
-        f"{least}, 2 per process.",
-    )
+    normalised = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
+    sizes = f"batch_size is {data.batch_size}, and there are {rows:,} training rows"
+    enough = min(data.batch_size, rows) >= least or not normalised
+    check(enough, f"{sizes}; with batch_norm both must be at least {least}, 2 per process.")
     if hasattr(data, "base_logits"):  # ratings have no classes
         label = data.targets("train")
         lowest, highest = label.nan_to_num(math.inf).amin(0), label.nan_to_num(-math.inf).amax(0)

@@ -141,8 +141,6 @@ def keep_unchanged(path: Path, content: dict, what: str) -> None:
     if path.exists():
         earlier = read_json(path)
         if changed := {name: earlier.get(name) for name in content if earlier.get(name) != content[name]}:
-            raise UserError(
-                f"the run in {path.parent} had other {what}: {changed}. "
-                "Set them back to continue it, or start a new run (resume=False, or another folder)."
-            )
+            advice = "Set them back to continue it, or start a new run (resume=False, or another folder)."
+            raise UserError(f"the run in {path.parent} had other {what}: {changed}. {advice}")
     write_json(path, content)

@@ -50,10 +50,9 @@ def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
     found = [read_predictions(each["run_folder"], ["row", "target", "prediction"]) for each in results]
     first, groups = found[0]
     for each, (columns, _) in zip(results, found, strict=True):
-        check(
-            all(np.array_equal(columns[name], first[name], equal_nan=True) for name in ("row", "target")),
-            f"{results[0]['run_folder']} and {each['run_folder']} are not for the same test rows in the same order.",
-        )
+        same = all(np.array_equal(columns[name], first[name], equal_nan=True) for name in ("row", "target"))
+        runs = f"{results[0]['run_folder']} and {each['run_folder']}"
+        check(same, f"{runs} are not for the same test rows in the same order.")
     mean = np.mean([columns["prediction"] for columns, _ in found], 0, np.float64)
     return metrics_of(results[0]["test"]).measure(torch.tensor(mean), torch.tensor(first["target"]).double(), groups)
 
