@@ -12,8 +12,7 @@ from typing import Any
 from common.errors import answer_help, check, run_script
 
 USAGE = "[FOLDER...]"
-if __name__ == "__main__":
-    answer_help(__doc__, USAGE)
+answer_help(__doc__, USAGE, __name__)  # before the imports below, which take seconds
 
 import pandas as pd
 import torch

@@ -31,8 +31,7 @@ from typing import Any
 from common.errors import UserError, answer_help, check, one_line, run_script
 
 USAGE = "CHECKPOINT [CHECKPOINT...] RAW_FILE [OUT]"
-if __name__ == "__main__":
-    answer_help(__doc__, USAGE)
+answer_help(__doc__, USAGE, __name__)  # before the imports below, which take seconds
 
 import pandas as pd
 import torch

@@ -19,8 +19,7 @@ from typing import Any
 from common.errors import answer_help, check, run_script
 
 USAGE = "CHECKPOINT USERS N [OUT]"
-if __name__ == "__main__":
-    answer_help(__doc__, USAGE)
+answer_help(__doc__, USAGE, __name__)  # before the imports below, which take seconds
 
 import numpy as np
 import pandas as pd
@@ -52,10 +51,8 @@ def recommend(
     until: str | None = UNTIL,
 ) -> dict[str, Any]:
     """Write the `count` best items of each user in `raw`, in file order; the other arguments are those of `predict`.
-
     until: None, "validation" or "test". Returns users, rows, seconds, and metrics of the lists of users whose next
-    items are known, None if there are none.
-    """
+    items are known, None if there are none."""
     check_suffix(output)
     check(until is None or until in SPLITS, f"until is {until!r}; it must be None, 'validation' or 'test'.")
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)

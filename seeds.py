@@ -15,8 +15,7 @@ from common.errors import answer_help, check, run_script
 
 SCRIPTS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/train.py"))
 USAGE = f"{'|'.join(SCRIPTS)} [NUMBER]"
-if __name__ == "__main__":
-    answer_help(__doc__, USAGE)  # before the imports below, which take seconds
+answer_help(__doc__, USAGE, __name__)  # before the imports below, which take seconds
 
 from common.files import read_json, write_json
 from common.paths import output_root

@@ -16,8 +16,7 @@ from typing import Any
 
 from common.errors import UserError, answer_help, check, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
 import optuna
 import torch
@@ -69,9 +68,7 @@ os.environ |= {  # read by Ray Tune
 
 def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **changes: Any) -> dict[str, Any]:
     """Run a search, or continue the newest unfinished one with the same settings, and test its best trials once.
-
-    changes: settings in SEARCH to change, by name. Returns the contents of best.json.
-    """
+    changes: settings in SEARCH to change, by name. Returns the contents of best.json."""
     check_names(changes, list(SEARCH))
     options = {name: plain(value) for name, value in (SEARCH | changes).items()}
     check_settings({"space": space, "fixed": fixed} | options)
@@ -131,8 +128,7 @@ def is_complete(folder: Path, metric: str, trials: int) -> bool:
 
 def conclude(study: optuna.Study, folder: Path, data: ClickDataModule, fixed: dict[str, Any]) -> dict[str, Any]:
     """Test the best trials, write best.json, trials.csv, importance.csv and figures, and print a summary."""
-    best, log = studies.best_trials(study), partial(studies.log, folder)
-    trial_folder = partial(studies.trial_folder, folder)
+    best, trial_folder = studies.best_trials(study), partial(studies.trial_folder, folder)
     sample = ", built-in sample" if data.is_sample else ""
     studies.plot_search(study, folder, f"DLRM, {data.dataset}{sample}, {folder.name}")
     if not best:
@@ -141,21 +137,21 @@ def conclude(study: optuna.Study, folder: Path, data: ClickDataModule, fixed: di
         raise UserError(f"all {len(failed)} trials failed; {cause}")
     metric, tested = study.user_attrs["metric"].removeprefix("val_"), []
     for trial in best:
-        log(f"\nTesting trial {trial.number}")
+        print(f"\nTesting trial {trial.number}", flush=True)
         # a finished trial is not trained again: it continues from its last checkpoint, so it is only tested
         results = dlrm.train(run_folder=trial_folder(trial.number), **fixed | studies.settings_of(trial.params))
         tested.append({"trial": trial.number, "validation": results["validation"], "test": results["test"]})
-    log("\n" + studies.write_table(study, folder, {each["trial"]: each["test"][metric] for each in tested}))
+    print("\n" + studies.write_table(study, folder, {each["trial"]: each["test"][metric] for each in tested}))
     importance = studies.setting_importance(study)
     importance.to_csv(folder / "importance.csv", header=["importance"], index_label="setting")
     if len(importance):
         shown = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
-        log(f"\nShare of the metric's variance explained by each setting (unreliable with few trials): {shown}")
+        print(f"\nShare of the metric's variance explained by each setting (unreliable with few trials): {shown}")
     errors = {}
     for split, part in (("validation", "val"), ("test", "test")):
         clicks, rows = int(data.targets(part).sum()), len(data.rows[part])
         errors[split] = auc_error(tested[0][split]["auc"], clicks, rows - clicks) if 0 < clicks < rows else math.nan
-        log(f"Standard error of an AUC: {errors[split]:.4f} on {rows:,} {split} rows.")
+        print(f"Standard error of an AUC: {errors[split]:.4f} on {rows:,} {split} rows.")
     config = studies.settings_of(best[0].params)
     contents = {
         **tested[0],
@@ -167,8 +163,8 @@ def conclude(study: optuna.Study, folder: Path, data: ClickDataModule, fixed: di
     }
     write_json(folder / "best.json", contents)
     lines = "\n".join(f"    {name}={value!r}," for name, value in config.items())
-    log(f"\nFor dlrm/train.py (trial {best[0].number}, the best on validation rows):\n{lines}")
-    log(f"Trials, tables and figures: {folder}")
+    print(f"\nFor dlrm/train.py (trial {best[0].number}, the best on validation rows):\n{lines}")
+    print(f"Trials, tables and figures: {folder}")
     return contents
 
 

@@ -12,8 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 from common.errors import answer_help, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
 from collections.abc import Sequence
 from typing import Any
@@ -85,10 +84,8 @@ def train(
     *, run_folder: str | Path | None = None, callbacks: Sequence[pl.Callback] = (), **changes: Any
 ) -> dict[str, Any]:
     """Train BST, test its best checkpoint and return the contents of results.json.
-
     changes: settings above to change, by name: train(seed=2, dropout=0.2). One of the baselines is the same model
-    without its sequence, trained in the same way in without_sequence/ of the run's folder.
-    """
+    without its sequence, trained in the same way in without_sequence/ of the run's folder."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("bst", settings.flat(), run_folder) as folder:
         data = HistoryDataModule(**settings.data, seed=settings.training["seed"])

@@ -11,8 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 from common.errors import answer_help, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
 from collections.abc import Sequence
 from functools import partial
@@ -78,9 +77,7 @@ def train(
     *, run_folder: str | Path | None = None, callbacks: Sequence[pl.Callback] = (), **changes: Any
 ) -> dict[str, Any]:
     """Train DeepFM, test its best checkpoint and return the contents of results.json.
-
-    changes: settings above to change, by name: train(seed=2, dropout=0.5).
-    """
+    changes: settings above to change, by name: train(seed=2, dropout=0.5)."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("deepfm", settings.flat(), run_folder) as folder:
         data = ClickDataModule(**settings.data, seed=settings.training["seed"])

@@ -12,8 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 from common.errors import answer_help, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,9 +85,7 @@ def train(
     **changes: Any,
 ) -> dict[str, Any]:
     """Train MMoE, test its best checkpoint and return the contents of results.json.
-
-    changes: settings above to change, by name: train(seed=2, variant="omoe"). baselines: as in fit_and_test.
-    """
+    changes: settings above to change, by name: train(seed=2, variant="omoe"). baselines: as in fit_and_test."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("multitask", settings.flat(), run_folder) as folder:
         data = MultiTaskDataModule(**settings.data, seed=settings.training["seed"])

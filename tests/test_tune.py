@@ -121,7 +121,7 @@ def test_killed_and_started_again_with_failing_trials(start, tmp_path, outputs):
     assert "UserError: optimizer is 'none'" in failed[0]["cause"] and failed[0]["cause"] in output
 
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    assert names > {"best.json", "search.db", "search.log", "search.png", "settings.png", "trials.csv"}
+    assert names > {"best.json", "search.db", "search.png", "settings.png", "trials.csv"}
     best, table = json.loads((folder / "best.json").read_text()), pd.read_csv(folder / "trials.csv")
     finished = table[table.state == "finished"]
     assert len(table) == 4 and best["trial"] == finished.trial.iloc[0]

@@ -38,10 +38,8 @@ def run_search(
     folder: Path,
 ) -> None:
     """Run trials until enough of those in the study have ended.
-
     run_trial: trains one configuration, which includes its "number". settings: of a trial; tried first if they lie in
-    the space. options: SEARCH in tune_dlrm.py.
-    """
+    the space. options: SEARCH in tune_dlrm.py."""
     training, workers = settings.training, options["workers_per_trial"]
     start_ray(options["ray_address"], options["cpus_per_trial"], show_output=False)  # SearchProgress prints
     gpus = options["gpus_per_trial"] if workers == 1 else 0  # several workers reserve their GPUs themselves
@@ -199,7 +197,7 @@ class SearchProgress(tune.Callback):
         self.on_step_end(iteration, trials)
 
     def log(self, number: int, text: str) -> None:
-        studies.log(self.folder, f"trial {number:3d}  {text}")
+        print(f"trial {number:3d}  {text}", flush=True)
 
     def _ours(self, trial: Any) -> optuna.trial.FrozenTrial:
         return self.study.get_trials(deepcopy=False)[trial.config["number"]]

@@ -157,10 +157,3 @@ def plot_search(study: optuna.Study, folder: Path, title: str) -> None:
             axes[0].figure.autofmt_xdate(rotation=90)  # otherwise widths overlap
             axes[0].figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
             pyplot.close(axes[0].figure)
-
-
-def log(folder: Path, text: str) -> None:
-    """Print a line, and append it to search.log."""
-    print(text, flush=True)
-    with open(folder / "search.log", "a") as log:
-        log.write(text + "\n")

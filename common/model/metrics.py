@@ -50,10 +50,6 @@ class PredictionMetric:
         self.prediction, self.target = map(torch.cat, zip(*ranks, strict=True))
         self.parts = []
 
-    def compute(self) -> dict[str, float]:
-        self.gather()
-        return self.measure(self.prediction, self.target)
-
 
 class ClickMetrics(PredictionMetric):
     """AUC, log loss, normalized entropy (log loss / that of the constant click rate; He et al. 2014) and calibration

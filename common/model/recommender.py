@@ -22,10 +22,8 @@ from common.process_group import is_distributed
 
 class Recommender(pl.LightningModule):
     """A model with `forward(*inputs) -> logits`, for batches (*inputs, target).
-
     A subclass sets `metrics`, implements `loss` and `predict`, and has a hyperparameter `optimizer`: the arguments of
-    build_optimizer, i.e. the OPTIMIZER settings of its script.
-    """
+    build_optimizer, i.e. the OPTIMIZER settings of its script."""
 
     metrics: PredictionMetric
     loss: Callable[..., Tensor]  # mean loss of a batch: (logits, target), and row weights (B,) if the data has any

@@ -21,9 +21,7 @@ def write_predictions(
     folder: Path, data: RecommendationDataModule, target: Tensor, predictions: Mapping[str, Tensor]
 ) -> None:
     """One row per test row: its number among the rows read, kept columns, group, target, and each prediction.
-
-    target, predictions: (N,), or (N, K) for K tasks, each of which gets its own column, such as "target income".
-    """
+    target, predictions: (N,), or (N, K) for K tasks, each of which gets its own column, such as "target income"."""
     groups, kept = data.groups("test"), getattr(data, "kept", None)
     row = {"row": np.asarray(data.rows["test"])}
     columns: dict[str, Any] = row | (kept("test") if kept else {}) | row  # kept columns come second, and yield

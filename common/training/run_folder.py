@@ -25,10 +25,8 @@ NOT_COMPARED = ("resume", "logger", "num_workers", "devices", "num_nodes", "stra
 @contextmanager
 def claim_run_folder(script: str, settings: dict, folder: str | Path | None = None) -> Iterator[Path]:
     """The folder of this run, locked until the block ends: `folder`, $RUN_FOLDER or runs/<script>/version_N.
-
-    With settings["resume"], version_N is the newest unfinished run that no process has locked. Rank zero locks the
-    folder and prints; the other ranks receive its path. A run that fails before its first validation leaves no folder.
-    """
+    With settings["resume"], version_N is the newest unfinished run that no process has locked. Rank zero locks and
+    prints; the other ranks receive the path. A run that fails before its first validation leaves no folder."""
     before, home = os.environ.get("RUN_FOLDER", ""), output_root() / "runs" / script
     chosen = folder or before
     held, lock = Path(chosen or home), None
