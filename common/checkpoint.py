@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from common.errors import UserError, check, one_line
+from common.errors import UserError
 from common.files import write_tensors
 
 
@@ -42,14 +41,3 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # of many kinds
         why = "it is truncated, damaged, of another program, or has more than tensors and plain values"
         raise UserError(f"{path} is not a readable checkpoint: {why}. Use another one, or train again.") from error
-
-
-def check_can_resume(content: dict[str, Any], module: LightningModule, path: str | Path | None) -> None:
-    """UserError unless `content`, read from `path`, is the training state of the same model with the same sizes."""
-    name, anew = type(module).__name__, "Start a new run with resume=False."
-    check(content.get("model") == name, f"{path} is of {one_line(content.get('model'))}, not of {name}. {anew}")
-    check("optimizer_states" in content, f"{path} has only weights, not the state of a training run. {anew}")
-    states = content["state_dict"], module.state_dict()
-    found, own = ({(key, tuple(weight.shape)) for key, weight in state.items()} for state in states)
-    other = f"{path} does not fit the model, of which these weights differ: {one_line(found ^ own)}"
-    check(found == own, f"{other}. {anew}")

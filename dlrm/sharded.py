@@ -143,7 +143,6 @@ class ShardedDLRM(DLRM):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         whole = checkpoint["state_dict"]
         _convert(checkpoint, self.embedding.take_shard)
-        super().on_load_checkpoint(checkpoint | {"model": type(self).__name__})
         checkpoint["state_dict"] = whole
 
 

@@ -112,7 +112,7 @@ def make_scheduler(study: optuna.Study, settings: Settings, options: Mapping[str
         max_t=training["max_epochs"] * training["validations_per_epoch"],
         grace_period=options["grace_validations"],
         reduction_factor=options["reduction_factor"],
-        stop_last_trials=False,  # a trial ends by itself: it may have more validations, see TuneReporter
+        stop_last_trials=False,  # a trial ends by itself: it may have more validations
     )
     for trial in studies.in_state(study, "finished", "stopped"):
         earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")  # all that ASHA looks at
@@ -133,17 +133,13 @@ class TuneReporter(pl.Callback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it later
         self.metrics_log = next(each for each in callbacks if isinstance(each, MetricsLog))
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
-        self._report()
-
-    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._report()
-
-    def _report(self) -> None:
+    def report(self, *event: Any, **about: Any) -> None:
         report = train.report if is_distributed() else tune.report
         for row in self.metrics_log.rows[self.reported :]:
             self.reported += 1
             report(row | {"validation": self.reported})
+
+    on_train_batch_start = on_fit_end = report
 
 
 class SearchProgress(tune.Callback):

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten
 
-from common.checkpoint import check_can_resume
 from common.data.data_module import RecommendationDataModule
 from common.errors import check
 from common.model.embedding import PackedEmbedding, average_touched_rows
@@ -90,10 +89,6 @@ class Recommender(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["model"] = type(self).__name__  # tells predict.py which class to build
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if self._trainer is not None:  # otherwise load_from_checkpoint calls it, and nothing is resumed
-            check_can_resume(checkpoint, self, self.trainer.ckpt_path)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         epochs = 0 if self._trainer is None else self.trainer.max_epochs or 0
