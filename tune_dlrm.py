@@ -26,7 +26,7 @@ import dlrm.train as dlrm
 from common.cluster import study as studies
 from common.cluster.search import TuneReporter, run_search
 from common.files import write_json
-from common.model.comparison import auc_error
+from common.model.metrics import auc_error
 from common.paths import data_root, output_root
 from common.settings import Settings, check_names, check_settings, plain
 from common.training.run_folder import BEST_CHECKPOINT, NOT_COMPARED, claim_run_folder, continued_folder, keep_unchanged

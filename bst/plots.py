@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bst.bst import BST
-from common.model.comparison import auc_difference, rmse_difference
+from common.model.metrics import auc_difference, rmse_difference
 from common.model.ranking import mean_interval, of_rows
 from common.training.plots import caption, save
 from data.history.dataset import PADDING

@@ -13,7 +13,6 @@ from common.errors import answer_help, run_script
 
 answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -73,9 +72,7 @@ AUTO = dict(batch_size=1024, max_epochs=3)
 
 
 @on_ray("deepfm", TRAINING)
-def train(
-    *, run_folder: str | Path | None = None, callbacks: Sequence[pl.Callback] = (), **changes: Any
-) -> dict[str, Any]:
+def train(*, run_folder: str | Path | None = None, **changes: Any) -> dict[str, Any]:
     """Train DeepFM, test its best checkpoint and return the contents of results.json.
     changes: settings above to change, by name: train(seed=2, dropout=0.5)."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
@@ -94,7 +91,7 @@ def train(
             # what exceeds the base rate, at which the model's own bias starts
             model.regression.set(regression.coef_[0], regression.intercept_.item() - data.base_logits[0])
             baselines = partial(click_baselines, regression=regression)
-        return fit_and_test(model, data, folder, settings, "val_auc", baselines, plot_clicks, callbacks)
+        return fit_and_test(model, data, folder, settings, "val_auc", baselines, plot_clicks)
 
 
 if __name__ == "__main__":

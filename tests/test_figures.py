@@ -23,7 +23,7 @@ from common.cluster.study import (
     settings_of,
     trial_folder,
 )
-from common.model.comparison import auc_error
+from common.model.metrics import auc_error
 from common.training.plots import plot_clicks, plot_learning_curves, reliability
 from common.training.results import BEST_POSSIBLE
 

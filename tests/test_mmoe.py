@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch.utils.data import TensorDataset
 
 from common.errors import UserError
-from common.model.comparison import auc_difference
+from common.model.metrics import auc_difference
 from multitask.expert_usage import expert_usage, plot_gates
 from multitask.mmoe import MMoE, PiecewiseLinear
 from tests.checks import build, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix

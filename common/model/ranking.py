@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from common.model.comparison import interval
-from common.model.metrics import Differences, Groups, PredictionMetric
+from common.model.metrics import Differences, Groups, PredictionMetric, interval
 
 TOP, LONG = 10, 50  # lengths of the lists that are measured
 

@@ -54,7 +54,7 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
         how = "there was no checkpoint yet to continue from"
         if chosen:
             how = f"the same command continues in {held}"
-        elif is_unfinished(held):
+        elif (held / LAST_CHECKPOINT).exists() and not (held / "results.json").exists():
             how = f"resume=True continues from {held / LAST_CHECKPOINT}"
         raise (Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt)(how) from error
     finally:
@@ -72,7 +72,7 @@ def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]
         for folder in newest_first(home):
             if (folder / "results.json").exists() or not (lock := lock_of(folder)):
                 continue
-            if resume and is_unfinished(folder):
+            if resume and (folder / LAST_CHECKPOINT).exists():
                 print(f"Continuing {folder}", flush=True)
                 return folder, lock
             if is_empty(folder):
@@ -82,11 +82,6 @@ def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]
             print("No unfinished run to resume: starting a new one.", flush=True)
         folder = new_version_folder(home)
         return folder, lock_of(folder)
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Whether a run can be continued."""
-    return (folder / LAST_CHECKPOINT).exists() and not (folder / "results.json").exists()
 
 
 def is_empty(folder: Path) -> bool:
