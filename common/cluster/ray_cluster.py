@@ -88,8 +88,8 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
         reports = [TuneReportCallback()]
     except RuntimeError:  # not a trial of a search
         reports = []
-    kinds = {"CPU": not reports, "GPU": use_gpu}  # a trial has its CPUs already
-    for kind in filter(kinds.get, kinds):
+    # a trial has its CPUs already
+    for kind in ([] if reports else ["CPU"]) + (["GPU"] if use_gpu else []):
         check_resources("devices times num_nodes (in a search: workers_per_trial)", kind, processes)
     folder = settings.get("run_folder")
     if folder is None:
