@@ -24,8 +24,6 @@ from common.training.results import with_interval
 from common.training.run_folder import NOT_COMPARED
 from common.training.seeds import metrics_of
 
-NUMBER = re.compile(r"\d+")
-
 
 def compare_runs(*folders: str | Path) -> pd.DataFrame:
     """The table, with the ends of the intervals in columns of their own."""
@@ -67,7 +65,7 @@ def find_runs(folders: list[Path]) -> dict[str, dict[str, Any]]:
         found = {path.parent: read_json(path) for path in folder.rglob("results.json")}
         tested = {path: results | {"run_folder": str(path)} for path, results in found.items() if "test" in results}
         check(bool(tested), f"{folder} has no tested run; expected a folder of runs, such as runs/deepfm.")
-        for path in sorted(tested, key=lambda path: NUMBER.sub(lambda digits: digits[0].zfill(9), str(path))):
+        for path in sorted(tested, key=lambda path: re.sub(r"\d+", lambda digits: digits[0].zfill(9), str(path))):
             runs[str(path.relative_to(home) if path.is_relative_to(home) else path)] = tested[path]
     return runs
 

@@ -50,11 +50,7 @@ PAPER = {
 
 
 def compare(
-    *,
-    groups: dict[str, tuple[str, str]] = GROUPS,
-    seeds: Sequence[int] = SEEDS,
-    candidates: Sequence[dict[str, Any]] = CANDIDATES,
-    **changes: Any,
+    *, groups: dict = GROUPS, seeds: Sequence[int] = SEEDS, candidates: Sequence[dict] = CANDIDATES, **changes: Any
 ) -> pd.DataFrame:
     """One row per group, model and task, also written as compare.csv.
     changes: settings of multitask/train.py to change, by name."""

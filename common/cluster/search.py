@@ -30,12 +30,7 @@ RESTARTS = 2  # of a trial whose process dies without an exception (killed, out 
 
 
 def run_search(
-    run_trial: Callable[[dict[str, Any]], None],
-    space: dict[str, Any],
-    settings: Settings,
-    options: Mapping[str, Any],
-    study: optuna.Study,
-    folder: Path,
+    run_trial: Callable, space: dict[str, Any], settings: Settings, options: Mapping, study: optuna.Study, folder: Path
 ) -> None:
     """Run trials until enough of those in the study have ended.
     run_trial: trains one configuration, which includes its "number". settings: of a trial; tried first if they lie in
