@@ -128,13 +128,13 @@ class TuneReporter(pl.Callback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it later
         self.metrics_log = next(each for each in callbacks if isinstance(each, MetricsLog))
 
-    def report(self, *event: Any, **about: Any) -> None:
-        report = train.report if is_distributed() else tune.report
+    def _report(self, *event: Any, **about: Any) -> None:
+        send = train.report if is_distributed() else tune.report
         for row in self.metrics_log.rows[self.reported :]:
             self.reported += 1
-            report(row | {"validation": self.reported})
+            send(row | {"validation": self.reported})
 
-    on_train_batch_start = on_fit_end = report
+    on_train_batch_start = on_fit_end = _report
 
 
 class SearchProgress(tune.Callback):

@@ -89,10 +89,5 @@ def peak_memory_mib() -> float:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pytorch_lightning": pl.__version__,
-        "numpy": np.__version__,
-        "processor": platform.processor() or platform.machine(),
-    }
+    packages = {package.__name__: package.__version__ for package in (torch, pl, np)}
+    return {"python": platform.python_version()} | packages | {"processor": platform.processor() or platform.machine()}
