@@ -16,8 +16,7 @@ from pathlib import Path
 from common.errors import UserError, answer_help, check, run_script
 
 USAGE = "CHECKPOINT [RAW_FILE]"
-if __name__ == "__main__":
-    answer_help(__doc__, USAGE)
+answer_help(__doc__, USAGE, __name__)  # before the imports below, which take seconds
 
 import numpy as np
 import torch
@@ -44,11 +43,7 @@ class Predictor(nn.Module):
 
 
 def export(checkpoint: str | Path, raw: str | Path | None = None) -> dict:
-    """Write <checkpoint>.onnx and .json; returns the path, the rows checked and the largest difference from PyTorch.
-
-    Raises: UserError if onnxruntime disagrees with PyTorch, a file cannot be written, or a package is not installed;
-    the files of an earlier export are then kept.
-    """
+    """Write <checkpoint>.onnx and .json; returns the path, the rows checked and the largest difference from PyTorch."""
     try:
         import onnxruntime  # noqa: F401  used by _difference
         import onnxscript  # noqa: F401  used by torch.onnx

@@ -13,8 +13,7 @@ from typing import Any
 from common.errors import answer_help, check, run_script
 
 USAGE = "CHECKPOINT [RAW_FILE]"
-if __name__ == "__main__":
-    answer_help(__doc__, USAGE)
+answer_help(__doc__, USAGE, __name__)  # before the imports below, which take seconds
 
 import numpy as np
 import pandas as pd
@@ -45,11 +44,7 @@ SHOWN_COLUMNS = 40  # in the plot of importance
 
 
 def inspect(
-    checkpoint: str | Path,
-    raw: str | Path | None = None,
-    *,
-    field: str | None = FIELD,
-    value: str | None = VALUE,
+    checkpoint: str | Path, raw: str | Path | None = None, *, field: str | None = FIELD, value: str | None = VALUE
 ) -> dict[str, Any]:
     """Inspect a checkpoint; returns the importance, neighbours and embeddings (tables), and their folder."""
     model, scorer = load(checkpoint)
@@ -64,15 +59,15 @@ def inspect(
     check(len(found) > 1, f"{field} has fewer than two values with an embedding.")
     if value is None:
         value = str(found["value"][found["count"].idxmax() if rows else 0])
-    near = neighbours(found, field, value)
-    matters = importance(model, scorer, *rows) if rows else None
+    near, matters = neighbours(found, field, value), None
     folder = new_version_folder(output_root() / "runs" / "inspect_model")
     found.to_csv(folder / "embeddings.csv", index=False)
     path = Path(checkpoint).resolve()
     run = f"{path.parts[-4]}/{path.parts[-3]}" if path.parent.name == "checkpoints" else path.name
     title = f"{model.display_name}, {run}"
     plot_vectors(found, f"{title}, {field}", folder / "embeddings.png")
-    if rows and matters is not None:
+    if rows:
+        matters = importance(model, scorer, *rows)
         matters.to_csv(folder / "importance.csv", index=False)
         plot_importance(matters, f"{title}, {len(rows[1]):,} rows, 95 % intervals", folder / "importance.png")
         print(matters.to_string(index=False, float_format="{:.5f}".format))
@@ -153,10 +148,7 @@ def columns(scorer: Any, inputs: list[Tensor]) -> dict[str, list[tuple[int, list
 
 
 def importance(model: Recommender, scorer: Scorer, inputs: list[Tensor], target: Tensor) -> pd.DataFrame:
-    """Permutation importance (Breiman 2001) of each column for each output, with 95 % intervals over rows.
-
-    The loss is the log loss or, for ratings, the squared error. A negative rise is noise.
-    """
+    """Permutation importance (Breiman 2001) of each column for each output, with 95 % intervals over rows."""
     losses = row_losses(model, inputs, target)
     generator, rows = torch.Generator().manual_seed(0), []
     for name, group in columns(scorer, inputs).items():
@@ -175,7 +167,7 @@ def importance(model: Recommender, scorer: Scorer, inputs: list[Tensor], target:
 
 
 def row_losses(model: Recommender, inputs: list[Tensor], target: Tensor) -> Tensor:
-    """The loss of each row and output (N, K) float64."""
+    """The log loss or, of ratings, the squared error of each row and output (N, K) float64."""
     predicted, truth = predict_batch(model, inputs).double(), target.double()
     if isinstance(model.metrics, RatingMetrics):
         return (predicted - truth).square()

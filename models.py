@@ -52,19 +52,13 @@ def load(checkpoint: str | Path) -> tuple[Recommender, Scorer]:
 
 
 def load_several(checkpoints: Sequence[str | Path]) -> tuple[list[Recommender], Scorer]:
-    """The models of checkpoints whose predictions are to be averaged, and the scorer they share.
-
-    Raises: UserError if one is not a checkpoint of MODELS, or they were trained on different data.
-    """
+    """The models of checkpoints whose predictions are to be averaged, and the scorer they share."""
     first, scorer, state = _load(checkpoints[0])
     models = [first]
     for checkpoint in checkpoints[1:]:
         model, _, other = _load(checkpoint)
-        check(
-            equal_states(state, other),
-            f"{checkpoint} and {checkpoints[0]} cannot be averaged: their data, or the DATA settings that encode it, "
-            "differ. Score the file with each of them.",
-        )
+        differ = "their data, or the DATA settings that encode it, differ"
+        check(equal_states(state, other), f"{checkpoint} and {checkpoints[0]} cannot be averaged: {differ}.")
         models.append(model)
     return models, scorer
 
@@ -87,9 +81,8 @@ def _load(checkpoint: str | Path) -> tuple[Recommender, Scorer, dict[str, Any]]:
             raise ValueError(f"{found} predictions per row for {len(scorer.columns)} columns")
         return model, scorer, state
     except Exception as error:  # a checkpoint with other content can raise many kinds
-        raise UserError(
-            f"{checkpoint} does not fit this version of {name}; train again. ({one_line(error)})"
-        ) from error
+        text = f"{checkpoint} does not fit this version of {name}; train again. ({one_line(error)})"
+        raise UserError(text) from error
 
 
 @torch.inference_mode()

@@ -31,8 +31,7 @@ from typing import Any
 from common.errors import UserError, answer_help, check, one_line, run_script
 
 USAGE = "CHECKPOINT [CHECKPOINT...] RAW_FILE [OUT]"
-if __name__ == "__main__":
-    answer_help(__doc__, USAGE)
+answer_help(__doc__, USAGE, __name__)  # before the imports below, which take seconds
 
 import pandas as pd
 import torch
@@ -86,20 +85,13 @@ def predict(
     scored = ScoredRows(scorer.columns, is_rating, slices)
     source, inputs = input_of(raw), [*checkpoints, raw]
     rows, begin = 0, time.perf_counter()
-    with (
-        open_table(output, inputs) as write,
-        tqdm(
-            total=os.path.getsize(raw) if os.path.isfile(raw) else None, desc="Scoring", unit="B", unit_scale=True
-        ) as bar,
-    ):
+    size = os.path.getsize(raw) if os.path.isfile(raw) else None
+    with open_table(output, inputs) as write, tqdm(total=size, desc="Scoring", unit="B", unit_scale=True) as bar:
         score = lambda batch: (tempered(mean_prediction(models, batch[0], bf16), temperature), *batch[1:])  # noqa: E731
         for predicted, label, texts in ordered_map(score, scorer.batches(source, bar.update)):
-            check(
-                bool(predicted.isfinite().all()),
-                f"a prediction of {', '.join(map(str, checkpoints))} is not finite, for a row of {source.name} after "
-                f"row {rows}: the weights are damaged, or a number in the row is far too large. Correct the row, or "
-                "train again.",
-            )
+            where = f"a prediction of {', '.join(map(str, checkpoints))}, for a row of {source.name} after row {rows},"
+            cause = "the weights are damaged, or a number in the row is far too large"
+            check(bool(predicted.isfinite().all()), f"{where} is not finite: {cause}.")
             columns = [*texts[:shown], *predicted.numpy().T]
             write(pd.DataFrame(dict(enumerate(columns))).set_axis(names, axis=1))
             scored.add(predicted, label, [texts[scorer.kept.index(name)] for name in slices])
@@ -115,11 +107,8 @@ def predict(
         plot_slices(table, f"{models[0].display_name}, {Path(source.name).name}", Path(f"{base}_slices.png"))
     unseen = {name: count for name, count in scorer.unseen.items() if count}
     if fields := scorer.nearly_unseen():
-        print(
-            f"Warning: more than nine in ten values of {', '.join(map(one_line, fields))} in {source.name} are unseen "
-            "or rare in training. Are these rows of another dataset?",
-            file=sys.stderr,
-        )
+        found = f"more than nine in ten values of {', '.join(map(one_line, fields))} in {source.name}"
+        print(f"Warning: {found} are unseen or rare in training. Are these rows of another dataset?", file=sys.stderr)
     return {"rows": rows, "seconds": seconds, "unseen": unseen, "metrics": metrics, "slices": table}
 
 

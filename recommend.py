@@ -19,8 +19,7 @@ from typing import Any
 from common.errors import answer_help, check, run_script
 
 USAGE = "CHECKPOINT USERS N [OUT]"
-if __name__ == "__main__":
-    answer_help(__doc__, USAGE)
+answer_help(__doc__, USAGE, __name__)  # before the imports below, which take seconds
 
 import numpy as np
 import pandas as pd
@@ -52,10 +51,8 @@ def recommend(
     until: str | None = UNTIL,
 ) -> dict[str, Any]:
     """Write the `count` best items of each user in `raw`, in file order; the other arguments are those of `predict`.
-
     until: None, "validation" or "test". Returns users, rows, seconds, and metrics of the lists of users whose next
-    items are known, None if there are none.
-    """
+    items are known, None if there are none."""
     check_suffix(output)
     check(until is None or until in SPLITS, f"until is {until!r}; it must be None, 'validation' or 'test'.")
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
@@ -85,7 +82,9 @@ def recommend(
                 write(pd.DataFrame(rows, columns=[*histories.names, *histories.columns]))
                 written, rows = written + len(rows), []
     seconds = time.perf_counter() - begin
-    metrics = mean_metrics(ranks) | {"coverage": len(listed) / len(histories.encoder.items)} if ranks else None
+    # means over users of the means over the items that followed
+    means = pd.DataFrame({name: value.mean().item() for name, value in of_rows(rank).items()} for rank in ranks).mean()
+    metrics = means.to_dict() | {"coverage": len(listed) / len(histories.encoder.items)} if ranks else None
     return {"users": len(following), "rows": written, "seconds": seconds, "measured": len(ranks), "metrics": metrics}
 
 
@@ -103,12 +102,6 @@ def ranked_items(
     ranks = [int((scores >= score).sum()) if len(score) else 0 for score in own]
     order = np.argsort(-scores, kind="stable")
     return items[order], scores[order], ranks
-
-
-def mean_metrics(ranks: Sequence[torch.Tensor]) -> dict[str, float]:
-    """Means over users of the means over the items that followed; ranks: of the latter, by user."""
-    of_users = [{name: value.mean().item() for name, value in of_rows(rank).items()} for rank in ranks]
-    return {name: float(np.mean([each[name] for each in of_users])) for name in of_users[0]}
 
 
 def main(checkpoint: str, raw: str, count: str, output: str | None = None) -> None:

@@ -15,8 +15,7 @@ from common.errors import answer_help, check, run_script
 
 SCRIPTS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/train.py"))
 USAGE = f"{'|'.join(SCRIPTS)} [NUMBER]"
-if __name__ == "__main__":
-    answer_help(__doc__, USAGE)  # before the imports below, which take seconds
+answer_help(__doc__, USAGE, __name__)  # before the imports below, which take seconds
 
 from common.files import read_json, write_json
 from common.paths import output_root
@@ -47,10 +46,8 @@ def seeds(script: str, number: str | int = 3, variants: dict[str, dict[str, Any]
     write_json(folder / "seeds.json", groups)
     print(f"\nTest metrics, mean ± standard deviation\n{summary_table(groups).to_string()}")
     if count > 1 and not (differences := difference_table(groups)).empty:
-        print(
-            f"\nDifferences paired by seed, with {CONFIDENCE:.0%} intervals over seeds (not over test rows)\n"
-            f"{differences.to_string()}"
-        )
+        title = f"Differences paired by seed, with {CONFIDENCE:.0%} intervals over seeds (not over test rows)"
+        print(f"\n{title}\n{differences.to_string()}")
     first = next(iter(variants))
     print(f"All runs: {folder}")
     print(f"Score new rows with all of them: python predict.py {folder / first}/seed_*/checkpoints/best.ckpt RAW_FILE")
@@ -65,9 +62,8 @@ def settings_of(module: ModuleType, changes: dict[str, Any]) -> dict[str, Any]:
 
 def is_complete(folder: Path, count: int) -> bool:
     """Whether all variants were trained with at least this many seeds."""
-    return (folder / "seeds.json").exists() and all(
-        len(results) >= count for results in read_json(folder / "seeds.json").values()
-    )
+    path = folder / "seeds.json"
+    return path.exists() and all(len(results) >= count for results in read_json(path).values())
 
 
 if __name__ == "__main__":

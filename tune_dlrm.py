@@ -10,35 +10,23 @@ import math
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, answer_help, check, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
 import optuna
 import torch
 from ray import tune
 
 import dlrm.train as dlrm
+from common.cluster import study as studies
 from common.cluster.search import TuneReporter, run_search
-from common.cluster.study import (
-    ENDED,
-    best_trials,
-    distributions,
-    in_state,
-    log,
-    open_study,
-    plot_search,
-    setting_importance,
-    settings_of,
-    trial_folder,
-    write_table,
-)
 from common.files import write_json
-from common.model.comparison import auc_error
+from common.model.metrics import auc_error
 from common.paths import data_root, output_root
 from common.settings import Settings, check_names, check_settings, plain
 from common.training.run_folder import BEST_CHECKPOINT, NOT_COMPARED, claim_run_folder, continued_folder, keep_unchanged
@@ -80,11 +68,7 @@ os.environ |= {  # read by Ray Tune
 
 def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **changes: Any) -> dict[str, Any]:
     """Run a search, or continue the newest unfinished one with the same settings, and test its best trials once.
-
-    changes: settings in SEARCH to change, by name. Returns the contents of best.json.
-
-    Raises: UserError if all trials failed, Ray has too few CPUs or GPUs for a trial, or a file cannot be written.
-    """
+    changes: settings in SEARCH to change, by name. Returns the contents of best.json."""
     check_names(changes, list(SEARCH))
     options = {name: plain(value) for name, value in (SEARCH | changes).items()}
     check_settings({"space": space, "fixed": fixed} | options)
@@ -100,25 +84,22 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
     settings = settings.changed(fixed)
     check_names(space, list(settings.flat()))
     validations = settings.training["max_epochs"] * settings.training["validations_per_epoch"]
-    check(
-        options["grace_validations"] <= validations,
-        f"grace_validations is {options['grace_validations']}; a trial has {validations} validations.",
-    )
+    grace = options["grace_validations"]
+    check(grace <= validations, f"grace_validations is {grace}; a trial has {validations} validations.")
     clicks, rows = int(data.targets("val").sum()), len(data.rows["val"])
     metric = "val_auc" if settings.training["monitor"] == "auto" else settings.training["monitor"]
     check(
         0 < clicks < rows or "auc" not in metric,
-        f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC. "
-        "Use another dataset or split.",
+        f"all {rows:,} validation rows of {data.dataset!r} are of one class: trials cannot be compared by AUC.",
     )
     identity = {name: value for name, value in settings.flat().items() if name not in {*space, *NOT_COMPARED}}
-    identity |= {"space": {name: str(values) for name, values in distributions(space).items()}}
+    identity |= {"space": {name: str(values) for name, values in studies.distributions(space).items()}}
     identity |= {name: options[name] for name in ("grace_validations", "reduction_factor")}
     home = Path(options["storage"] or output_root() / "runs" / "tune_dlrm").resolve()
     chosen = continued_folder(home, identity, lambda folder: is_complete(folder, metric, options["trials"]))
     with claim_run_folder("tune_dlrm", identity, chosen) as folder:
         keep_unchanged(folder / "data.json", {"rows": rows, "fingerprint": data.fingerprint}, "data")
-        study = open_study(folder, metric)
+        study = studies.open_study(folder, metric)
         print(f"{'Continuing' if study.trials else 'Writing to'} {folder}", flush=True)
         trial = tune.with_parameters(run_trial, folder=folder, fixed=fixed, workers=options["workers_per_trial"])
         run_search(trial, space, settings, options, study, folder)
@@ -130,10 +111,8 @@ def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **chang
 def run_trial(config: dict[str, Any], folder: Path, fixed: dict[str, Any], workers: int) -> None:
     """One training run in one or several Ray processes; continues from its checkpoint if there is one."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    config = dict(config)
-    folder = trial_folder(folder, config.pop("number"))
-    launch = {"devices": workers, "strategy": "ray"} if workers > 1 else {}
-    changes = fixed | config | launch
+    changes = fixed | config | ({"devices": workers, "strategy": "ray"} if workers > 1 else {})
+    folder = studies.trial_folder(folder, changes.pop("number"))
     try:
         dlrm.train(run_folder=str(folder), callbacks=[TuneReporter()], test=False, resume=True, **changes)
     except KeyboardInterrupt:  # Ray stops a trial by SystemExit(0), which arrives here as this
@@ -142,49 +121,50 @@ def run_trial(config: dict[str, Any], folder: Path, fixed: dict[str, Any], worke
 
 def is_complete(folder: Path, metric: str, trials: int) -> bool:
     """Whether a search was concluded with at least this many trials."""
-    return (folder / "best.json").exists() and len(in_state(open_study(folder, metric), *ENDED)) >= trials
+    if not (folder / "best.json").exists():
+        return False
+    return len(studies.in_state(studies.open_study(folder, metric), *studies.ENDED)) >= trials
 
 
 def conclude(study: optuna.Study, folder: Path, data: ClickDataModule, fixed: dict[str, Any]) -> dict[str, Any]:
     """Test the best trials, write best.json, trials.csv, importance.csv and figures, and print a summary."""
-    best = best_trials(study)
-    plot_search(study, folder, f"DLRM, {data.dataset}{', built-in sample' if data.is_sample else ''}, {folder.name}")
+    best, trial_folder = studies.best_trials(study), partial(studies.trial_folder, folder)
+    sample = ", built-in sample" if data.is_sample else ""
+    studies.plot_search(study, folder, f"DLRM, {data.dataset}{sample}, {folder.name}")
     if not best:
-        failed = in_state(study, "failed")
-        raise UserError(
-            f"all {len(failed)} trials failed; the first one: {failed[0].user_attrs['cause']}\n"
-            f"Fix the cause, then remove {folder} to search again."
-        )
+        failed = studies.in_state(study, "failed")
+        cause = f"the first one: {failed[0].user_attrs['cause']}\nFix the cause, then remove {folder} to search again."
+        raise UserError(f"all {len(failed)} trials failed; {cause}")
     metric, tested = study.user_attrs["metric"].removeprefix("val_"), []
     for trial in best:
-        log(folder, f"\nTesting trial {trial.number}")
+        print(f"\nTesting trial {trial.number}", flush=True)
         # a finished trial is not trained again: it continues from its last checkpoint, so it is only tested
-        results = dlrm.train(run_folder=trial_folder(folder, trial.number), **fixed | settings_of(trial.params))
+        results = dlrm.train(run_folder=trial_folder(trial.number), **fixed | studies.settings_of(trial.params))
         tested.append({"trial": trial.number, "validation": results["validation"], "test": results["test"]})
-    log(folder, "\n" + write_table(study, folder, {each["trial"]: each["test"][metric] for each in tested}))
-    importance = setting_importance(study)
+    print("\n" + studies.write_table(study, folder, {each["trial"]: each["test"][metric] for each in tested}))
+    importance = studies.setting_importance(study)
     importance.to_csv(folder / "importance.csv", header=["importance"], index_label="setting")
     if len(importance):
         shown = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
-        log(folder, f"\nShare of the metric's variance explained by each setting (unreliable with few trials): {shown}")
+        print(f"\nShare of the metric's variance explained by each setting (unreliable with few trials): {shown}")
     errors = {}
     for split, part in (("validation", "val"), ("test", "test")):
         clicks, rows = int(data.targets(part).sum()), len(data.rows[part])
         errors[split] = auc_error(tested[0][split]["auc"], clicks, rows - clicks) if 0 < clicks < rows else math.nan
-        log(folder, f"Standard error of an AUC: {errors[split]:.4f} on {rows:,} {split} rows.")
-    config = settings_of(best[0].params)
+        print(f"Standard error of an AUC: {errors[split]:.4f} on {rows:,} {split} rows.")
+    config = studies.settings_of(best[0].params)
     contents = {
         **tested[0],
         "settings": config,
         "tested": tested,
         "auc_standard_error": errors,
-        "checkpoint": str(trial_folder(folder, best[0].number) / BEST_CHECKPOINT),
-        "trials": {state: len(in_state(study, state)) for state in ENDED},
+        "checkpoint": str(trial_folder(best[0].number) / BEST_CHECKPOINT),
+        "trials": {state: len(studies.in_state(study, state)) for state in studies.ENDED},
     }
     write_json(folder / "best.json", contents)
     lines = "\n".join(f"    {name}={value!r}," for name, value in config.items())
-    log(folder, f"\nFor dlrm/train.py (trial {best[0].number}, the best on validation rows):\n{lines}")
-    log(folder, f"Trials, tables and figures: {folder}")
+    print(f"\nFor dlrm/train.py (trial {best[0].number}, the best on validation rows):\n{lines}")
+    print(f"Trials, tables and figures: {folder}")
     return contents
 
 

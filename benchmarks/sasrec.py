@@ -70,7 +70,7 @@ def loss_of(model: SASRec, sequence: Tensor, lengths: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(model: SASRec, data: HistoryDataModule, split: str, item: np.ndarray, start: np.ndarray) -> RankingMetrics:
+def measure(model: SASRec, data: HistoryDataModule, split: str, item: np.ndarray, start: np.ndarray) -> dict:
     """Of the rows of a split, after everything that their users did before."""
     model.eval()
     metrics, done = RankingMetrics(), 0
@@ -80,7 +80,8 @@ def measure(model: SASRec, data: HistoryDataModule, split: str, item: np.ndarray
         last = model(sequence)[torch.arange(len(rows)), lengths - 1]
         metrics.update(last @ model.items.weight[FIRST_ID:].T, target)
         done += len(rows)
-    return metrics
+    metrics.gather()
+    return metrics.measure(metrics.prediction, metrics.target)
 
 
 def main() -> None:
@@ -105,10 +106,10 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
-        found = measure(model, data, "val", item, start).compute()
+        found = measure(model, data, "val", item, start)
         shown = "  ".join(f"val_{name} {value:.4f}" for name, value in found.items())
         print(f"epoch {epoch}  {shown}  {time.process_time() - begin:,.0f} s of CPU", flush=True)
-    found = measure(model, data, "test", item, start).compute()
+    found = measure(model, data, "test", item, start)
     print("test  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
 

@@ -18,7 +18,7 @@ from benchmarks import bst_plain, deepfm_peers, dlrm_reference, mmoe_rechub, our
 from benchmarks.criteo_shaped import OUTPUT, FullVocabulary, RawRows
 from benchmarks.turns import TURN, Comparison, Contender, run_once, take_turns, write_tables
 from common.errors import check, run_script
-from common.training.precision import has_bf16
+from common.training.processor import has_bf16
 
 PRECISIONS = [*(["bf16-mixed"] if has_bf16() else []), "32-true"]
 BEST = PRECISIONS[0]

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from common.training.precision import has_bf16
+from common.training.processor import has_bf16
 from common.training.results import peak_memory_mib, versions
 from common.training.seeds import markdown_table
 

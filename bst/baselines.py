@@ -104,18 +104,11 @@ def rating_baselines(data: HistoryDataModule) -> dict[str, Tensor]:
 
 
 def factorize(
-    user: np.ndarray,
-    item: np.ndarray,
-    rating: np.ndarray,
-    user_bias: np.ndarray,
-    item_bias: np.ndarray,
-    penalty: float,
+    user: np.ndarray, item: np.ndarray, rating: np.ndarray, user_bias: np.ndarray, item_bias: np.ndarray, penalty: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """User rows and item rows [vector, bias] (Z + 1), which predict rating - mean.
-
     Alternating least squares with penalties proportional to the number of ratings (Zhou et al. 2008), started from the
-    biases. user, item, rating (N,).
-    """
+    biases. user, item, rating (N,)."""
     residual = (rating - rating.mean(dtype=np.float64)).astype(np.float32)
     random = np.random.default_rng(0).normal(0, 0.1, (len(item_bias), FACTORS))
     users = np.column_stack([np.zeros((len(user_bias), FACTORS)), user_bias]).astype(np.float32)

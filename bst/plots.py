@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bst.bst import BST
-from common.model.comparison import auc_difference, rmse_difference
+from common.model.metrics import auc_difference, rmse_difference
 from common.model.ranking import mean_interval, of_rows
 from common.training.plots import caption, save
 from data.history.dataset import PADDING
@@ -32,18 +32,12 @@ def measure(target: str, prediction: Tensor, truth: Tensor) -> tuple[float, floa
 
 
 def plot_history_length_and_attention(
-    model: BST,
-    data: HistoryDataModule,
-    prediction: Tensor,
-    target: Tensor,
-    folder: Path,
-    baselines: Mapping[str, Tensor],
+    model: BST, data: HistoryDataModule, predictions: Mapping[str, Tensor], target: Tensor, folder: Path
 ) -> None:
     """history_length.png and attention.png for the test rows."""
-    title = caption(model, data, folder)
-    values = {name: measure(data.target, each, target)[0] for name, each in baselines.items()}
+    title, (own, *others) = caption(model, data, folder), predictions
+    values = {name: measure(data.target, predictions[name], target)[0] for name in others}
     strongest = sorted(values, key=values.__getitem__, reverse=data.target != "rating")[:1]
-    shown = {model.display_name: prediction} | {name: baselines[name] for name in strongest}
     length = 1 + data.past_rows("test")
     figure = Figure((5.5, 4), layout="constrained")
     axes = figure.subplots()
@@ -51,8 +45,8 @@ def plot_history_length_and_attention(
     part = torch.from_numpy(np.clip(np.searchsorted(edges, length, "right") - 1, 0, len(edges) - 2))
     bins = [part == i for i in part.unique()]
     middles = [np.median(length[rows]) for rows in bins]
-    for name, each in shown.items():
-        value, low, high = np.array([measure(data.target, each[rows], target[rows]) for rows in bins]).T
+    for name in (own, *strongest):
+        value, low, high = np.array([measure(data.target, predictions[name][rows], target[rows]) for rows in bins]).T
         axes.errorbar(middles, value, [value - low, high - value], fmt="o-", capsize=3, label=name)
     axes.set(xscale="log", xlabel="1 + length of the user's past", ylabel=f"{METRICS[data.target]}, 95 % interval")
     axes.set_xticks(middles, [f"{middle:.0f}" for middle in middles])
@@ -61,7 +55,7 @@ def plot_history_length_and_attention(
     axes.set_title("test rows by length of history (equally many at each point)", fontsize="medium")
     save(figure, title, folder / "history_length.png")
     if model.hparams["use_sequence"]:
-        _plot_attention(model, data, prediction, title, folder / "attention.png")
+        _plot_attention(model, data, predictions[own], title, folder / "attention.png")
 
 
 def _plot_attention(model: BST, data: HistoryDataModule, prediction: Tensor, title: str, path: Path) -> None:

@@ -12,10 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 from common.errors import answer_help, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -81,26 +79,20 @@ AUTO_ITEM = dict(batch_size=256, max_epochs=2)  # for "item", where each row has
 
 
 @on_ray("bst", TRAINING)
-def train(
-    *, run_folder: str | Path | None = None, callbacks: Sequence[pl.Callback] = (), **changes: Any
-) -> dict[str, Any]:
+def train(*, run_folder: str | Path | None = None, **changes: Any) -> dict[str, Any]:
     """Train BST, test its best checkpoint and return the contents of results.json.
-
     changes: settings above to change, by name: train(seed=2, dropout=0.2). One of the baselines is the same model
-    without its sequence, trained in the same way in without_sequence/ of the run's folder.
-    """
+    without its sequence, trained in the same way in without_sequence/ of the run's folder."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("bst", settings.flat(), run_folder) as folder:
         data = HistoryDataModule(**settings.data, seed=settings.training["seed"])
         data.setup()
         settings = settings.for_rows(len(data.rows["train"]), AUTO_ITEM if data.target == "item" else AUTO)
         data.batch_size = settings.data["batch_size"]
-        return fit(settings, data, folder, callbacks)
+        return fit(settings, data, folder)
 
 
-def fit(
-    settings: Settings, data: HistoryDataModule, folder: Path, callbacks: Sequence[pl.Callback] = ()
-) -> dict[str, Any]:
+def fit(settings: Settings, data: HistoryDataModule, folder: Path) -> dict[str, Any]:
     """Fit and test one model; if it has the sequence, also the model without it, as a baseline."""
     pl.seed_everything(settings.training["seed"], verbose=False)
     model = BST(
@@ -126,16 +118,8 @@ def fit(
         predictions = saved_predictions(inner)  # including those of the baselines
         return {ablation["model"]: predictions.pop("prediction")} | predictions if predictions else {}
 
-    return fit_and_test(
-        model,
-        data,
-        folder,
-        settings,
-        monitor={"rating": "val_rmse", "click": "val_auc", "item": "val_ndcg"}[data.target],
-        baselines=baselines,
-        plot=plot_history_length_and_attention,
-        callbacks=callbacks,
-    )
+    monitor = {"rating": "val_rmse", "click": "val_auc", "item": "val_ndcg"}[data.target]
+    return fit_and_test(model, data, folder, settings, monitor, baselines, plot_history_length_and_attention)
 
 
 if __name__ == "__main__":

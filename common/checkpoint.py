@@ -5,18 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from common.errors import UserError, check, one_line
+from common.errors import UserError
 from common.files import write_tensors
 
 
 class MappedCheckpointIO(CheckpointIO):
-    """Writes straight to a temporary file and renames it; reads by memory-mapping.
-
-    (Lightning's default serialises into a buffer first and reads the whole file: twice the memory of the table.)
-    """
+    """Writes straight to a file and maps it to read: Lightning's default takes twice the memory of the table."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -30,10 +26,7 @@ class MappedCheckpointIO(CheckpointIO):
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, with memory-mapped tensors; no code in the file is run.
-
-    Raises: UserError if it is missing, truncated, damaged, or not the checkpoint of a LightningModule.
-    """
+    """The content of a checkpoint, with memory-mapped tensors; no code in it is run. UserError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch does not verify checksums: a flipped bit would go unnoticed
@@ -48,17 +41,3 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # of many kinds
         why = "it is truncated, damaged, of another program, or has more than tensors and plain values"
         raise UserError(f"{path} is not a readable checkpoint: {why}. Use another one, or train again.") from error
-
-
-def check_can_resume(content: dict[str, Any], module: LightningModule, path: str | Path | None) -> None:
-    """UserError unless `content`, read from `path`, is the training state of the same model with the same sizes."""
-    name, anew = type(module).__name__, "Start a new run with resume=False."
-    check(content.get("model") == name, f"{path} is of {one_line(content.get('model'))}, not of {name}. {anew}")
-    check("optimizer_states" in content, f"{path} has only weights, not the state of a training run. {anew}")
-    found, own = (
-        {(key, tuple(weight.shape)) for key, weight in state.items()}
-        for state in (content["state_dict"], module.state_dict())
-    )
-    check(
-        found == own, f"{path} does not fit the model, of which these weights differ: {one_line(found ^ own)}. {anew}"
-    )

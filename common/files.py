@@ -1,12 +1,10 @@
 """Atomic writes, and clear errors for files that cannot be written."""
 
-import glob
 import json
 import os
 import secrets
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,19 +12,13 @@ import torch
 
 from common.errors import UserError, check, one_line
 
-TEMPORARY, LEFTOVER_SECONDS = ".tmp", 24 * 3600  # a temporary file this old has no living writer
-
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """A new file beside `path` that is renamed to it when the block ends, and removed if the block fails.
-
-    Several processes may write the same path at the same time: the file of the last one to finish stays, complete.
-    Raises: OSError with the path.
-    """
+    """A new file beside `path` that is renamed to it when the block ends, and removed if the block fails. Several
+    processes may write the same path at once: the file of the last one stays. Raises: OSError with the path."""
     path = Path(path)
-    remove_leftovers(path.parent, glob.escape(path.name), LEFTOVER_SECONDS)
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(beside, mode.replace("w", "x")) as file:
             yield file
@@ -38,14 +30,6 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         if isinstance(error, OSError) and str(error.filename) in ("None", str(beside)):
             error.filename = str(path)
         raise
-
-
-def remove_leftovers(folder: Path, pattern: str = "*", seconds: float = 0.0) -> None:
-    """Remove temporary files of killed writers in a folder, if last written at least so many seconds ago."""
-    for leftover in folder.glob(f"{pattern}.{'[0-9a-f]' * 8}{TEMPORARY}"):
-        with suppress(OSError):
-            if time.time() - leftover.stat().st_mtime >= seconds:
-                leftover.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
@@ -68,21 +52,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(path: str | Path, content: dict[str, Any]) -> None:
     """Write a file for torch.load. Raises: UserError if that fails."""
+    with as_user_errors(Path(path).parent), atomic_write(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch raises it while closing a file that could not be written
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+@contextmanager
+def as_user_errors(folder: Path, variable: str = "OUTPUT_ROOT") -> Iterator[None]:
+    """An OSError in the block, which writes to `folder`, becomes a UserError; variable: what moves the folder."""
     try:
-        with atomic_write(path) as file:
-            try:
-                torch.save(content, file)
-            except RuntimeError as error:  # torch raises it while closing a file that could not be written
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        yield
     except OSError as error:
-        raise as_user_error(error, Path(path).parent) from error
+        raise as_user_error(error, folder, variable) from error
 
 
 def as_user_error(error: OSError, folder: Path, variable: str = "OUTPUT_ROOT") -> UserError:
-    """What to tell the user after an error in code that writes to `folder`: path, reason, and what to do.
-
-    variable: the environment variable that moves the folder.
-    """
+    """What to tell the user after an error in code that writes to `folder`: path, reason, and what to do."""
     reason = error.strerror or (error.args[0] if error.args else error)  # NumPy's errors have no number, only a text
     if not error.filename:
         return UserError(f"{reason}: standard output, a connection, or a file in {folder}.")

@@ -6,16 +6,16 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 # environment variables: the file through which the processes of one machine meet, and the pid that starts the others
 RENDEZVOUS, STARTER = "RENDEZVOUS_FILE", "RENDEZVOUS_STARTER"
@@ -36,9 +36,7 @@ def is_rank_zero() -> bool:
     return not (rank or int(os.environ.get("NODE_RANK", 0)))
 
 
-def on_rank_zero(function: Callable[P, dict[str, T]]) -> Callable[P, dict[str, T]]:
-    """Decorator: rank zero calls the function, the other ranks get an empty dict."""
-    return rank_zero_only(function, default={})
+on_rank_zero: Any = partial(rank_zero_only, default={})  # a decorator: other ranks get an empty dict
 
 
 def broadcast(value: T) -> T:
@@ -63,7 +61,8 @@ class LocalDDPStrategy(DDPStrategy):
                 distributed.init_process_group(backend, store=store, rank=self.global_rank, world_size=self.world_size)
             finally:
                 met.set()
-            atexit.register(_leave_group)
+            # otherwise gloo's threads can outlive the objects they use and abort the process (pytorch#190489)
+            atexit.register(lambda: is_distributed() and distributed.destroy_process_group())
         super().setup_distributed()
 
     def watch(self, met: threading.Event) -> None:
@@ -80,12 +79,6 @@ def remove_rendezvous() -> None:
     """What the starter does at its end, unless it was killed."""
     if RENDEZVOUS in os.environ:
         shutil.rmtree(Path(os.environ[RENDEZVOUS]).parent, ignore_errors=True)
-
-
-def _leave_group() -> None:
-    """Otherwise gloo's threads can outlive the objects they use and abort the process at exit (pytorch#190489)."""
-    if is_distributed():
-        distributed.destroy_process_group()
 
 
 def is_peer_failure(error: RuntimeError) -> bool:

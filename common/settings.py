@@ -97,10 +97,8 @@ def check_names(changes: Iterable[str], known: Sequence[str]) -> None:
 
 
 def by_rows(rows: int) -> tuple[int, int]:
-    """The most rows in a batch and the fewest epochs that let a model learn from so many training rows.
-
-    A batch has at most the largest power of two up to rows / 100, but 32; below 50,000 rows there are 4 epochs.
-    """
+    """The most rows in a batch and the fewest epochs that let a model learn from so many training rows. A batch has at
+    most the largest power of two up to rows / 100, but 32; below 50,000 rows there are 4 epochs."""
     return max(32, 2 ** ((rows // 100).bit_length() - 1)), 4 if rows < 50_000 else 1
 
 

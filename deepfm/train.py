@@ -11,10 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 from common.errors import answer_help, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -74,13 +72,9 @@ AUTO = dict(batch_size=1024, max_epochs=3)
 
 
 @on_ray("deepfm", TRAINING)
-def train(
-    *, run_folder: str | Path | None = None, callbacks: Sequence[pl.Callback] = (), **changes: Any
-) -> dict[str, Any]:
+def train(*, run_folder: str | Path | None = None, **changes: Any) -> dict[str, Any]:
     """Train DeepFM, test its best checkpoint and return the contents of results.json.
-
-    changes: settings above to change, by name: train(seed=2, dropout=0.5).
-    """
+    changes: settings above to change, by name: train(seed=2, dropout=0.5)."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("deepfm", settings.flat(), run_folder) as folder:
         data = ClickDataModule(**settings.data, seed=settings.training["seed"])
@@ -89,11 +83,7 @@ def train(
         data.batch_size = settings.data["batch_size"]
         pl.seed_everything(settings.training["seed"], verbose=False)
         model = DeepFM(
-            data.num_dense,
-            data.cardinalities,
-            pooling=data.pooling,
-            **settings.model,
-            optimizer=settings.optimizer,
+            data.num_dense, data.cardinalities, pooling=data.pooling, **settings.model, optimizer=settings.optimizer
         )
         model.bias.data.fill_(data.base_logits[0])  # starts at the click rate of the training rows
         baselines = click_baselines
@@ -101,16 +91,7 @@ def train(
             # what exceeds the base rate, at which the model's own bias starts
             model.regression.set(regression.coef_[0], regression.intercept_.item() - data.base_logits[0])
             baselines = partial(click_baselines, regression=regression)
-        return fit_and_test(
-            model,
-            data,
-            folder,
-            settings,
-            monitor="val_auc",
-            baselines=baselines,
-            plot=plot_clicks,
-            callbacks=callbacks,
-        )
+        return fit_and_test(model, data, folder, settings, "val_auc", baselines, plot_clicks)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,7 @@ TABLE = "embedding.weight"
 
 class ShardedEmbedding(PackedEmbedding):
     """PackedEmbedding of which this rank holds the rows p, p + W, ... after `allocate` has been called.
-
-    state_dict() holds these rows only; load_state_dict() takes the whole table.
-    """
+    state_dict() holds these rows only; load_state_dict() takes the whole table."""
 
     def __init__(self, cardinalities: Sequence[int], dim: int, pooling: Sequence[str | None] | None = None):
         super().__init__(cardinalities, 0, pooling)
@@ -58,10 +56,8 @@ class ShardedEmbedding(PackedEmbedding):
         return table[self.rank :: self.world_size].clone()
 
     def gather(self, shard: Tensor, folder: Path) -> Tensor:
-        """The shards of all ranks -> the table (R, D) on rank zero; other ranks get their shard back.
-
-        All ranks must call it. The table is an unnamed memory-mapped file in `folder`, so it takes no memory.
-        """
+        """The shards of all ranks -> the table (R, D) on rank zero; other ranks get their shard back. All ranks must
+        call it. The table is an unnamed memory-mapped file in `folder`, so it takes no memory."""
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             size = self.rows * shard.shape[1]
@@ -125,10 +121,7 @@ class ShardedDLRM(DLRM):
 
     def configure_model(self) -> None:
         """Called by Lightning once the process group is initialized."""
-        check(
-            is_distributed(),
-            "shard_table is True, but there is only one process. Raise devices or num_nodes, or set shard_table=False.",
-        )
+        check(is_distributed(), "shard_table is True, but there is only one process. Raise devices or num_nodes.")
         if self.embedding.weight.is_meta:
             with torch.random.fork_rng([]), torch.no_grad():
                 torch.manual_seed(torch.initial_seed() + distributed.get_rank())  # other initial values on each rank
@@ -150,7 +143,6 @@ class ShardedDLRM(DLRM):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         whole = checkpoint["state_dict"]
         _convert(checkpoint, self.embedding.take_shard)
-        super().on_load_checkpoint(checkpoint | {"model": type(self).__name__})
         checkpoint["state_dict"] = whole
 
 

@@ -12,8 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 from common.errors import answer_help, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
 from collections.abc import Sequence
 from typing import Any
@@ -81,10 +80,8 @@ def train(
     *, run_folder: str | Path | None = None, callbacks: Sequence[pl.Callback] = (), test: bool = True, **changes: Any
 ) -> dict[str, Any]:
     """Train DLRM, test its best checkpoint and return the contents of results.json.
-
     changes: settings above to change, by name: train(seed=2, dropout=0.5). test: False for a trial of a search, which
-    must not see the test rows.
-    """
+    must not see the test rows."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("dlrm", settings.flat(), run_folder) as folder:
         data = ClickDataModule(**settings.data, seed=settings.training["seed"])
@@ -94,24 +91,10 @@ def train(
         pl.seed_everything(settings.training["seed"], verbose=False)
         dlrm = ShardedDLRM if settings.training["shard_table"] else DLRM
         model = dlrm(
-            data.num_dense,
-            data.cardinalities,
-            pooling=data.pooling,
-            **settings.model,
-            optimizer=settings.optimizer,
+            data.num_dense, data.cardinalities, pooling=data.pooling, **settings.model, optimizer=settings.optimizer
         )
         model.output.bias.data.fill_(data.base_logits[0])  # starts at the click rate of the training rows
-        return fit_and_test(
-            model,
-            data,
-            folder,
-            settings,
-            monitor="val_auc",
-            baselines=click_baselines,
-            plot=plot_clicks,
-            callbacks=callbacks,
-            test=test,
-        )
+        return fit_and_test(model, data, folder, settings, "val_auc", click_baselines, plot_clicks, callbacks, test)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 from common.errors import answer_help, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
 import pandas as pd
 
@@ -51,16 +50,10 @@ PAPER = {
 
 
 def compare(
-    *,
-    groups: dict[str, tuple[str, str]] = GROUPS,
-    seeds: Sequence[int] = SEEDS,
-    candidates: Sequence[dict[str, Any]] = CANDIDATES,
-    **changes: Any,
+    *, groups: dict = GROUPS, seeds: Sequence[int] = SEEDS, candidates: Sequence[dict] = CANDIDATES, **changes: Any
 ) -> pd.DataFrame:
     """One row per group, model and task, also written as compare.csv.
-
-    changes: settings of multitask/train.py to change, by name.
-    """
+    changes: settings of multitask/train.py to change, by name."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     runs = []  # one dict per group, model, seed and task
     for seed in seeds:
@@ -100,9 +93,9 @@ def run(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes).flat()
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     home = folder / f"{settings['variant']}-{'-'.join(settings['tasks'])}-seed{settings['seed']}-{digest}"
-    if not (home / "results.json").exists():
-        train(run_folder=home, baselines=lambda data: {}, **changes)
-    return read_json(home / "results.json")
+    if (home / "results.json").exists():
+        return read_json(home / "results.json")
+    return train(run_folder=home, baselines=lambda data: {}, **changes)
 
 
 def parameter_matched_units(

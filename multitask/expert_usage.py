@@ -22,19 +22,12 @@ def expert_usage(model: MMoE, data: RecommendationDataModule, split: str) -> Ten
     """Mean gate weights (K, E) over the rows of a split."""
     rows = torch.from_numpy(np.array(data.rows[split], np.int64))
     parts = (data.examples()[part] for part in rows.split(BATCH_SIZE))
-    sums = [
-        model.gate_weights(model.inputs(dense.to(model.device), ids.to(model.device))).sum(1) for dense, ids, _ in parts
-    ]
-    return torch.stack(sums).sum(0).cpu() / len(rows)
+    inputs = (model.inputs(dense.to(model.device), ids.to(model.device)) for dense, ids, _ in parts)
+    return torch.stack([model.gate_weights(x).sum(1) for x in inputs]).sum(0).cpu() / len(rows)
 
 
 def plot_gates(
-    model: MMoE,
-    data: RecommendationDataModule,
-    prediction: Tensor,
-    target: Tensor,
-    folder: Path,
-    baselines: dict[str, Tensor],
+    model: MMoE, data: RecommendationDataModule, predictions: dict[str, Tensor], target: Tensor, folder: Path
 ) -> None:
     """gates.png: heat map of the mean gate weights over the test rows."""
     weights = expert_usage(model, data, "test")

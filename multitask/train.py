@@ -12,10 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, a
 
 from common.errors import answer_help, run_script
 
-if __name__ == "__main__":
-    answer_help(__doc__, "")  # before the imports below, which take seconds
+answer_help(__doc__, "", __name__)  # before the imports below, which take seconds
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -79,16 +78,10 @@ AUTO = dict(batch_size=512, max_epochs=6)
 
 @on_ray("multitask", TRAINING)
 def train(
-    *,
-    run_folder: str | Path | None = None,
-    callbacks: Sequence[pl.Callback] = (),
-    baselines: Callable[..., dict[str, Any]] = logistic_regression,
-    **changes: Any,
+    *, run_folder: str | Path | None = None, baselines: Callable[..., dict] = logistic_regression, **changes: Any
 ) -> dict[str, Any]:
     """Train MMoE, test its best checkpoint and return the contents of results.json.
-
-    changes: settings above to change, by name: train(seed=2, variant="omoe"). baselines: as in fit_and_test.
-    """
+    changes: settings above to change, by name: train(seed=2, variant="omoe"). baselines: as in fit_and_test."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("multitask", settings.flat(), run_folder) as folder:
         data = MultiTaskDataModule(**settings.data, seed=settings.training["seed"])
@@ -106,16 +99,7 @@ def train(
         )
         # starts at the positive rates of the training rows
         model.outputs.bias.data.copy_(torch.tensor(data.base_logits).view(-1, 1, 1))
-        return fit_and_test(
-            model,
-            data,
-            folder,
-            settings,
-            monitor="val_auc_mean",
-            baselines=baselines,
-            plot=plot_gates,
-            callbacks=callbacks,
-        )
+        return fit_and_test(model, data, folder, settings, "val_auc_mean", baselines, plot_gates)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from common.model.comparison import auc_difference, interval, rmse_difference
-from common.model.metrics import TaskMetrics, auc, click_metrics, fit_temperature, gauc, rating_metrics, tempered
+from common.model.metrics import (
+    TaskMetrics,
+    auc,
+    auc_difference,
+    click_metrics,
+    fit_temperature,
+    gauc,
+    interval,
+    rating_metrics,
+    rmse_difference,
+    tempered,
+)
 
 
 def scores(rng: np.random.Generator, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

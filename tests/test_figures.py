@@ -23,7 +23,7 @@ from common.cluster.study import (
     settings_of,
     trial_folder,
 )
-from common.model.comparison import auc_error
+from common.model.metrics import auc_error
 from common.training.plots import plot_clicks, plot_learning_curves, reliability
 from common.training.results import BEST_POSSIBLE
 
@@ -122,8 +122,9 @@ def test_roc_has_the_baselines_and_small_probabilities_have_space(drawn, tmp_pat
     other = rng.random(4000).astype(np.float32)
     data = SimpleNamespace(dataset="rows", is_sample=False)
     model = SimpleNamespace(display_name="DLRM")
-    baselines = {"another": torch.from_numpy(other), "constant": torch.full((4000,), 0.1)}
-    plot_clicks(model, data, torch.from_numpy(probability), torch.from_numpy(click), tmp_path, baselines)
+    predictions = {"DLRM": torch.from_numpy(probability), "another": torch.from_numpy(other)}
+    predictions |= {"constant": torch.full((4000,), 0.1)}
+    plot_clicks(model, data, predictions, torch.from_numpy(click), tmp_path)
     (roc,), (reliable,) = drawn["roc.png"].axes, drawn["reliability.png"].axes
     labels = [text.get_text() for text in roc.get_legend().get_texts()]
     expected = {"DLRM": roc_auc_score(click, probability), "another": roc_auc_score(click, other)}
@@ -140,8 +141,8 @@ def test_history_length_has_intervals(drawn, tmp_path, rng):
     prediction = torch.from_numpy(rating + rng.normal(0, 0.8, 3000).astype(np.float32))
     data = SimpleNamespace(dataset="ratings", is_sample=False, target="rating", past_rows=lambda split: length)
     model = SimpleNamespace(display_name="BST", hparams={"use_sequence": False})
-    baselines = {"mean": torch.full((3000,), 3.0), "better": prediction * 0.9 + 0.3}
-    plot_history_length_and_attention(model, data, prediction, torch.from_numpy(rating), tmp_path, baselines)
+    predictions = {"BST": prediction, "mean": torch.full((3000,), 3.0), "better": prediction * 0.9 + 0.3}
+    plot_history_length_and_attention(model, data, predictions, torch.from_numpy(rating), tmp_path)
     (axes,) = drawn["history_length.png"].axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["BST", "better"]
     segments = axes.collections[0].get_segments()

@@ -66,16 +66,6 @@ def test_several_writers_of_one_file_do_not_mix(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_writer_left_goes_with_a_later_write(tmp_path):
-    old, young = tmp_path / f"out.csv.{'1' * 8}.tmp", tmp_path / f"out.csv.{'2' * 8}.tmp"
-    for left in (old, young):
-        left.touch()
-    os.utime(old, (0, 0))
-    with atomic_write(tmp_path / "out.csv"):
-        pass
-    assert {path.name for path in tmp_path.iterdir()} == {"out.csv", young.name}
-
-
 def test_json_has_no_nan(tmp_path):
     write_json(tmp_path / "x.json", {"auc": math.nan, "rows": [1, math.inf, {"a": -math.inf}], "b": 0.5})
     assert (tmp_path / "x.json").read_text().count("null") == 3

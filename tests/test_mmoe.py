@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch.utils.data import TensorDataset
 
 from common.errors import UserError
-from common.model.comparison import auc_difference
+from common.model.metrics import auc_difference
 from multitask.expert_usage import expert_usage, plot_gates
 from multitask.mmoe import MMoE, PiecewiseLinear
 from tests.checks import build, check_batch_of_one, check_learns_one_batch, check_reload, check_rows_do_not_mix
@@ -101,7 +101,7 @@ def test_expert_use_is_the_mean_over_all_rows(tmp_path, monkeypatch):
     x = model.inputs(dense, ids)
     torch.testing.assert_close(weights, model.gate_weights(x).mean(1), rtol=0, atol=1e-6)
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
-    plot_gates(model, data, label, label, tmp_path, {})
+    plot_gates(model, data, {}, label, tmp_path)
     assert (tmp_path / "gates.png").stat().st_size > 1000
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from common.paths import REPO
-from common.training import precision
-from common.training.precision import resolve_precision
+from common.training import processor
+from common.training.processor import resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from common.training.precision import resolve_precision
     ],
 )
 def test_bf16_needs_a_wide_layer_and_large_batches(monkeypatch, asked, widths, batch_size, chosen):
-    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+    monkeypatch.setattr(processor, "has_bf16", lambda: True)
     layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
     assert resolve_precision(asked, nn.Sequential(nn.Embedding(999, 999), *layers), batch_size) == chosen
 
@@ -43,7 +43,7 @@ def test_freed_memory_is_kept():
     """In a new process, because the first block raises glibc's threshold, which never falls again."""
     code = """import resource
 import torch
-from common.training.allocator import keep_freed_memory
+from common.training.processor import keep_freed_memory
 
 def faults() -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -51,7 +51,8 @@ def test_metrics_in_loops(scored):
     metrics = RankingMetrics()
     for part in zip(scored[0].split(7), scored[1].split(7), strict=True):
         metrics.update(*part)
-    measured = metrics.compute()
+    metrics.gather()
+    measured = metrics.measure(metrics.prediction, metrics.target)
     ranks = [rank_in_a_loop(*row) for row in zip(*scored, strict=True)]
     hit = [1 <= rank <= 10 for rank in ranks]
     listed = set(ranked(*scored)[:, 1:].flatten().tolist())

@@ -20,7 +20,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 import dlrm.train
 from common.cluster.search import SearchProgress, TuneReporter, make_scheduler
-from common.cluster.study import end_trial, open_study
+from common.cluster.study import end_trial, open_study, trial_folder
 from common.errors import UserError
 from common.files import write_json
 from common.paths import REPO
@@ -121,7 +121,7 @@ def test_killed_and_started_again_with_failing_trials(start, tmp_path, outputs):
     assert "UserError: optimizer is 'none'" in failed[0]["cause"] and failed[0]["cause"] in output
 
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    assert names > {"best.json", "search.db", "search.log", "search.png", "settings.png", "trials.csv"}
+    assert names > {"best.json", "search.db", "search.png", "settings.png", "trials.csv"}
     best, table = json.loads((folder / "best.json").read_text()), pd.read_csv(folder / "trials.csv")
     finished = table[table.state == "finished"]
     assert len(table) == 4 and best["trial"] == finished.trial.iloc[0]
@@ -220,7 +220,8 @@ def test_a_trial_is_finished_however_many_validations_it_has(monkeypatch, tmp_pa
     reports = []
     monkeypatch.setattr("common.cluster.search.tune.report", reports.append)
     small = {"bottom_mlp_units": (4,), "top_mlp_units": (4,), "embedding_dim": 2, "max_epochs": 1}
-    train(**small, validations_per_epoch=3, batch_size=batch_size, callbacks=[TuneReporter()], test=False)
+    small |= {"validations_per_epoch": 3, "batch_size": batch_size}
+    train(**small, run_folder=trial_folder(tmp_path, 0), callbacks=[TuneReporter()], test=False)
 
     study = open_study(tmp_path, "val_auc")
     progress, scheduler = SearchProgress(study, tmp_path, 1), scheduler_of(study)

@@ -15,8 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from common.errors import run_script
 from common.files import read_json
-from common.model.comparison import auc_difference
-from common.model.metrics import auc
+from common.model.metrics import auc, auc_difference
 from common.training.predictions import saved_predictions
 from common.training.results import with_interval
 from data.census_income import MultiTaskDataModule

@@ -22,7 +22,7 @@ from torch import Tensor, distributed, multiprocessing
 
 from benchmarks.criteo_shaped import OUTPUT, RawRows
 from benchmarks.ours import deepfm
-from common.model.sparse_gradients import average_touched_rows
+from common.model.embedding import average_touched_rows
 from common.process_group import is_distributed
 
 WORLD_SIZES = (1, 2, 4)  # processes

@@ -25,7 +25,7 @@ from common.data.loader import MemmapDataset
 from common.model.embedding import SparseLookup
 from common.model.optimizer import DenseAdam, LazyAdam
 from common.model.recommender import Recommender
-from common.training.precision import resolve_precision
+from common.training.processor import resolve_precision
 from common.training.seeds import markdown_table
 from data.history.dataset import HistoryDataset
 

@@ -6,16 +6,11 @@ from typing import Any
 
 from common.process_group import is_distributed
 
-Train = Callable[..., dict[str, Any]]
 
+def on_ray(script: str, training: dict[str, Any]) -> Callable[[Callable], Callable[..., dict[str, Any]]]:
+    """Decorator: with strategy "ray", a call of train() becomes one call in each worker of a Ray cluster."""
 
-def on_ray(script: str, training: dict[str, Any]) -> Callable[[Train], Train]:
-    """Decorator: with strategy "ray", a call of train() becomes one call in each worker of a Ray cluster.
-
-    script: the script's folder in runs/; training: its TRAINING dict.
-    """
-
-    def decorate(train: Train) -> Train:
+    def decorate(train: Callable) -> Callable[..., dict[str, Any]]:
         @functools.wraps(train)
         def launch(*arguments: Any, **changes: Any) -> dict[str, Any]:
             if (training | changes)["strategy"] != "ray" or is_distributed():

@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from common.errors import UserError, check
-from common.files import as_user_error, read_json
+from common.files import as_user_errors, read_json
 from common.paths import REPO, data_root, output_root
 from common.process_group import is_rank_zero
 from common.settings import check_settings
@@ -29,16 +29,12 @@ OBJECT_STORE = 128 * 2**20  # bytes; Ray carries only settings and results, data
 
 
 def start_ray(address: str | None, threads: int, show_output: bool) -> None:
-    """Connect to a running cluster (at `address` or $RAY_ADDRESS), or start Ray here without a dashboard.
-
-    threads: per process. show_output: whether the output of the processes is shown on this terminal.
-    """
+    """Connect to a running cluster (at `address` or $RAY_ADDRESS), or start Ray here; threads: per process."""
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     own: dict[str, Any] = {}
     if address == "local":
         own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "_temp_dir": _private_folder()}
-        # otherwise Ray listens on all interfaces. Its public switch, an environment variable, is read when Ray is
-        # imported, before the address is known, and must not be set for a cluster of several machines
+        # otherwise Ray listens on all interfaces; its environment variable is read before the address is known
         ray_constants.ENABLE_RAY_CLUSTER = False
     variables = {"PYTHONPATH": str(REPO), "OUTPUT_ROOT": str(output_root()), "DATA_ROOT": str(data_root())}
     variables |= {"OMP_NUM_THREADS": str(threads), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -55,10 +51,8 @@ def start_ray(address: str | None, threads: int, show_output: bool) -> None:
             **own,
         )
     except OSError as error:  # no answer, or a socket's path, which is limited to about 100 characters
-        advice = "RAY_AUTH_MODE=token if `ray start` enabled authentication; RAY_TMPDIR to a folder with a short path"
-        raise UserError(
-            f"Ray does not start, or answer at {address}: {error}. Possible remedies: set {advice}."
-        ) from error
+        advice = "Set RAY_AUTH_MODE=token if it has authentication, or RAY_TMPDIR to a folder with a short path."
+        raise UserError(f"Ray does not start, or answer at {address}: {error}. {advice}") from error
 
 
 def _private_folder() -> str:
@@ -75,10 +69,7 @@ def _private_folder() -> str:
 
 
 def check_resources(settings: str, kind: str, amount: float, on_one_machine: bool = False) -> None:
-    """Raise UserError if the cluster is too small: Ray would wait forever. Start the machines of an autoscaler first.
-
-    settings: names of the settings that ask for `amount` of `kind`, "CPU" or "GPU".
-    """
+    """Raise UserError if the cluster is too small for what `settings` ask for: Ray would wait forever."""
     amounts = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
     there = max(amounts, default=0) if on_one_machine else sum(amounts)
     where = "the largest machine" if on_one_machine else "all machines together"
@@ -86,11 +77,8 @@ def check_resources(settings: str, kind: str, amount: float, on_one_machine: boo
 
 
 def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dict:
-    """Call `train(**settings)` in devices times num_nodes workers of a cluster.
-
-    If a worker dies, all are restarted from the last checkpoint. Returns what `train` returns. Raises: UserError if
-    workers die more than RESTARTS times, or the cluster has too few CPUs or GPUs.
-    """
+    """What `train(**settings)` returns, called in devices times num_nodes workers of a cluster. If a worker dies, all
+    are restarted from the last checkpoint. Raises: UserError if that happens too often."""
     check_settings(settings)
     processes = settings["devices"] * settings["num_nodes"]
     if not ray.is_initialized():
@@ -100,18 +88,14 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
         reports = [TuneReportCallback()]
     except RuntimeError:  # not a trial of a search
         reports = []
-    asking = "devices times num_nodes (in a search: workers_per_trial)"
-    if not reports:  # a trial has its CPUs already
-        check_resources(asking, "CPU", processes)
-    if use_gpu:
-        check_resources(asking, "GPU", processes)
+    # a trial has its CPUs already
+    for kind in ([] if reports else ["CPU"]) + (["GPU"] if use_gpu else []):
+        check_resources("devices times num_nodes (in a search: workers_per_trial)", kind, processes)
     folder = settings.get("run_folder")
     if folder is None:
         home = output_root() / "runs" / script
-        try:
+        with as_user_errors(home):
             folder, lock = find_or_create_run(home, settings["resume"])
-        except OSError as error:
-            raise as_user_error(error, home) from error
         if lock:
             lock.release()  # so that rank zero can take it
 
@@ -145,12 +129,8 @@ def train_on_ray(train: Callable[..., dict], script: str, settings: dict) -> dic
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise UserError(f"the processes on the Ray cluster failed: {_cause(error)}") from error
+        failures = [str(failure) for failure in getattr(error, "worker_failures", {}).values()]
+        first = next((text for text in failures if UserError.__name__ in text), str(error))
+        raise UserError(f"the processes on the Ray cluster failed: {first.strip().splitlines()[-1]}") from error
     results = read_json(Path(folder) / "results.json")
     return results | {"run_folder": str(folder), "checkpoint": str(Path(folder) / BEST_CHECKPOINT)}
-
-
-def _cause(error: TrainingFailedError) -> str:
-    """Message of the first worker that reports a UserError, otherwise Ray's message."""
-    failures = [str(failure) for failure in getattr(error, "worker_failures", {}).values()]
-    return next((text for text in failures if UserError.__name__ in text), str(error)).strip().splitlines()[-1]

@@ -18,19 +18,8 @@ from ray import train, tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from common.cluster import study as studies
 from common.cluster.ray_cluster import check_resources, start_ray
-from common.cluster.study import (
-    ENDED,
-    best_value,
-    by_value,
-    distributions,
-    end_trial,
-    in_database,
-    in_state,
-    log,
-    settings_of,
-    trial_folder,
-)
 from common.errors import UserError, shown
 from common.process_group import is_distributed
 from common.settings import Settings
@@ -41,20 +30,11 @@ RESTARTS = 2  # of a trial whose process dies without an exception (killed, out 
 
 
 def run_search(
-    run_trial: Callable[[dict[str, Any]], None],
-    space: dict[str, Any],
-    settings: Settings,
-    options: Mapping[str, Any],
-    study: optuna.Study,
-    folder: Path,
+    run_trial: Callable, space: dict[str, Any], settings: Settings, options: Mapping, study: optuna.Study, folder: Path
 ) -> None:
     """Run trials until enough of those in the study have ended.
-
-    run_trial: trains one configuration, which includes its "number". settings: of a trial; they are tried first if they
-    lie in the space. options: SEARCH in tune_dlrm.py.
-
-    Raises: UserError if Ray has too few CPUs or GPUs for a trial, or a disk is full.
-    """
+    run_trial: trains one configuration, which includes its "number". settings: of a trial; tried first if they lie in
+    the space. options: SEARCH in tune_dlrm.py."""
     training, workers = settings.training, options["workers_per_trial"]
     start_ray(options["ray_address"], options["cpus_per_trial"], show_output=False)  # SearchProgress prints
     gpus = options["gpus_per_trial"] if workers == 1 else 0  # several workers reserve their GPUs themselves
@@ -63,10 +43,10 @@ def run_search(
     check_resources("gpus_per_trial", "GPU", gpus, on_one_machine=True)
     first = {name: settings.flat()[name] for name in space}
     if not study.get_trials(deepcopy=False) and all(values.is_valid(first[name]) for name, values in space.items()):
-        study.enqueue_trial({name: in_database(value) for name, value in first.items()})
-    while missing := options["trials"] - len(in_state(study, *ENDED)):
-        for trial in in_state(study, "started"):  # wait until no process of an earlier, killed search holds it
-            if (lock := trial_folder(folder, trial.number) / "run.lock").exists():
+        study.enqueue_trial({name: studies.in_database(value) for name, value in first.items()})
+    while missing := options["trials"] - len(studies.in_state(study, *studies.ENDED)):
+        for trial in studies.in_state(study, "started"):  # wait until no process of an earlier, killed search holds it
+            if (lock := studies.trial_folder(folder, trial.number) / "run.lock").exists():
                 FileLock(lock).acquire(timeout=60).lock.release()
         tuner = tune.Tuner(
             tune.with_resources(run_trial, {"cpu": cpus, "gpu": gpus}),
@@ -93,17 +73,14 @@ def run_search(
 
 
 class ContinuedSearch(OptunaSearch):
-    """Optuna's TPE. Proposes the trials that an earlier search has left unfinished first.
-
-    Its configurations have an additional entry, the "number" of the trial.
-    """
+    """Optuna's TPE, after the trials that an earlier search has left unfinished; configurations have a "number"."""
 
     def __init__(self, study: optuna.Study, space: dict, seed: int):
         # another seed, because a continued search already has the samples of the first one
         seed += len([trial for trial in study.get_trials(deepcopy=False) if "state" in trial.user_attrs])
         metric = study.user_attrs["metric"]
-        super().__init__(distributions(space), metric, mode_of(metric), storage=study._storage, seed=seed)
-        self.pending = [optuna.trial.Trial(study, trial._trial_id) for trial in in_state(study, "started")]
+        super().__init__(studies.distributions(space), metric, mode_of(metric), storage=study._storage, seed=seed)
+        self.pending = [optuna.trial.Trial(study, trial._trial_id) for trial in studies.in_state(study, "started")]
 
     def suggest(self, trial_id: str) -> dict:
         if self.pending:
@@ -112,13 +89,12 @@ class ContinuedSearch(OptunaSearch):
         assert params is not None
         trial = self._ot_trials[trial_id]
         trial.set_user_attr("state", "started")
-        return settings_of(params) | {"number": trial.number}
+        return studies.settings_of(params) | {"number": trial.number}
 
-    def on_trial_result(self, trial_id: str, result: dict) -> None:
+    def _ignore(self, *event: Any, **about: Any) -> None:
         """SearchProgress records it."""
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """SearchProgress records it."""
+    on_trial_result = on_trial_complete = _ignore
 
 
 def make_scheduler(study: optuna.Study, settings: Settings, options: Mapping[str, Any]) -> ASHAScheduler:
@@ -131,9 +107,9 @@ def make_scheduler(study: optuna.Study, settings: Settings, options: Mapping[str
         max_t=training["max_epochs"] * training["validations_per_epoch"],
         grace_period=options["grace_validations"],
         reduction_factor=options["reduction_factor"],
-        stop_last_trials=False,  # a trial ends by itself: it may have more validations, see TuneReporter
+        stop_last_trials=False,  # a trial ends by itself: it may have more validations
     )
-    for trial in in_state(study, "finished", "stopped"):
+    for trial in studies.in_state(study, "finished", "stopped"):
         earlier: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")  # all that ASHA looks at
         controller: Any = None
         scheduler.on_trial_add(controller, earlier)
@@ -143,36 +119,22 @@ def make_scheduler(study: optuna.Study, settings: Settings, options: Mapping[str
 
 
 class TuneReporter(pl.Callback):
-    """Reports each validation to Ray once its checkpoint is written; a resumed trial reports its earlier ones again.
-
-    The last report says that the run is complete, because the number of validations does not: with few batches
-    Lightning runs more or fewer than were asked for.
-    """
+    """Reports each validation to Ray once its checkpoint is written; a resumed trial reports its earlier ones again."""
 
     metrics_log: MetricsLog
-
-    def __init__(self) -> None:
-        self.reported = 0
+    reported = 0
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it later
         self.metrics_log = next(each for each in callbacks if isinstance(each, MetricsLog))
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
-        self._report()
-
-    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # the last validation may have been reported already: again, now as complete
-        self.reported = min(self.reported, len(self.metrics_log.rows) - 1)
-        self._report(ended=True)
-
-    def _report(self, ended: bool = False) -> None:
-        report = train.report if is_distributed() else tune.report
+    def _report(self, *event: Any, **about: Any) -> None:
+        send = train.report if is_distributed() else tune.report
         for row in self.metrics_log.rows[self.reported :]:
             self.reported += 1
-            report(
-                row | {"validation": self.reported, "complete": ended and self.reported == len(self.metrics_log.rows)}
-            )
+            send(row | {"validation": self.reported})
+
+    on_train_batch_start = on_fit_end = _report
 
 
 class SearchProgress(tune.Callback):
@@ -198,18 +160,18 @@ class SearchProgress(tune.Callback):
             return  # a resumed trial reports its earlier validations again
         metric = self.study.user_attrs["metric"]
         optuna.trial.Trial(self.study, ours._trial_id).report(result[metric], result["validation"])
-        best = by_value(self.study, self.study.get_trials(deepcopy=False))[0]
-        self.log(
-            ours.number,
-            f"validation {result['validation']:2d}, epoch {result['epoch']:.2f} of {self.epochs}  "
-            f"{metric} {result[metric]:.4f}  (best {best_value(self.study, best):.4f}, trial {best.number})",
-        )
+        best = studies.by_value(self.study, self.study.get_trials(deepcopy=False))[0]
+        place = f"validation {result['validation']:2d}, epoch {result['epoch']:.2f} of {self.epochs}"
+        leader = f"(best {studies.best_value(self.study, best):.4f}, trial {best.number})"
+        self.log(ours.number, f"{place}  {metric} {result[metric]:.4f}  {leader}")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        ours, last = self._ours(trial), trial.last_result
-        at_end = last.get("epoch", 0) >= self.epochs  # ASHA may stop a complete trial
-        state = "finished" if last.get("complete") or at_end else "stopped"
-        end_trial(self.study, self.folder, ours.number, state)
+        ours = self._ours(trial)
+        # by its results, because with few batches it has other validations than were asked for; ASHA may stop it at
+        # its end, before it has written them
+        written = (studies.trial_folder(self.folder, ours.number) / "results.json").exists()
+        state = "finished" if written or trial.last_result.get("epoch", 0) >= self.epochs else "stopped"
+        studies.end_trial(self.study, self.folder, ours.number, state)
         self.log(ours.number, f"{state} after {len(ours.intermediate_values)} validations")
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
@@ -221,12 +183,12 @@ class SearchProgress(tune.Callback):
             state, text = "started" if deaths <= RESTARTS else "failed", f"its process died: {text}"
         elif "Error: [Errno " in error:  # a full disk is not the trial's fault: its state remains "started"
             raise UserError(f"{text.removeprefix('UserError: ')} Then the same command continues the search.")
-        end_trial(self.study, self.folder, ours.number, state, text)
+        studies.end_trial(self.study, self.folder, ours.number, state, text)
         self.log(ours.number, f"failed: {text}" if state == "failed" else "died; it will continue")
         self.on_step_end(iteration, trials)
 
     def log(self, number: int, text: str) -> None:
-        log(self.folder, f"trial {number:3d}  {text}")
+        print(f"trial {number:3d}  {text}", flush=True)
 
     def _ours(self, trial: Any) -> optuna.trial.FrozenTrial:
         return self.study.get_trials(deepcopy=False)[trial.config["number"]]

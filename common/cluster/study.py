@@ -24,29 +24,24 @@ from ray.tune.search.optuna import OptunaSearch
 from common.errors import UserError, check, one_line
 from common.training.fit import mode_of
 
-DATABASE, STUDY = "search.db", "optuna"  # the latter is OptunaSearch's name
-
+DATABASE = "search.db"
 TESTED = 3  # best trials, whose checkpoints are kept and tested at the end
 ENDED = ("finished", "stopped", "failed")
 SHOWN = 10  # trials in the table on the terminal
 
 
 def open_study(folder: Path, metric: str) -> optuna.Study:
-    """The study in a folder, which is created if there is none; metric: that compares trials, such as "val_auc".
-
-    Raises: UserError if it is damaged.
-    """
+    """The study in a folder, created if there is none; metric: that compares trials. UserError if it is damaged."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage = f"sqlite:///{folder / DATABASE}"
+        storage = f"sqlite:///{folder / DATABASE}"  # under the name that OptunaSearch gives a study
         direction = StudyDirection.MAXIMIZE if mode_of(metric) == "max" else StudyDirection.MINIMIZE
-        study = optuna.create_study(storage=storage, study_name=STUDY, direction=direction, load_if_exists=True)
+        study = optuna.create_study(storage=storage, study_name="optuna", direction=direction, load_if_exists=True)
         study.set_user_attr("metric", metric)
         return study
     except Exception as error:  # the database, or what reads it, may raise many kinds
-        raise UserError(
-            f"{folder / DATABASE} is damaged ({one_line(error)}). Restore it, or remove {folder} to start again."
-        ) from error
+        again = f"Restore it, or remove {folder} to start again."
+        raise UserError(f"{folder / DATABASE} is damaged ({one_line(error)}). {again}") from error
 
 
 def distributions(space: dict[str, Any]) -> dict[str, BaseDistribution]:
@@ -57,11 +52,8 @@ def distributions(space: dict[str, Any]) -> dict[str, BaseDistribution]:
         for name, values in space.items():
             with suppress(ValueError):
                 found |= OptunaSearch.convert_search_space({name: values})
-            check(
-                name in found,
-                f"SPACE[{name!r}] must be tune.choice, tune.uniform, tune.loguniform, tune.randint or tune.lograndint. "
-                "For a single value, use FIXED.",
-            )
+            known = "tune.choice, tune.uniform, tune.loguniform, tune.randint or tune.lograndint"
+            check(name in found, f"SPACE[{name!r}] must be {known}. For a single value, use FIXED.")
             if isinstance(choices := found[name], CategoricalDistribution):
                 found[name] = CategoricalDistribution([in_database(choice) for choice in choices.choices])
     return found
@@ -137,9 +129,7 @@ def write_table(study: optuna.Study, folder: Path, tested: dict[int, float]) -> 
 
 def setting_importance(study: optuna.Study) -> "pd.Series[float]":
     """Share of the metric's variance that each setting explains alone (fANOVA, Hutter et al. 2014), largest first.
-
-    Empty if fewer than four trials have been validated, or all with the same result.
-    """
+    Empty if fewer than four trials have been validated, or all with the same result."""
     values = [trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
     if len(values) < 4 or len(set(values)) == 1:
         return pd.Series(dtype=float)
@@ -167,10 +157,3 @@ def plot_search(study: optuna.Study, folder: Path, title: str) -> None:
             axes[0].figure.autofmt_xdate(rotation=90)  # otherwise widths overlap
             axes[0].figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
             pyplot.close(axes[0].figure)
-
-
-def log(folder: Path, text: str) -> None:
-    """Print a line, and append it to search.log."""
-    print(text, flush=True)
-    with open(folder / "search.log", "a") as log:
-        log.write(text + "\n")

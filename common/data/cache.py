@@ -17,7 +17,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from common.data.parallel import ordered_map
 from common.errors import check
-from common.files import as_user_error
+from common.files import as_user_errors
 from common.paths import output_root
 
 MANIFEST = "manifest.json"
@@ -30,26 +30,18 @@ def cache_root() -> Path:
 
 
 def build_once(
-    name: str,
-    sources: Sequence[Path],
-    settings: dict[str, Any],
-    build: Callable[[Path], None],
-    *,
-    code: Sequence[str],
+    name: str, sources: Sequence[Path], settings: dict[str, Any], build: Callable[[Path], None], *, code: Sequence[str]
 ) -> Path:
     """Folder with what `build(folder)` wrote for these source files and settings; built now if there is none yet.
 
     The key covers everything that decides what `build` writes: the sources (path, size and modification time), all
     `settings`, and the modules named in `code`, without comments and docstrings. Entries of older sources or code are
     removed. Checksums are compared each time, which takes a second per gigabyte, and damaged entries are rebuilt.
-    A build writes to a temporary folder, which is renamed when complete, under a lock that is released when the process
-    dies.
-
-    Raises: UserError if the disk is full or read-only or a source changes meanwhile, and whatever `build` raises.
+    A build writes to a temporary folder, which is renamed when complete, under a lock that a dying process releases.
     """
     text = [_meaning(inspect.getsource(sys.modules[module])) for module in code]
     parent = cache_root() / f"{name}-{_digest([str(path) for path in sources])}"
-    try:
+    with as_user_errors(parent):
         state = _state(sources)
         entry = parent / f"{_digest([state, text])}-{_digest(settings)}"
         parent.mkdir(parents=True, exist_ok=True)
@@ -57,9 +49,7 @@ def build_once(
             if not _is_intact(entry):
                 _clean(parent, entry, name)
                 _build(entry, build, sources, state)
-    except OSError as error:
-        raise as_user_error(error, parent) from error
-    return entry
+        return entry
 
 
 def _meaning(source: str) -> str:
@@ -92,16 +82,16 @@ def _build(entry: Path, build: Callable[[Path], None], sources: Sequence[Path], 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
     """Size and CRC-32 of each file except the manifest."""
+
+    def checksum(path: Path) -> list[int]:
+        crc = 0
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                crc = zlib.crc32(block, crc)
+            return [file.tell(), crc]
+
     paths = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
-    return dict(zip([path.name for path in paths], ordered_map(_checksum, paths), strict=True))
-
-
-def _checksum(path: Path) -> list[int]:
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-        return [file.tell(), crc]
+    return dict(zip([path.name for path in paths], ordered_map(checksum, paths), strict=True))
 
 
 def _is_intact(entry: Path) -> bool:
@@ -117,11 +107,11 @@ def _is_intact(entry: Path) -> bool:
 def _clean(parent: Path, entry: Path, name: str) -> None:
     """Remove entries of other versions of the sources or the code, and what killed builds left behind."""
     state = entry.name.split("-")[0]
-    folders = [path for path in parent.iterdir() if path.is_dir()]
-    outdated = [path for path in folders if not path.name.startswith(state)]
-    if any(path.suffix != PARTIAL for path in outdated):
+    for path in parent.glob(f"*{PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+    if outdated := [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(state)]:
         print(f"The raw files of {name}, or the code that reads them, have changed: rebuilding the cache.")
-    for path in [*outdated, *(path for path in folders if path.suffix == PARTIAL)]:
+    for path in outdated:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from urllib3.util import Retry
 
 from common.errors import UserError, check
-from common.files import as_user_error
+from common.files import as_user_errors
 from common.paths import data_root
 
 CHUNK_BYTES = 1 << 20
@@ -40,12 +40,9 @@ class Archive:
 
 
 def ensure_dataset(dataset: str, archives: Mapping[str, Archive]) -> None:
-    """Download and unpack DATA_ROOT/<dataset>, unless the folder exists.
-
-    Raises: UserError without a network, for wrong bytes, or for a dataset that is not in `archives`.
-    """
+    """Download and unpack DATA_ROOT/<dataset>, unless the folder exists."""
     folder, downloads = data_root() / dataset, data_root() / "downloads"
-    try:
+    with as_user_errors(data_root(), "DATA_ROOT"):
         if folder.exists():
             return
         known = ", ".join(archives)
@@ -54,8 +51,6 @@ def ensure_dataset(dataset: str, archives: Mapping[str, Archive]) -> None:
         with FileLock(downloads / f"{dataset}.lock"):
             if not folder.exists():
                 unpack(download(archives[dataset], downloads), archives[dataset].files, folder)
-    except OSError as error:
-        raise as_user_error(error, data_root(), variable="DATA_ROOT") from error
 
 
 def download(archive: Archive, folder: Path) -> Path:
@@ -126,10 +121,7 @@ def _problem(path: Path, checksum: str | None, size: int | None = None) -> str |
 
 
 def unpack(archive: Path, files: dict[str, str | None], folder: Path) -> None:
-    """Unpack the members named in `files`, wherever they are in the archive, to `folder`: all of them or none.
-
-    Raises: UserError if one is missing or has another checksum, or the archive is damaged.
-    """
+    """Unpack the members named in `files`, wherever they are in the archive, to `folder`: all of them or none."""
     partial, anew = folder.with_name(f".{folder.name}.partial"), "Remove it to download it again."
     found, everything = partial / "found", partial / "everything"
     print(f"Unpacking {archive} ...", flush=True)

@@ -13,10 +13,8 @@ from common.model.embedding import PackedEmbedding
 
 
 class FixedRegression(nn.Module):
-    """Bias + sum_i w_i x_i, which is 0 until the weights are set: dense (B, I), ids (B, F) or (B, S) -> logits (B,).
-
-    As in DeepFM, x is 1 for a category, and the value of a dense column.
-    """
+    """Bias + sum_i w_i x_i, which is 0 until the weights are set: dense (B, I), ids (B, F) or (B, S) -> logits (B,). As
+    in DeepFM, x is 1 for a category, and the value of a dense column."""
 
     def __init__(self, num_dense: int, cardinalities: Sequence[int], pooling: Sequence[str | None] | None):
         super().__init__()

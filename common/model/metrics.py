@@ -1,4 +1,7 @@
-"""Metrics of whole splits: predictions and targets are collected, and gathered over ranks at the end of a split."""
+"""Metrics of whole splits: predictions and targets are collected, and gathered over ranks at the end of a split.
+
+For a difference between two models on the same rows, these are assumed to be independent. N: rows.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,15 +11,16 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.stats import rankdata
 from torch import Tensor, distributed
 from torch.nn import functional
 from torchmetrics.functional.classification import binary_auroc
 
-from common.model.comparison import auc_difference, rmse_difference
 from common.process_group import is_distributed
 
 Groups = np.ndarray | None
 Differences = dict[str, dict[str, float]]  # difference, low and high by metric
+QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 LOSSES = ("rmse", "mae", "log_loss", "normalized_entropy")  # the metrics that are better when smaller
 
 
@@ -31,11 +35,10 @@ class PredictionMetric:
     measure: Callable[..., dict[str, float]]
     # (prediction, other, target, groups=None): differences of the main metrics to another prediction's, with intervals
     compare: Callable[..., Differences]
+    prediction: Tensor  # of all rows, and their target, after `gather`
+    target: Tensor
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
         self.parts: list[tuple[Tensor, Tensor]] = []
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
@@ -43,23 +46,13 @@ class PredictionMetric:
         self.parts.append((prediction.detach().float(), target.detach()))
 
     def gather(self) -> None:
-        """Join the batches of all ranks, in the order of ranks, on each of them."""
-        ranks = [(self.prediction.cpu(), self.target.cpu())]
+        """Join the batches of all ranks, in the order of ranks, on each of them; a new split begins."""
+        ranks = [[torch.cat(part).cpu() for part in zip(*self.parts, strict=True)]]
         if is_distributed():
             ranks *= distributed.get_world_size()
             distributed.all_gather_object(ranks, ranks[0])
-        self.parts = ranks
-
-    @property
-    def prediction(self) -> Tensor:
-        return torch.cat([prediction for prediction, _ in self.parts])
-
-    @property
-    def target(self) -> Tensor:
-        return torch.cat([target for _, target in self.parts])
-
-    def compute(self) -> dict[str, float]:
-        return self.measure(self.prediction, self.target)
+        self.prediction, self.target = map(torch.cat, zip(*ranks, strict=True))
+        self.parts = []
 
 
 class ClickMetrics(PredictionMetric):
@@ -132,10 +125,8 @@ def auc(score: Tensor, label: Tensor) -> float:
 
 
 def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
-    """Mean AUC within groups (N,), such as users, weighted by their rows (Zhou et al. 2018); nan if undefined.
-
-    Groups of one class have no AUC and are left out.
-    """
+    """Mean AUC within groups (N,), such as users, weighted by their rows (Zhou et al. 2018); nan if undefined. Groups
+    of one class have no AUC and are left out."""
     positive = label.cpu().numpy()
     rank = pd.Series(score.cpu().numpy()).groupby(group).rank().to_numpy()  # equal scores get their mean rank
     count, positives = np.bincount(group), np.bincount(group, positive)
@@ -143,6 +134,48 @@ def gauc(score: Tensor, label: Tensor, group: np.ndarray) -> float:
     count, positives, ranks = count[both], positives[both], np.bincount(group, positive * rank)[both]
     aucs = (ranks - positives * (positives + 1) / 2) / (positives * (count - positives))
     return float(np.average(aucs, weights=count)) if len(count) else math.nan
+
+
+def interval(difference: float, error: float) -> dict[str, float]:
+    """95 % interval of a difference with the given standard error."""
+    return {"difference": difference, "low": difference - QUANTILE * error, "high": difference + QUANTILE * error}
+
+
+def auc_difference(score: Tensor, other: Tensor, label: Tensor) -> dict[str, float]:
+    """AUC of one score minus that of another (N,), with DeLong's interval (1988); nan if all rows are of one class."""
+    positive = label.cpu().numpy() > 0.5
+    if positive.all() or not positive.any():
+        return interval(math.nan, math.nan)
+    (above, below), (other_above, other_below) = (_placements(each.cpu().numpy(), positive) for each in (score, other))
+    above, below = above - other_above, below - other_below
+    variance = sum(part.var(ddof=1) / len(part) for part in (above, below) if len(part) > 1)
+    return interval(float(above.mean()), math.sqrt(variance))
+
+
+def _placements(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of negatives below each positive, of positives above each negative; ties count half (Sun and Xu 2014)."""
+    ranks = rankdata(score)
+    above = ranks[positive] - rankdata(score[positive])
+    below = ranks[~positive] - rankdata(score[~positive])
+    return above / len(below), 1 - below / len(above)
+
+
+def rmse_difference(prediction: Tensor, other: Tensor, rating: Tensor) -> dict[str, float]:
+    """RMSE of one prediction minus that of another (N,), with an interval by the delta method."""
+    parts = []
+    for each in (prediction, other):
+        square = (each.cpu().double() - rating.cpu().double()).square().numpy()
+        rmse = math.sqrt(square.mean())
+        parts.append((rmse, square / (2 * rmse) if rmse else square))
+    (rmse, influence), (other_rmse, other_influence) = parts
+    return interval(rmse - other_rmse, (influence - other_influence).std() / math.sqrt(len(influence)))
+
+
+def auc_error(auc: float, positives: int, negatives: int) -> float:
+    """Standard error of an AUC (Hanley and McNeil 1982)."""
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
+    return math.sqrt(variance / (positives * negatives))
 
 
 def fit_temperature(probability: Tensor, label: Tensor) -> float:

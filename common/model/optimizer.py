@@ -11,17 +11,14 @@ from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from common.errors import check
-from common.model.embedding import PackedEmbedding
-from common.model.sparse_gradients import touched_rows
+from common.model.embedding import PackedEmbedding, touched_rows
 
 
 class LazyAdam(torch.optim.Adam):
     """Like torch.optim.SparseAdam, plus L2 on touched rows, a fused step, and dense parameters in the same optimizer.
-
     A parameter with a sparse gradient is stepped in the gradient's rows only; each element has its own moments, as in
     Adam. Differs from Adam: an untouched row keeps its value and moments; bias correction counts the steps of the whole
-    parameter. Checkpoints hold the same state as Adam's.
-    """
+    parameter. Checkpoints hold the same state as Adam's."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -79,14 +76,8 @@ def build_optimizer(
     warmup_steps: int,
 ) -> OptimizerLRSchedulerConfig:
     """Optimizer and learning rate schedule, as LightningModule.configure_optimizers returns them.
-
     total_steps: of the run, inf if that is open. embedding_learning_rate: of the tables; None: learning_rate.
-    embedding_l2: on the table rows that a batch touches, with "dense_adam" on all. For the first warmup_steps the rate
-    rises linearly, then the schedule begins, which reaches its end at total_steps.
-
-    Raises: UserError if embedding_l2 is set for an optimizer that cannot apply it to sparse gradients, or warmup_steps
-    is not less than the number of steps of the run.
-    """
+    embedding_l2: on the table rows that a batch touches, with "dense_adam" on all."""
     check(optimizer in ADAMS or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")
     check(warmup_steps < total_steps, f"warmup_steps is {warmup_steps:,}; the whole run has {total_steps:,} steps.")
     tables = [module.weight for module in model.modules() if isinstance(module, PackedEmbedding)]

@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from common.model.comparison import interval
-from common.model.metrics import Differences, Groups, PredictionMetric
+from common.model.metrics import Differences, Groups, PredictionMetric, interval
 
 TOP, LONG = 10, 50  # lengths of the lists that are measured
 
 
 class RankingMetrics(PredictionMetric):
-    """HR and NDCG of a list of 10, mean reciprocal rank, recall of a list of 50, coverage of all items by the lists.
-
-    A prediction is what `ranked` returns, the target the number of items (N,).
-    """
+    """HR and NDCG of a list of 10, mean reciprocal rank, recall of a list of 50, coverage of all items by the lists. A
+    prediction is what `ranked` returns, the target the number of items (N,)."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Scores of all items, and 1 for the item that came, nan for those that are no candidates (B, M)."""
@@ -39,10 +36,8 @@ class RankingMetrics(PredictionMetric):
 
 def ranked(score: Tensor, target: Tensor) -> Tensor:
     """The rank of the item that came, from 1, and the numbers of the best items (N, 1 + TOP), -1 where there is none.
-
     score (N, M), target (N, M): 1 for the item that came, nan for items that are no candidates. Ties count against the
-    item. The rank is 0 if it is not among the items, nan if a score is not finite.
-    """
+    item. The rank is 0 if it is not among the items, nan if a score is not finite."""
     came = target == 1
     candidate = score.masked_fill(target.isnan(), -math.inf)
     own = candidate.masked_fill(~came, -math.inf).amax(1, keepdim=True)

@@ -11,22 +11,18 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten
 
-from common.checkpoint import check_can_resume
 from common.data.data_module import RecommendationDataModule
 from common.errors import check
-from common.model.embedding import PackedEmbedding
+from common.model.embedding import PackedEmbedding, average_touched_rows
 from common.model.metrics import ClickMetrics, PredictionMetric
 from common.model.optimizer import build_optimizer
-from common.model.sparse_gradients import average_touched_rows
 from common.process_group import is_distributed
 
 
 class Recommender(pl.LightningModule):
     """A model with `forward(*inputs) -> logits`, for batches (*inputs, target).
-
     A subclass sets `metrics`, implements `loss` and `predict`, and has a hyperparameter `optimizer`: the arguments of
-    build_optimizer, i.e. the OPTIMIZER settings of its script.
-    """
+    build_optimizer, i.e. the OPTIMIZER settings of its script."""
 
     metrics: PredictionMetric
     loss: Callable[..., Tensor]  # mean loss of a batch: (logits, target), and row weights (B,) if the data has any
@@ -75,34 +71,24 @@ class Recommender(pl.LightningModule):
         *inputs, target = batch
         self.metrics.update(self.predict(self(*inputs).float()), target)
 
-    def on_validation_epoch_start(self) -> None:
-        self.metrics.reset()  # not at the end of a split, because fit_and_test reads it
-
     def on_validation_epoch_end(self, split: str = "val") -> None:
         self.metrics.gather()
         prediction = self.metrics.prediction
         # checked before a checkpoint is written, so that a diverged model cannot replace a good one
         step = self.trainer.global_step  # 0 when a finished checkpoint is tested
-        check(
-            bool(prediction.isfinite().all()),
-            f"predictions for the {split} rows are not finite{f' after step {step}' if step else ''}. "
-            "Earlier checkpoints are kept. A new run with a smaller learning_rate may help.",
-        )
+        where = f"the {split} rows are not finite{f' after step {step}' if step else ''}"
+        advice = "Earlier checkpoints are kept. A new run with a smaller learning_rate may help."
+        check(bool(prediction.isfinite().all()), f"predictions for {where}. {advice}")
         measured = self.metrics.measure(prediction, self.metrics.target, self.data.groups(split))
         self.log_dict({f"{split}_{name}": value for name, value in measured.items()})
 
     test_step = validation_step
-    on_test_epoch_start = on_validation_epoch_start
 
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end("test")
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["model"] = type(self).__name__  # tells predict.py which class to build
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if self._trainer is not None:  # otherwise load_from_checkpoint calls it, and nothing is resumed
-            check_can_resume(checkpoint, self, self.trainer.ckpt_path)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         epochs = 0 if self._trainer is None else self.trainer.max_epochs or 0

@@ -10,8 +10,7 @@ from pandas.api.types import union_categoricals
 from scipy.stats import binomtest
 from torch import Tensor
 
-from common.model.comparison import interval
-from common.model.metrics import click_metrics, rating_metrics
+from common.model.metrics import click_metrics, interval, rating_metrics
 
 LEAST_ROWS, MOST_VALUES = 100, 30  # values with fewer rows, and those beyond the most frequent ones, are one slice
 MISSING = "(missing)"

@@ -19,15 +19,11 @@ TRAIN_ROWS = 1_000_000  # at most; the last ones, which are closest to the test 
 
 @on_rank_zero
 def click_baselines(data: Any, regression: LogisticRegression | None = None) -> dict[str, Tensor]:
-    """Click probabilities (N,) of both baselines for the test rows of a module with batches (dense, ids, label).
-
-    regression: as fit_regression returned it; None: it is fitted here.
-    """
+    """Click probabilities (N,) of both baselines for the test rows; regression: None: it is fitted here."""
     x_test, _ = design(data, "test")
     click_rate = torch.tensor(data.base_logits[0], dtype=torch.float64).sigmoid()
     constant = {"constant": click_rate.expand(x_test.shape[0])}
-    regression = regression or fit_regression(data)
-    if regression is None:
+    if (regression := regression or fit_regression(data)) is None:
         return constant
     return {"logistic regression": torch.from_numpy(regression.predict_proba(x_test)[:, 1])} | constant
 
@@ -46,18 +42,11 @@ def design(data: Any, split: str) -> tuple[sparse.csr_array, np.ndarray]:
 
 
 def tuned_logistic_regression(
-    x_train: Any,
-    y_train: np.ndarray,
-    x_val: Any,
-    y_val: np.ndarray,
-    offset: float,
-    of_numbers: np.ndarray | None = None,
+    x_train: Any, y_train: np.ndarray, x_val: Any, y_val: np.ndarray, offset: float, of_numbers: Any = None
 ) -> LogisticRegression | None:
     """The regression with the best validation log loss; None if all training rows are of one class.
-
-    offset: training_offset of the data module. of_numbers: which of the first columns are categories of numbers; where
-    they do not help, the regression goes by the numbers themselves.
-    """
+    offset: training_offset of the data module. of_numbers: which of the first columns are categories of numbers, used
+    only where they help beside the numbers themselves."""
     if len(np.unique(y_train)) == 1:
         return None
     models, losses = [], []

@@ -22,11 +22,8 @@ CHECKPOINT_MINUTES = 10  # lost at most when a run dies; there is also a checkpo
 
 
 class MetricsLog(pl.Callback):
-    """Writes a row of metrics.csv and a line on the terminal per validation.
-
-    Also times the training steps, and raises UserError before a step whose loss or gradients are not finite. Its rows
-    are saved in checkpoints, so that the file of a resumed run covers the whole run.
-    """
+    """Writes a row of metrics.csv and a line on the terminal per validation, and times the training steps. Its rows are
+    saved in checkpoints, so that the file of a resumed run covers the whole run."""
 
     def __init__(self, folder: Path, trackers: Trackers):
         self.path, self.trackers = folder / "metrics.csv", trackers
@@ -43,10 +40,7 @@ class MetricsLog(pl.Callback):
         self.loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> None:
-        """Abort on a non-finite loss or gradient before the step is taken.
-
-        It would corrupt table rows that later batches may never touch.
-        """
+        """Abort on a non-finite loss or gradient: the step would corrupt rows that later batches may never touch."""
         self.learning_rate = optimizer.param_groups[0]["lr"]
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -54,9 +48,9 @@ class MetricsLog(pl.Callback):
         sums = [(grad._values() if grad.is_sparse else grad).sum() for grad in grads]
         loss, *sums = torch.stack([self.loss, *sums]).tolist()  # one synchronisation with a GPU
         if not math.isfinite(loss + sum(sums)):
+            where = f"in epoch {trainer.current_epoch}, step {trainer.global_step + 1}; the step was not taken"
             raise UserError(
-                f"the loss is {loss} and the sum of its gradients {sum(sums)} in epoch {trainer.current_epoch}, step "
-                f"{trainer.global_step + 1}; the step was not taken. Earlier checkpoints are kept in "
+                f"the loss is {loss} and the sum of its gradients {sum(sums)} {where}. Earlier checkpoints are kept in "
                 f"{self.path.parent / 'checkpoints'}. A new run with a smaller learning_rate may help."
             )
         self.loss_sum += loss
@@ -82,12 +76,9 @@ class MetricsLog(pl.Callback):
         self.loss_sum, self.batches = 0.0, 0
         if trainer.is_global_zero:
             pd.DataFrame(self.rows).to_csv(self.path, index=False)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        print(
-            f"epoch {epoch:.2f}  train_loss {loss:.4f}  {shown}  lr {self.learning_rate:.2e}  "
-            f"{self.samples_per_second:,.0f} samples/s",
-            flush=True,
-        )
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in ({"train_loss": loss} | metrics).items())
+        speed = f"{self.samples_per_second:,.0f} samples/s"
+        print(f"epoch {epoch:.2f}  {shown}  lr {self.learning_rate:.2e}  {speed}", flush=True)
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self.trackers.end("failed")
@@ -110,11 +101,9 @@ class MetricsLog(pl.Callback):
 
 class Checkpoints(Checkpoint):
     """Writes best.ckpt after the best validation so far, and last.ckpt after each one and every CHECKPOINT_MINUTES.
-
     A validation that does not beat the best so far multiplies the learning rate by 0.1 with the schedule "plateau"
     (BARS' recipe); after `patience` such validations in a row the run stops. A resumed run draws the same dropout
-    masks, because every rank's random state is saved.
-    """
+    masks, because every rank's random state is saved."""
 
     def __init__(self, folder: Path, monitor: str, patience: int | None, schedule: str):
         self.best_path, self.last_path = folder / BEST_CHECKPOINT, folder / LAST_CHECKPOINT

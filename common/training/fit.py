@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
 from common.checkpoint import MappedCheckpointIO, load_checkpoint
 from common.data.data_module import RecommendationDataModule
-from common.errors import check
-from common.files import read_json, remove_leftovers, write_json
+from common.errors import UserError, check, one_line
+from common.files import read_json, write_json
+from common.model.embedding import PackedEmbedding
 from common.model.metrics import fit_temperature, mode_of
 from common.model.recommender import Recommender
 from common.process_group import distributed_trainer_kwargs, is_rank_zero
 from common.settings import Settings, check_names
-from common.training.allocator import keep_freed_memory
 from common.training.callbacks import Checkpoints, MetricsLog
 from common.training.loggers import Trackers
 from common.training.plots import caption, plot_learning_curves
-from common.training.precision import resolve_precision
 from common.training.predictions import write_predictions
+from common.training.processor import keep_freed_memory, resolve_precision
 from common.training.results import peak_memory_mib, print_steps, print_table, versions
 from common.training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, keep_unchanged
-from common.training.start_from import start_from
 
 QUIET_TRAINER: dict[str, Any] = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
 
@@ -40,22 +40,20 @@ def fit_and_test(
     data: RecommendationDataModule,
     folder: Path,
     settings: Settings,
-    *,
     monitor: str,
     baselines: Callable[[Any], dict[str, Tensor]],
-    plot: Callable[[Any, Any, Tensor, Tensor, Path, dict[str, Tensor]], None],
+    plot: Callable[[Any, Any, dict[str, Tensor], Tensor, Path], None],
     callbacks: Sequence[pl.Callback] = (),
     test: bool = True,
 ) -> dict[str, Any]:
     """Fit (continuing from the folder's last checkpoint, if it has one), test the best checkpoint, write all results.
 
-    If the run in this folder was already tested, its results are returned unchanged.
-
     monitor: what the setting "auto" stands for. baselines(data): predictions of simple models for the test rows; called
-    on all ranks. plot(model, data, prediction, target, folder, baselines): draws figures of the test rows. test: False
-    for a trial of a search, which must not see the test split.
+    on all ranks. plot(model, data, predictions, target, folder): draws figures of the test rows; predictions: of the
+    model, then of the baselines. test: False for a trial of a search, which must not see the test split.
 
-    Returns the contents of results.json, plus the paths of the run's folder and its best checkpoint.
+    Returns the contents of results.json, of the earlier run if this folder has one, and the paths of folder and
+    checkpoint.
     """
     start, training, best = time.perf_counter(), settings.training, folder / BEST_CHECKPOINT
     paths, written = {"run_folder": str(folder), "checkpoint": str(best)}, folder / "results.json"
@@ -75,6 +73,7 @@ def fit_and_test(
     prediction, target = model.metrics.prediction, model.metrics.target
     others, groups = (baselines(data), data.groups("test")) if test else ({}, None)
     planted = data.best_prediction() if test and data.is_sample else None
+    measure, compare = model.metrics.measure, model.metrics.compare
     results = {
         "model": model.display_name,
         "dataset": data.dataset,
@@ -83,11 +82,9 @@ def fit_and_test(
         "seed": training["seed"],
         "settings": settings.flat(),
         **metrics,
-        "baselines": {name: model.metrics.measure(other, target, groups) for name, other in others.items()},
-        "differences": {
-            name: model.metrics.compare(prediction, other, target, groups) for name, other in others.items()
-        },
-        "best_possible": None if planted is None else model.metrics.measure(planted, target, groups),
+        "baselines": {name: measure(other, target, groups) for name, other in others.items()},
+        "differences": {name: compare(prediction, other, target, groups) for name, other in others.items()},
+        "best_possible": None if planted is None else measure(planted, target, groups),
         "epochs": math.ceil(log.rows[-1]["epoch"]),
         "train_samples_per_second": log.samples_per_second,
         "wall_seconds": time.perf_counter() - start,
@@ -99,7 +96,7 @@ def fit_and_test(
     if trainer.is_global_zero:
         if test:
             write_predictions(folder, data, target, {"prediction": prediction, **others})
-            plot(model, data, prediction, target, folder, others)
+            plot(model, data, {model.display_name: prediction, **others}, target, folder)
             # the training loss of sampled or weighted rows cannot be compared with the validation loss
             weight = None if data.training_offset or settings.data.get("weighted") else model.loss_weight
             plot_learning_curves(log.rows, monitor, weight, results, caption(model, data, folder), folder)
@@ -139,19 +136,42 @@ def fit(
     keep_freed_memory()
     if trainer.is_global_zero:
         print_steps(training["max_epochs"], len(data.train_dataloader()), trainer.precision, data)
-        remove_leftovers(last.parent)  # each as large as a checkpoint; no other process writes here
+        for leftover in last.parent.glob("*.tmp"):  # of a killed run, each as large as a checkpoint
+            leftover.unlink()
     if (source := training.get("start_from")) and not last.exists():
         start_from(model, data, source)
     trainer.fit(model, data, ckpt_path=last if last.exists() else None)
 
 
+@torch.no_grad()
+def start_from(model: Recommender, data: RecommendationDataModule, path: str | Path) -> None:
+    """Load the weights of a checkpoint into `model`: table rows of values that it knows are copied, others stay new.
+    The optimizer starts afresh. Inputs are scaled by the new training rows."""
+    content, name = load_checkpoint(path), type(model).__name__
+    check(content.get("model") == name, f"start_from: {path} is of {one_line(content.get('model'))}, not of {name}.")
+    try:
+        rows, old_rows = map(torch.from_numpy, data.known_rows(content[type(data).__qualname__]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"start_from: {path} was trained on other data or columns ({one_line(error)}).") from error
+    weights, state = content["state_dict"], model.state_dict()
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedEmbedding)}
+    for name in tables & weights.keys():
+        if weights[name].shape[1:] == state[name].shape[1:]:
+            state[name][rows] = weights[name][old_rows]
+            weights[name] = state[name]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        advice = "use the settings of that run"
+        raise UserError(f"start_from: {path} does not fit the model; {advice}. ({one_line(error)})") from error
+    total = sum(len(state[table]) for table in tables)
+    print(f"Starting from {path}, which knows {len(rows):,} of the {total:,} table rows.", flush=True)
+
+
 def evaluate(
     model: Recommender, data: RecommendationDataModule, training: dict[str, Any], checkpoint: Path, test: bool
 ) -> dict[str, Any]:
-    """Metrics of a checkpoint on the validation rows and, if `test`, the test rows; in float32, as in predict.py.
-
-    For probabilities, also the temperature that fits the validation rows best.
-    """
+    """Metrics of a checkpoint on validation and, if `test`, test rows; in float32, as in predict.py."""
     model.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
     # another Trainer, because fit's may compute in bf16
     quiet = QUIET_TRAINER | {"enable_progress_bar": False, "enable_checkpointing": False}
@@ -168,10 +188,7 @@ def evaluate(
 
 
 def chosen_monitor(setting: str, automatic: str, model: Recommender, data: RecommendationDataModule) -> str:
-    """The metric that chooses the checkpoint, stops a run and lowers the rate: the setting, or what "auto" stands for.
-
-    "val_log_loss", with a note, if that is undefined. Raises: UserError for a metric that the model does not have.
-    """
+    """The metric that chooses the checkpoint, stops a run and lowers the rate; the log loss if it is undefined."""
     monitor, target = automatic if setting == "auto" else setting, data.targets("val")
     measured = {f"val_{name}": v for name, v in model.metrics.measure(target, target, data.groups("val")).items()}
     check_names([monitor], [name for name in measured if name != "val_calibration"])
@@ -185,11 +202,10 @@ def chosen_monitor(setting: str, automatic: str, model: Recommender, data: Recom
 def check_rows(model: nn.Module, data: RecommendationDataModule, training: dict[str, Any]) -> None:
     """Raise UserError if all training labels are equal, or if batch norm would get a row without another one."""
     rows, least = len(data.rows["train"]), 2 * training["devices"] * training["num_nodes"]
-    check(
-        min(data.batch_size, rows) >= least or not any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules()),
-        f"batch_size is {data.batch_size}, and there are {rows:,} training rows; with batch_norm both must be at least "
-        f"{least}, 2 per process. Set a larger batch_size, fewer devices, or batch_norm=False.",
-    )
+    normalised = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
+    sizes = f"batch_size is {data.batch_size}, and there are {rows:,} training rows"
+    enough = min(data.batch_size, rows) >= least or not normalised
+    check(enough, f"{sizes}; with batch_norm both must be at least {least}, 2 per process.")
     if hasattr(data, "base_logits"):  # ratings have no classes
         label = data.targets("train")
         lowest, highest = label.nan_to_num(math.inf).amin(0), label.nan_to_num(-math.inf).amax(0)

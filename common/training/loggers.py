@@ -31,11 +31,9 @@ class Trackers:
             made = TensorBoardLogger(folder, "", TENSORBOARD, default_hp_metric=False, **purge)
         made = list(made) if isinstance(made, list | tuple) else [made]
         self.loggers: list[Any] = made if setting != "csv" and is_rank_zero() else []
-        check(
-            all(isinstance(each, Logger) for each in self.loggers),
-            f"logger is {shown(setting)}; it must be 'csv', 'tensorboard', a Lightning logger, a list of them, or a "
-            "function of the run's folder that makes one.",
-        )
+        allowed = "'csv', 'tensorboard', a Lightning logger, a list of them, or a function of the run's folder"
+        known = all(isinstance(each, Logger) for each in self.loggers)
+        check(known, f"logger is {shown(setting)}; it must be {allowed} that makes one.")
 
     def _tell(self, what: Callable[[Any], object]) -> None:
         for logger in list(self.loggers):
@@ -64,7 +62,13 @@ class Trackers:
             else:
                 logger.log_metrics(metrics, step)
             for path in sorted(folder.glob("*.png")):
-                log_image(logger, path, step)
+                if isinstance(logger, TensorBoardLogger):
+                    figure = image.imread(path)[..., :3]
+                    logger.experiment.add_image(path.stem, figure, step, dataformats="HWC")
+                elif hasattr(logger, "log_image"):  # Weights & Biases
+                    logger.log_image(path.stem, [str(path)], step)
+                elif hasattr(logger.experiment, "log_artifact"):  # MLflow
+                    logger.experiment.log_artifact(logger.run_id, str(path))
 
         self._tell(log)
         self.end("success")
@@ -74,12 +78,3 @@ class Trackers:
         self._tell(lambda logger: logger.finalize(status))
         # otherwise Weights & Biases would go on in this run with the next one of this process
         self._tell(lambda logger: getattr(logger.experiment, "finish", lambda: None)())
-
-
-def log_image(logger: Any, path: Path, step: int) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(path.stem, image.imread(path)[..., :3], step, dataformats="HWC")
-    elif hasattr(logger, "log_image"):  # Weights & Biases
-        logger.log_image(path.stem, [str(path)], step)
-    elif hasattr(logger.experiment, "log_artifact"):  # MLflow
-        logger.experiment.log_artifact(logger.run_id, str(path))

@@ -35,10 +35,8 @@ def save(figure: Figure, title: str, path: Path) -> None:
 def plot_learning_curves(
     history: Sequence[dict], monitor: str, weight: float | None, results: dict[str, Any], title: str, folder: Path
 ) -> None:
-    """learning_curves.png: losses and the monitored metric by epoch, with the tested checkpoint and the test metrics.
-
-    weight: factor that makes the validation loss comparable with the training loss; None: there is no such factor.
-    """
+    """learning_curves.png: losses and the monitored metric by epoch, with the test metrics.
+    weight: factor that makes the validation loss comparable with the training loss; None: there is no such factor."""
     rows, metric = pd.DataFrame(history), monitor.removeprefix("val_")
     figure = Figure((9, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -72,18 +70,13 @@ def plot_learning_curves(
 
 
 def plot_clicks(
-    model: Recommender,
-    data: RecommendationDataModule,
-    probability: Tensor,
-    click: Tensor,
-    folder: Path,
-    baselines: Mapping[str, Tensor],
+    model: Recommender, data: RecommendationDataModule, predictions: Mapping[str, Tensor], click: Tensor, folder: Path
 ) -> None:
     """roc.png and reliability.png of the test rows."""
-    title = caption(model, data, folder)
+    title, probability = caption(model, data, folder), predictions[model.display_name]
     figure = Figure((4.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    for name, each in {model.display_name: probability, **baselines}.items():
+    for name, each in predictions.items():
         if each.min() < each.max() and 0 < click.mean() < 1:  # otherwise it is the diagonal, or undefined
             false_positive, true_positive, _ = roc_curve(click, each)
             axes.plot(false_positive, true_positive, label=f"{name}, AUC {auc(each, click):.4f}")
@@ -107,11 +100,9 @@ def plot_clicks(
     ticks = [tick for tick in PROBABILITIES if tick <= limits[1]]
     axes.set(xlabel="mean predicted probability", ylabel="click rate, 95 % interval", aspect="equal")
     axes.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
-    axes.set_title(
-        f"Reliability, {len(bins)} bins of {len(click) // len(bins):,} test rows\n"
-        f"mean prediction / click rate: {click_metrics(probability, click)['calibration']:.3f}",
-        fontsize="medium",
-    )
+    calibration = f"mean prediction / click rate: {click_metrics(probability, click)['calibration']:.3f}"
+    rows = f"{len(bins)} bins of {len(click) // len(bins):,} test rows"
+    axes.set_title(f"Reliability, {rows}\n{calibration}", fontsize="medium")
     save(figure, title, folder / "reliability.png")
 
 

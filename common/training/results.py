@@ -29,27 +29,18 @@ def tested_metrics(results: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def print_steps(epochs: int, steps: int, precision: str, data: RecommendationDataModule) -> None:
     """Print the length and precision of the run, and what to change if it is short; steps: per epoch."""
+    count = lambda number, what: f"{number:,} {what}{'s' if number != 1 else ''}"  # noqa: E731
     size = f"batch_size {data.batch_size:,}, precision {precision}"
-    print(f"Training for {_count(epochs, 'epoch')} of {_count(steps, 'step')}, {size}.", flush=True)
+    print(f"Training for {count(epochs, 'epoch')} of {count(steps, 'step')}, {size}.", flush=True)
     rows = len(data.rows["train"])
     most, least = by_rows(rows)
     if epochs * steps < FEW_STEPS and (data.batch_size > most or epochs < least) and not data.is_sample:
-        print(
-            f"{_count(epochs * steps, 'step')} may be too few to learn from {rows:,} rows. Set batch_size={most} and "
-            f'max_epochs={max(least, epochs)}, or "auto".',
-            flush=True,
-        )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
+        advice = f'Set batch_size={most} and max_epochs={max(least, epochs)}, or "auto".'
+        print(f"{count(epochs * steps, 'step')} may be too few to learn from {rows:,} rows. {advice}", flush=True)
 
 
 def print_table(results: dict[str, Any], folder: Path, data: RecommendationDataModule, scores: Sequence[float]) -> None:
-    """Print the test metrics of the model and its baselines, and where everything was written.
-
-    scores: of the monitored metric at each validation, in order; higher is better.
-    """
+    """Print the test metrics, and where everything was written; scores: see likely_cause."""
     rows: dict[str, dict] = tested_metrics(results)
     for name, differences in results["differences"].items():
         texts = {f"{metric}: model - baseline (95 %)": with_interval(found) for metric, found in differences.items()}
@@ -86,10 +77,8 @@ def likely_cause(scores: Sequence[float]) -> str:
     best = scores.index(max(scores))
     if best == len(scores) - 1:
         return "it was still improving; set a larger max_epochs or a smaller batch_size"
-    return (
-        f"it overfitted, best at validation {best + 1} of {len(scores)}; set a larger embedding_l2 or dropout, or a "
-        "lower learning_rate"
-    )
+    remedy = "set a larger embedding_l2 or dropout, or a lower learning_rate"
+    return f"it overfitted, best at validation {best + 1} of {len(scores)}; {remedy}"
 
 
 def peak_memory_mib() -> float:
@@ -100,10 +89,5 @@ def peak_memory_mib() -> float:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pytorch_lightning": pl.__version__,
-        "numpy": np.__version__,
-        "processor": platform.processor() or platform.machine(),
-    }
+    packages = {package.__name__: package.__version__ for package in (torch, pl, np)}
+    return {"python": platform.python_version()} | packages | {"processor": platform.processor() or platform.machine()}

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from common.errors import Terminated, UserError, check
-from common.files import as_user_error, read_json, write_json
+from common.files import as_user_error, as_user_errors, read_json, write_json
 from common.paths import output_root
 from common.process_group import broadcast, is_peer_failure, is_rank_zero, remove_rendezvous
 
@@ -25,12 +25,8 @@ NOT_COMPARED = ("resume", "logger", "num_workers", "devices", "num_nodes", "stra
 @contextmanager
 def claim_run_folder(script: str, settings: dict, folder: str | Path | None = None) -> Iterator[Path]:
     """The folder of this run, locked until the block ends: `folder`, $RUN_FOLDER or runs/<script>/version_N.
-
-    With settings["resume"], version_N is the newest unfinished run that no process has locked. Rank zero locks the
-    folder and prints; the other ranks receive its path. A run that fails before its first validation leaves no folder.
-
-    Raises: UserError if that run had other settings, or the folder cannot be written.
-    """
+    With settings["resume"], version_N is the newest unfinished run that no process has locked. Rank zero locks and
+    prints; the other ranks receive the path. A run that fails before its first validation leaves no folder."""
     before, home = os.environ.get("RUN_FOLDER", ""), output_root() / "runs" / script
     chosen = folder or before
     held, lock = Path(chosen or home), None
@@ -58,7 +54,7 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
         how = "there was no checkpoint yet to continue from"
         if chosen:
             how = f"the same command continues in {held}"
-        elif is_unfinished(held):
+        elif (held / LAST_CHECKPOINT).exists() and not (held / "results.json").exists():
             how = f"resume=True continues from {held / LAST_CHECKPOINT}"
         raise (Terminated if isinstance(error, SIGTERMException) else KeyboardInterrupt)(how) from error
     finally:
@@ -71,14 +67,12 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
 
 def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
     """With `resume` the newest unfinished run that no process holds; otherwise a new folder. Locked; prints which.
-
-    Folders of runs that were killed before they had anything to continue from are removed.
-    """
+    Folders of runs that were killed before they had anything to continue from are removed."""
     with FileLock(home.with_suffix(".lock")):
         for folder in newest_first(home):
             if (folder / "results.json").exists() or not (lock := lock_of(folder)):
                 continue
-            if resume and is_unfinished(folder):
+            if resume and (folder / LAST_CHECKPOINT).exists():
                 print(f"Continuing {folder}", flush=True)
                 return folder, lock
             if is_empty(folder):
@@ -88,11 +82,6 @@ def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]
             print("No unfinished run to resume: starting a new one.", flush=True)
         folder = new_version_folder(home)
         return folder, lock_of(folder)
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Whether a run can be continued."""
-    return (folder / LAST_CHECKPOINT).exists() and not (folder / "results.json").exists()
 
 
 def is_empty(folder: Path) -> bool:
@@ -115,22 +104,19 @@ def newest_first(home: Path) -> list[Path]:
 
 
 def new_version_folder(home: Path) -> Path:
-    """Create home/version_N for the next N. Raises: UserError if that fails."""
+    """Create home/version_N for the next N."""
     number = max((int(folder.name[8:]) for folder in newest_first(home)), default=-1) + 1
-    try:
-        (home / f"version_{number}").mkdir(parents=True)
-    except FileExistsError:  # another process took the number
-        return new_version_folder(home)
-    except OSError as error:
-        raise as_user_error(error, home) from error
-    return home / f"version_{number}"
+    with as_user_errors(home):
+        try:
+            (home / f"version_{number}").mkdir(parents=True)
+        except FileExistsError:  # another process took the number
+            return new_version_folder(home)
+        return home / f"version_{number}"
 
 
 def continued_folder(home: Path, identity: dict[str, Any], is_complete: Callable[[Path], bool]) -> Path:
-    """The newest incomplete home/version_N whose settings.json equals `identity`; a new folder if there is none.
-
-    Prints which ones are damaged.
-    """
+    """The newest incomplete home/version_N whose settings.json equals `identity`; a new folder if there is none. Prints
+    which ones are damaged."""
     identity = json.loads(json.dumps(identity))  # as in the file, where tuples are lists
     for folder in newest_first(home):
         kept = folder / "settings.json"
@@ -148,8 +134,6 @@ def keep_unchanged(path: Path, content: dict, what: str) -> None:
     if path.exists():
         earlier = read_json(path)
         if changed := {name: earlier.get(name) for name in content if earlier.get(name) != content[name]}:
-            raise UserError(
-                f"the run in {path.parent} had other {what}: {changed}. "
-                "Set them back to continue it, or start a new run (resume=False, or another folder)."
-            )
+            advice = "Set them back to continue it, or start a new run (resume=False, or another folder)."
+            raise UserError(f"the run in {path.parent} had other {what}: {changed}. {advice}")
     write_json(path, content)

@@ -22,10 +22,7 @@ Results = dict[str, Any]  # the contents of a results.json
 def train_seeds(
     train: Callable[..., Results], seeds: Iterable[int], folder: str | Path, **changes: Any
 ) -> list[Results]:
-    """What a script's `train` returns for each seed; changes: settings to change, by name.
-
-    Each run has its own folder, seed_N in `folder`. Repeating the call continues: finished runs are kept.
-    """
+    """What `train(seed=seed, **changes)` returns for each seed, in folder/seed_N; finished runs are kept."""
     return [train(run_folder=Path(folder, f"seed_{seed}"), seed=seed, **changes) for seed in seeds]
 
 
@@ -49,18 +46,13 @@ def metrics_of(names: Collection[str]) -> PredictionMetric:
 
 
 def averaged_metrics(results: Sequence[Results]) -> dict[str, float]:
-    """Test metrics of the mean prediction of several runs.
-
-    Raises: UserError if a run has no predictions, or the runs have different test rows.
-    """
+    """Test metrics of the mean prediction of several runs."""
     found = [read_predictions(each["run_folder"], ["row", "target", "prediction"]) for each in results]
     first, groups = found[0]
     for each, (columns, _) in zip(results, found, strict=True):
-        check(
-            all(np.array_equal(columns[name], first[name], equal_nan=True) for name in ("row", "target")),
-            f"{results[0]['run_folder']} and {each['run_folder']} are not for the same test rows in the same order. "
-            "Only runs with the same data, split, target and number of processes can be averaged.",
-        )
+        same = all(np.array_equal(columns[name], first[name], equal_nan=True) for name in ("row", "target"))
+        runs = f"{results[0]['run_folder']} and {each['run_folder']}"
+        check(same, f"{runs} are not for the same test rows in the same order.")
     mean = np.mean([columns["prediction"] for columns, _ in found], 0, np.float64)
     return metrics_of(results[0]["test"]).measure(torch.tensor(mean), torch.tensor(first["target"]).double(), groups)
 
