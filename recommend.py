@@ -51,6 +51,7 @@ def recommend(
     until: str | None = UNTIL,
 ) -> dict[str, Any]:
     """Write the `count` best items of each user in `raw`, in file order; the other arguments are those of `predict`.
+
     until: None, "validation" or "test". Returns users, rows, seconds, and metrics of the lists of users whose next
     items are known, None if there are none."""
     check_suffix(output)

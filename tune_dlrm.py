@@ -68,6 +68,7 @@ os.environ |= {  # read by Ray Tune
 
 def search(space: dict[str, Any] = SPACE, fixed: dict[str, Any] = FIXED, **changes: Any) -> dict[str, Any]:
     """Run a search, or continue the newest unfinished one with the same settings, and test its best trials once.
+
     changes: settings in SEARCH to change, by name. Returns the contents of best.json."""
     check_names(changes, list(SEARCH))
     options = {name: plain(value) for name, value in (SEARCH | changes).items()}

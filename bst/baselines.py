@@ -107,6 +107,7 @@ def factorize(
     user: np.ndarray, item: np.ndarray, rating: np.ndarray, user_bias: np.ndarray, item_bias: np.ndarray, penalty: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """User rows and item rows [vector, bias] (Z + 1), which predict rating - mean.
+
     Alternating least squares with penalties proportional to the number of ratings (Zhou et al. 2008), started from the
     biases. user, item, rating (N,)."""
     residual = (rating - rating.mean(dtype=np.float64)).astype(np.float32)

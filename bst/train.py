@@ -81,6 +81,7 @@ AUTO_ITEM = dict(batch_size=256, max_epochs=2)  # for "item", where each row has
 @on_ray("bst", TRAINING)
 def train(*, run_folder: str | Path | None = None, **changes: Any) -> dict[str, Any]:
     """Train BST, test its best checkpoint and return the contents of results.json.
+
     changes: settings above to change, by name: train(seed=2, dropout=0.2). One of the baselines is the same model
     without its sequence, trained in the same way in without_sequence/ of the run's folder."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)

@@ -17,6 +17,7 @@ class UserError(Exception):
 
 def run_script(main: Callable[..., object], usage: str = "") -> None:
     """Run `main` as a script with the command line's arguments; a failure is reported as one line on stderr.
+
     usage: see answer_help. Exit codes: 1 after a UserError or out of memory, 130 after Ctrl-C, 143 after SIGTERM; for
     the last two the line may say how to continue."""
     _open_closed_streams()
@@ -42,6 +43,7 @@ def _fail(message: object) -> None:
 
 def answer_help(docstring: str | None, usage: str, name: str = "__main__") -> None:
     """Exit if the command line asks for --help, with the script's docstring, or does not match `usage`, with a line.
+
     A script calls it before its imports, which take seconds; name: its __name__. usage: names of the arguments, "FILE
     [NAME]", "[NAME...]" or "this|that", a choice; "" for none."""
     if name != "__main__":

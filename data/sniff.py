@@ -60,6 +60,7 @@ VALUE = "|".join([NUMBER, r"\d{4}-\d\d-\d\d.*", *CONVERSIONS])
 
 def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The entries of columns.json that say how a file is written; the columns, to be read as they are; and notes.
+
     Raises: UserError for what must be converted."""
     source, file = source_of(path), shlex.quote(str(path))
     entries: dict[str, Any] = {"missing": [*MISSING[1:]]}

@@ -74,6 +74,7 @@ AUTO = dict(batch_size=1024, max_epochs=3)
 @on_ray("deepfm", TRAINING)
 def train(*, run_folder: str | Path | None = None, **changes: Any) -> dict[str, Any]:
     """Train DeepFM, test its best checkpoint and return the contents of results.json.
+
     changes: settings above to change, by name: train(seed=2, dropout=0.5)."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("deepfm", settings.flat(), run_folder) as folder:

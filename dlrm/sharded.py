@@ -29,6 +29,7 @@ TABLE = "embedding.weight"
 
 class ShardedEmbedding(PackedEmbedding):
     """PackedEmbedding of which this rank holds the rows p, p + W, ... after `allocate` has been called.
+
     state_dict() holds these rows only; load_state_dict() takes the whole table."""
 
     def __init__(self, cardinalities: Sequence[int], dim: int, pooling: Sequence[str | None] | None = None):

@@ -80,6 +80,7 @@ def train(
     *, run_folder: str | Path | None = None, callbacks: Sequence[pl.Callback] = (), test: bool = True, **changes: Any
 ) -> dict[str, Any]:
     """Train DLRM, test its best checkpoint and return the contents of results.json.
+
     changes: settings above to change, by name: train(seed=2, dropout=0.5). test: False for a trial of a search, which
     must not see the test rows."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)

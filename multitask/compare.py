@@ -53,6 +53,7 @@ def compare(
     *, groups: dict = GROUPS, seeds: Sequence[int] = SEEDS, candidates: Sequence[dict] = CANDIDATES, **changes: Any
 ) -> pd.DataFrame:
     """One row per group, model and task, also written as compare.csv.
+
     changes: settings of multitask/train.py to change, by name."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     runs = []  # one dict per group, model, seed and task

@@ -81,6 +81,7 @@ def train(
     *, run_folder: str | Path | None = None, baselines: Callable[..., dict] = logistic_regression, **changes: Any
 ) -> dict[str, Any]:
     """Train MMoE, test its best checkpoint and return the contents of results.json.
+
     changes: settings above to change, by name: train(seed=2, variant="omoe"). baselines: as in fit_and_test."""
     settings = Settings(DATA, MODEL, OPTIMIZER, TRAINING).changed(changes)
     with claim_run_folder("multitask", settings.flat(), run_folder) as folder:

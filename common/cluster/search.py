@@ -33,6 +33,7 @@ def run_search(
     run_trial: Callable, space: dict[str, Any], settings: Settings, options: Mapping, study: optuna.Study, folder: Path
 ) -> None:
     """Run trials until enough of those in the study have ended.
+
     run_trial: trains one configuration, which includes its "number". settings: of a trial; tried first if they lie in
     the space. options: SEARCH in tune_dlrm.py."""
     training, workers = settings.training, options["workers_per_trial"]

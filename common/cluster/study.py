@@ -129,6 +129,7 @@ def write_table(study: optuna.Study, folder: Path, tested: dict[int, float]) -> 
 
 def setting_importance(study: optuna.Study) -> "pd.Series[float]":
     """Share of the metric's variance that each setting explains alone (fANOVA, Hutter et al. 2014), largest first.
+
     Empty if fewer than four trials have been validated, or all with the same result."""
     values = [trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
     if len(values) < 4 or len(set(values)) == 1:

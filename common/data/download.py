@@ -30,6 +30,7 @@ BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.Chunke
 @dataclass(frozen=True)
 class Archive:
     """A file to download. urls: the official one, then mirrors. size: bytes; if unknown, a download is not resumed.
+
     checksum: "md5:<hex>" or "sha256:<hex>". files: those to unpack, with checksums, or None if the archive has one."""
 
     urls: tuple[str, ...]

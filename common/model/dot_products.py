@@ -32,6 +32,7 @@ class DotProducts(nn.Module):
 
 class ChosenProducts(torch.autograd.Function):
     """Entries `pairs` (P,) of the flat matrices v v^T: vectors (B, 1 + F, D) -> (B, P).
+
     where ((1 + F)²,): for each entry its index among the pairs, the same for (i, j) and (j, i); P if it is no pair."""
 
     @staticmethod

@@ -16,6 +16,7 @@ from common.model.embedding import PackedEmbedding, touched_rows
 
 class LazyAdam(torch.optim.Adam):
     """Like torch.optim.SparseAdam, plus L2 on touched rows, a fused step, and dense parameters in the same optimizer.
+
     A parameter with a sparse gradient is stepped in the gradient's rows only; each element has its own moments, as in
     Adam. Differs from Adam: an untouched row keeps its value and moments; bias correction counts the steps of the whole
     parameter. Checkpoints hold the same state as Adam's."""
@@ -76,6 +77,7 @@ def build_optimizer(
     warmup_steps: int,
 ) -> OptimizerLRSchedulerConfig:
     """Optimizer and learning rate schedule, as LightningModule.configure_optimizers returns them.
+
     total_steps: of the run, inf if that is open. embedding_learning_rate: of the tables; None: learning_rate.
     embedding_l2: on the table rows that a batch touches, with "dense_adam" on all."""
     check(optimizer in ADAMS or embedding_l2 == 0, f"embedding_l2 is {embedding_l2}; with {optimizer!r} it must be 0.")

@@ -36,6 +36,7 @@ class RankingMetrics(PredictionMetric):
 
 def ranked(score: Tensor, target: Tensor) -> Tensor:
     """The rank of the item that came, from 1, and the numbers of the best items (N, 1 + TOP), -1 where there is none.
+
     score (N, M), target (N, M): 1 for the item that came, nan for items that are no candidates. Ties count against the
     item. The rank is 0 if it is not among the items, nan if a score is not finite."""
     came = target == 1

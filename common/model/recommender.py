@@ -21,6 +21,7 @@ from common.process_group import is_distributed
 
 class Recommender(pl.LightningModule):
     """A model with `forward(*inputs) -> logits`, for batches (*inputs, target).
+
     A subclass sets `metrics`, implements `loss` and `predict`, and has a hyperparameter `optimizer`: the arguments of
     build_optimizer, i.e. the OPTIMIZER settings of its script."""
 

@@ -45,6 +45,7 @@ def tuned_logistic_regression(
     x_train: Any, y_train: np.ndarray, x_val: Any, y_val: np.ndarray, offset: float, of_numbers: Any = None
 ) -> LogisticRegression | None:
     """The regression with the best validation log loss; None if all training rows are of one class.
+
     offset: training_offset of the data module. of_numbers: which of the first columns are categories of numbers, used
     only where they help beside the numbers themselves."""
     if len(np.unique(y_train)) == 1:

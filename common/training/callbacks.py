@@ -101,6 +101,7 @@ class MetricsLog(pl.Callback):
 
 class Checkpoints(Checkpoint):
     """Writes best.ckpt after the best validation so far, and last.ckpt after each one and every CHECKPOINT_MINUTES.
+
     A validation that does not beat the best so far multiplies the learning rate by 0.1 with the schedule "plateau"
     (BARS' recipe); after `patience` such validations in a row the run stops. A resumed run draws the same dropout
     masks, because every rank's random state is saved."""

@@ -146,6 +146,7 @@ def fit(
 @torch.no_grad()
 def start_from(model: Recommender, data: RecommendationDataModule, path: str | Path) -> None:
     """Load the weights of a checkpoint into `model`: table rows of values that it knows are copied, others stay new.
+
     The optimizer starts afresh. Inputs are scaled by the new training rows."""
     content, name = load_checkpoint(path), type(model).__name__
     check(content.get("model") == name, f"start_from: {path} is of {one_line(content.get('model'))}, not of {name}.")

@@ -36,6 +36,7 @@ def plot_learning_curves(
     history: Sequence[dict], monitor: str, weight: float | None, results: dict[str, Any], title: str, folder: Path
 ) -> None:
     """learning_curves.png: losses and the monitored metric by epoch, with the test metrics.
+
     weight: factor that makes the validation loss comparable with the training loss; None: there is no such factor."""
     rows, metric = pd.DataFrame(history), monitor.removeprefix("val_")
     figure = Figure((9, 4.6), layout="constrained")

@@ -21,6 +21,7 @@ def write_predictions(
     folder: Path, data: RecommendationDataModule, target: Tensor, predictions: Mapping[str, Tensor]
 ) -> None:
     """One row per test row: its number among the rows read, kept columns, group, target, and each prediction.
+
     target, predictions: (N,), or (N, K) for K tasks, each of which gets its own column, such as "target income"."""
     groups, kept = data.groups("test"), getattr(data, "kept", None)
     row = {"row": np.asarray(data.rows["test"])}
@@ -39,6 +40,7 @@ def columns_of(name: str, tasks: Sequence[str]) -> list[str]:
 
 def read_predictions(run_folder: str | Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """The named columns of a tested run, "target", "prediction" or baselines, (N,) or (N, K), and the groups, if any.
+
     Raises: UserError if the run has no predictions."""
     path = Path(run_folder, PREDICTIONS)
     check(path.exists(), f"{path} is missing: the run is unfinished or from an earlier version. Train it again.")

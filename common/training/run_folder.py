@@ -25,6 +25,7 @@ NOT_COMPARED = ("resume", "logger", "num_workers", "devices", "num_nodes", "stra
 @contextmanager
 def claim_run_folder(script: str, settings: dict, folder: str | Path | None = None) -> Iterator[Path]:
     """The folder of this run, locked until the block ends: `folder`, $RUN_FOLDER or runs/<script>/version_N.
+
     With settings["resume"], version_N is the newest unfinished run that no process has locked. Rank zero locks and
     prints; the other ranks receive the path. A run that fails before its first validation leaves no folder."""
     before, home = os.environ.get("RUN_FOLDER", ""), output_root() / "runs" / script
@@ -67,6 +68,7 @@ def claim_run_folder(script: str, settings: dict, folder: str | Path | None = No
 
 def find_or_create_run(home: Path, resume: bool) -> tuple[Path, FileLock | None]:
     """With `resume` the newest unfinished run that no process holds; otherwise a new folder. Locked; prints which.
+
     Folders of runs that were killed before they had anything to continue from are removed."""
     with FileLock(home.with_suffix(".lock")):
         for folder in newest_first(home):

@@ -170,6 +170,7 @@ class TableEncoder:
 
     def encode(self, columns: Mapping[str, pa.Array], rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """dense (N, I) float32, ids (N, S) int32 and unseen (F, 2), see count_unseen, of a batch; W: its longest cell.
+
         Instead of texts, a column may hold their ids, see Field.looked_up."""
         given = {f.name for f in self.fields if f.kind == "text" and pa.types.is_int32(columns[f.name].type)}
         names = {*(n.name for n in self.numbers), *(f.name for f in self.fields)} - given
