@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def build_once(
         return entry
 
 
+@cache
 def _meaning(source: str) -> str:
     """A module's code without comments, docstrings and line breaks."""
     tree = ast.parse(source)
