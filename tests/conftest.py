@@ -2,6 +2,7 @@
 
 import gc
 import os
+from functools import cache
 from pathlib import Path
 from threading import RLock
 
@@ -15,12 +16,14 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+import common.data.cache
 from common.paths import data_root
 from tests.criteo_rows import make_lines, write_lines
 
 # the longest files, so that no process has one left when the others are done; those of Ray wait for other processes
 FIRST = [f"test_{name}.py" for name in ("cluster", "tune", "gate", "processes", "scripts", "export", "resume")]
 
+common.data.cache._meaning = cache(common.data.cache._meaning)  # parsing the code takes longer than a small build
 tqdm.set_lock(RLock())  # its own is shared with forked processes, which tests kill: one that held it would stop all
 
 
@@ -36,11 +39,16 @@ def outputs(tmp_path_factory, monkeypatch) -> Path:
     return root
 
 
+@cache
+def criteo_lines() -> list[str]:
+    return make_lines(np.random.default_rng(0), 700)
+
+
 @pytest.fixture
-def criteo(tmp_path, rng, monkeypatch) -> Path:
-    """A file of 701 rows in DATA_ROOT/criteo."""
+def criteo(tmp_path, monkeypatch) -> Path:
+    """A file of 700 rows in DATA_ROOT/criteo."""
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    return write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+    return write_lines(tmp_path / "criteo" / "train.txt", criteo_lines())
 
 
 @pytest.fixture

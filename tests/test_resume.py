@@ -36,8 +36,7 @@ SMALL |= {"max_epochs": 3, "patience": 5, "learning_rate": 0.01}
 
 
 @pytest.fixture
-def start(tmp_path, rng, criteo):
-    write_lines(criteo, make_lines(rng, 700))
+def start(criteo):
     return lambda **settings: train(**SMALL | settings)
 
 
