@@ -9,6 +9,7 @@ from threading import RLock
 # models are small here, and on a busy machine threads spend more time waiting for each other than working
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # its workers would hardly run beside other tests
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that imports Ray at each start
 
 import numpy as np
 import pytest
