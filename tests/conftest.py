@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from tqdm import tqdm
 
 import common.data.cache
@@ -54,8 +55,8 @@ def criteo(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """Figures are composed but not drawn, which would take most of the time of such small runs."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
+    """Figures are composed but not drawn, which would take most of the time of such small runs: each is one pixel."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: imsave(path, np.zeros((1, 1))))
 
 
 @pytest.fixture(autouse=True)
