@@ -2,25 +2,30 @@
 
 import gc
 import os
+from functools import cache
 from pathlib import Path
 from threading import RLock
 
 # models are small here, and on a busy machine threads spend more time waiting for each other than working
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # its workers would hardly run beside other tests
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that imports Ray at each start
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from tqdm import tqdm
 
+import common.data.cache
 from common.paths import data_root
 from tests.criteo_rows import make_lines, write_lines
 
 # the longest files, so that no process has one left when the others are done; those of Ray wait for other processes
 FIRST = [f"test_{name}.py" for name in ("cluster", "tune", "gate", "processes", "scripts", "export", "resume")]
 
+common.data.cache._meaning = cache(common.data.cache._meaning)  # parsing the code takes longer than a small build
 tqdm.set_lock(RLock())  # its own is shared with forked processes, which tests kill: one that held it would stop all
 
 
@@ -36,17 +41,22 @@ def outputs(tmp_path_factory, monkeypatch) -> Path:
     return root
 
 
+@cache
+def criteo_lines() -> list[str]:
+    return make_lines(np.random.default_rng(0), 700)
+
+
 @pytest.fixture
-def criteo(tmp_path, rng, monkeypatch) -> Path:
-    """A file of 701 rows in DATA_ROOT/criteo."""
+def criteo(tmp_path, monkeypatch) -> Path:
+    """A file of 700 rows in DATA_ROOT/criteo."""
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    return write_lines(tmp_path / "criteo" / "train.txt", make_lines(rng, 701))
+    return write_lines(tmp_path / "criteo" / "train.txt", criteo_lines())
 
 
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """Figures are composed but not drawn, which would take most of the time of such small runs."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
+    """Figures are composed but not drawn, which would take most of the time of such small runs: each is one pixel."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: imsave(path, np.zeros((1, 1))))
 
 
 @pytest.fixture(autouse=True)

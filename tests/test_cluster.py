@@ -31,7 +31,7 @@ class KillOnce(pl.Callback):
 
 
 @pytest.fixture
-def settings(criteo, monkeypatch) -> dict:
+def settings(criteo, undrawn, monkeypatch) -> dict:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     yield {"bottom_mlp_units": (8,), "top_mlp_units": (8,), "embedding_dim": 4, "batch_size": 60}
     ray.shutdown()

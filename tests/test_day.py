@@ -14,7 +14,7 @@ from data.criteo_data import CRITEO, PUBLISHED
 from data.samples.criteo import criteo_sample
 
 
-def test_its_blocks_run(tmp_path, monkeypatch, outputs, capsys):
+def test_its_blocks_run(tmp_path, monkeypatch, outputs, capsys, undrawn):
     sample = criteo_sample(CRITEO, 3_000)
     (tmp_path / "criteo").symlink_to(sample)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))

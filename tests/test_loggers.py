@@ -17,14 +17,8 @@ from deepfm.train import OPTIMIZER, train
 from dlrm.train import train as train_dlrm
 from tests.test_resume import Interrupted, interrupt
 
-SMALL = {
-    "hidden_units": (8,),
-    "embedding_dim": 3,
-    "max_epochs": 2,
-    "batch_size": 10,
-    "patience": 9,
-}  # 60 steps an epoch
-pytestmark = pytest.mark.usefixtures("criteo")
+SMALL = dict(hidden_units=(8,), embedding_dim=3, max_epochs=2, batch_size=10, patience=9)  # 60 steps an epoch
+pytestmark = pytest.mark.usefixtures("criteo", "undrawn")
 
 
 def read_events(folder: Path) -> tuple[dict[str, dict[int, float]], dict[str, int]]:

@@ -23,7 +23,7 @@ from deepfm.deepfm import DeepFM
 from deepfm.train import train
 from tests.criteo_rows import make_lines, write_lines
 
-UNINTERRUPTED = pytest.StashKey[dict]()
+UNINTERRUPTED: dict[str, tuple[dict, str]] = {}
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
@@ -36,21 +36,19 @@ SMALL |= {"max_epochs": 3, "patience": 5, "learning_rate": 0.01}
 
 
 @pytest.fixture
-def start(tmp_path, rng, criteo):
-    write_lines(criteo, make_lines(rng, 700))
+def start(criteo):
     return lambda **settings: train(**SMALL | settings)
 
 
 @pytest.fixture
-def whole(start, outputs, request):
+def whole(start):
     """Results and metrics.csv of an uninterrupted run with these settings; each is trained only once."""
 
     def whole(**settings) -> tuple[dict, str]:
-        known, key = request.session.stash.setdefault(UNINTERRUPTED, {}), repr(settings)
-        if key not in known:
+        if (key := repr(settings)) not in UNINTERRUPTED:
             results = start(**settings)
-            known[key] = results, Path(results["run_folder"], "metrics.csv").read_text()
-        return known[key]
+            UNINTERRUPTED[key] = results, Path(results["run_folder"], "metrics.csv").read_text()
+        return UNINTERRUPTED[key]
 
     return whole
 
@@ -73,12 +71,12 @@ OTHERS = [{"schedule": "linear", "warmup_steps": 8}, {"schedule": "cosine", "war
 DENSE = {"optimizer": "dense_adam", "embedding_l2": 1e-4}
 DEATHS = [
     # a validation follows steps 5, 10, ..., and an epoch has 10
-    *((LINEAR, DeepFM, "training_step", call) for call in (1, 6, 9, 11, 30)),
-    *((PLATEAU, DeepFM, "training_step", call) for call in (4, 11, 16)),
-    *((LINEAR, DeepFM, "validation_step", call) for call in (1, 2)),
-    *((PLATEAU, DeepFM, "validation_step", call) for call in (2, 3)),
+    *((LINEAR, DeepFM, "training_step", call) for call in (1, 9, 11, 30)),
+    *((PLATEAU, DeepFM, "training_step", call) for call in (4, 16)),
+    (LINEAR, DeepFM, "validation_step", 1),
+    (PLATEAU, DeepFM, "validation_step", 3),
     *((LINEAR, common.training.fit, name, 1) for name in ("write_json", "plot_learning_curves")),
-    *((each, DeepFM, "training_step", call) for each in OTHERS for call in (4, 12)),
+    *((each, DeepFM, "training_step", 12) for each in OTHERS),
     (DENSE, DeepFM, "training_step", 12),
 ]
 
@@ -96,7 +94,7 @@ def test_ends_the_same(start, whole, monkeypatch, settings, where, name, call):
         assert resumed[key] == expected[key], key
 
 
-@pytest.mark.parametrize("save", [5, 6, 7, 10, 12, 13, 14])
+@pytest.mark.parametrize("save", [5, 6, 10, 13, 14])
 def test_ends_the_same_after_a_death_right_after_a_checkpoint(start, whole, monkeypatch, outputs, save):
     """Also after timed checkpoints, here after each batch. A validation follows batches 5 and 10."""
     monkeypatch.setattr(common.training.callbacks, "CHECKPOINT_MINUTES", 0)
@@ -193,18 +191,17 @@ def test_says_what_it_resumes(start, monkeypatch, capsys, outputs):
 
 
 @pytest.mark.parametrize(
-    ("where", "name", "call", "message"),
+    ("name", "call", "message", "kind", "code"),
     [
-        (DeepFM, "training_step", 4, "there was no checkpoint yet"),
-        (DeepFM, "training_step", 12, "resume=True continues from .*last.ckpt"),
-        (DeepFM, "test_step", 1, "resume=True continues from .*last.ckpt"),
+        ("training_step", 4, "there was no checkpoint yet", KeyboardInterrupt, 130),
+        ("training_step", 12, "resume=True continues from .*last.ckpt", SIGTERMException, 143),
+        ("test_step", 1, "resume=True continues from .*last.ckpt", KeyboardInterrupt, 130),
     ],
 )
-@pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (SIGTERMException, 143)])
-def test_ctrl_c_says_how_to_go_on(start, monkeypatch, capsys, where, name, call, message, kind, code):
+def test_ctrl_c_says_how_to_go_on(start, monkeypatch, capsys, name, call, message, kind, code):
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    interrupt(monkeypatch, where, name, call, kind)
+    interrupt(monkeypatch, DeepFM, name, call, kind)
     with pytest.raises(SystemExit) as ended:
         run_script(start)
     signal.signal(signal.SIGINT, handler)  # Lightning turns it off
@@ -258,17 +255,16 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_nothing(start,
 
 
 def test_a_metric_that_there_is_not_is_one_line(start):
-    for wrong, message in (("val_ac", "'val_ac'; did you mean 'val_auc'"), ("val_rmse", "'val_rmse'")):
-        with pytest.raises(UserError, match=f"there is no setting {message}"):
-            start(monitor=wrong)
+    with pytest.raises(UserError, match="there is no setting 'val_ac'; did you mean 'val_auc'"):
+        start(monitor="val_ac")
 
 
 def test_the_monitor_chooses_the_checkpoint_and_patience_may_be_none(start, outputs):
-    settings = {"max_epochs": 5, "learning_rate": 0.1, "patience": None}
+    settings = {"max_epochs": 3, "learning_rate": 0.2, "patience": None}
     highest, lowest = pd.Series.idxmax, pd.Series.idxmin
     for monitor, best in (("val_log_loss", lowest), ("val_auc", highest), ("auto", highest)):
         folder = Path(start(monitor=monitor, **settings)["run_folder"])
         history = pd.read_csv(folder / "metrics.csv")
-        assert len(history) == 10
+        assert len(history) == 6
         chosen = load_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"]
         assert chosen == history["step"][best(history["val_auc" if monitor == "auto" else monitor])]

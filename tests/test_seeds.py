@@ -25,6 +25,7 @@ from multitask.train import train as train_mmoe
 from tests.criteo_rows import make_lines, write_lines
 
 SMALL = {"hidden_units": (8,), "embedding_dim": 3, "max_epochs": 1, "batch_size": 64}
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def counted_fits(monkeypatch) -> list:

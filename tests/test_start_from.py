@@ -18,6 +18,7 @@ from tests.criteo_rows import make_lines
 COLUMNS = {"label": {"role": "label", "positive": ["1"], "negative": ["0"]}}
 COLUMNS |= {f"I{i}": {"role": "dense"} for i in range(1, 14)} | {f"C{i}": {"role": "categorical"} for i in range(1, 27)}
 SMALL = {"hidden_units": (8,), "embedding_dim": 3, "max_epochs": 1, "batch_size": 64, "precision": "32-true"}
+pytestmark = pytest.mark.usefixtures("undrawn")
 TABLES = ("embedding.weight", "regression.table.weight")
 
 
@@ -72,7 +73,9 @@ def test_known_values_keep_their_rows(tmp_path, rng, monkeypatch):
         train(dataset="second", **settings, dense_transform="bucket", start_from=path)
 
 
-def test_new_days_of_the_sample(tmp_path):
+def test_new_days_of_the_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr("deepfm.train.fit_regression", lambda data: None)  # it takes longer than the model
+    monkeypatch.setattr("deepfm.train.click_baselines", lambda data: {})
     lines = (criteo_sample(CRITEO, 24_000) / "train.txt").read_text().splitlines()
     held_out = {"val": lines[20_000:22_000], "test": lines[22_000:]}
     write_table(tmp_path, "first", train=lines[:10_000], **held_out)

@@ -33,9 +33,9 @@ from tests.criteo_rows import make_lines, write_lines
 from tests.script_process import start_process, written
 from tune_dlrm import is_complete, search
 
-FIXED_HERE = "{'dataset': 'criteo', 'max_epochs': 1, 'validations_per_epoch': 4, 'seed': 2}"  # the 4th trial fails
+FIXED_HERE = "{'dataset': 'criteo', 'max_epochs': 1, 'validations_per_epoch': 4, 'seed': 23}"  # the third trial fails
 SETTINGS = f"fixed={FIXED_HERE}, grace_validations=4, concurrent_trials=1"
-SMALL = "'top_mlp_units': tune.choice([(8,)]), 'embedding_dim': tune.choice([4]), 'batch_size': tune.choice([4])"
+SMALL = "'top_mlp_units': tune.choice([(8,)]), 'embedding_dim': tune.choice([4]), 'batch_size': tune.choice([8])"
 RATE = "'learning_rate': tune.loguniform(1e-3, 1e-2)"
 
 
@@ -94,7 +94,7 @@ def test_killed_and_started_again_with_failing_trials(start, tmp_path, outputs):
     space = (
         f"{SMALL}, 'bottom_mlp_units': tune.choice([(8,), (4,)]), {RATE}, 'optimizer': tune.choice(['adam', 'none'])"
     )
-    process = start(space, 4)
+    process = start(space, 3)
     wait_until(lambda: len(trials := read_trials(outputs)) > 1 and len(trials[1]["values"]) > 0, process)
     process.kill()
     process.join()
@@ -104,7 +104,7 @@ def test_killed_and_started_again_with_failing_trials(start, tmp_path, outputs):
     kept = (folder / "trials" / "trial_000" / "metrics.csv").stat().st_mtime_ns
 
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # because sockets are created in it
-        process = start(space, 4, RAY_TMPDIR=short)
+        process = start(space, 3, RAY_TMPDIR=short)
         wait_until(lambda: os.listdir(short), process)
         assert next(Path(short).iterdir()).stat().st_mode & 0o777 == 0o700
         process.join(300)
@@ -113,7 +113,7 @@ def test_killed_and_started_again_with_failing_trials(start, tmp_path, outputs):
         assert not os.listdir(short)
     assert "trial   1  starts, again from validation" in output
     after = read_trials(outputs)
-    assert len(after) == 4 and after[0] == before[0]
+    assert len(after) == 3 and after[0] == before[0]
     assert (folder / "trials" / "trial_000" / "metrics.csv").stat().st_mtime_ns == kept
     assert before[1]["values"].items() <= after[1]["values"].items() and len(after[1]["values"]) == 4
     failed = [trial for trial in after if trial["params"]["optimizer"] == "none"]
@@ -124,7 +124,7 @@ def test_killed_and_started_again_with_failing_trials(start, tmp_path, outputs):
     assert names > {"best.json", "search.db", "search.png", "settings.png", "trials.csv"}
     best, table = json.loads((folder / "best.json").read_text()), pd.read_csv(folder / "trials.csv")
     finished = table[table.state == "finished"]
-    assert len(table) == 4 and best["trial"] == finished.trial.iloc[0]
+    assert len(table) == 3 and best["trial"] == finished.trial.iloc[0]
     assert best["validation"]["auc"] == pytest.approx(finished.val_auc.max(), abs=1e-6)
     assert Path(best["checkpoint"]).exists() and 0 < best["test"]["auc"] < 1
     tested = [each["trial"] for each in best["tested"]]
