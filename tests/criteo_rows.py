@@ -34,5 +34,4 @@ def parse_plainly(lines: list[str], labelled: bool = True) -> dict[str, list]:
         "label": [int(row[0]) for row in fields] if labelled else None,
         "dense": [[int(x) if x else MISSING_DENSE for x in row[labelled : 13 + labelled]] for row in fields],
         "categorical": [row[13 + labelled :] for row in fields],
-        "missing": [[x == "" for x in row[13 + labelled :]] for row in fields],
     }
