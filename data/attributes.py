@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import check
-from data.reader import Reader, data_files, source_of
+from data.reader import Reader
 from data.schema import Column, Dataset, Description
 from data.values import plain
 
@@ -17,9 +17,8 @@ def read_attributes(dataset: Dataset) -> dict[str, pa.RecordBatch]:
     """The attributes of users and items. Raises: UserError for an id that comes twice."""
     found: dict[str, pa.RecordBatch] = {}
     for role, form in dataset.description.attributes.items():
-        key, reader, path = str(form.only(role)), Reader(form), dataset.path(form.file)
-        batches = (batch for file in data_files(path) for batch in reader.batches(source_of(file)))
-        table = pa.Table.from_batches(batches).combine_chunks()
+        key, path = str(form.only(role)), dataset.path(form.file)
+        table = Reader(form).table(path).combine_chunks()
         counts = table.column(key).value_counts()
         twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         check(not len(twice), f"{path}: column {key!r} has {twice[:1].to_pylist()} in several rows; keep one of them.")

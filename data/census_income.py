@@ -11,13 +11,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 from common.data.download import Archive, ensure_dataset
-from common.data.raw_files import Published, find_file, missing_file, raw_file
+from common.data.raw_files import Published, find_file, raw_file
 from common.errors import run_script
 from common.paths import data_root
 from data import movie_rating_seq
 from data.samples.census import census_sample
 from data.schema import Categorical, Column, Dataset, Dense, Description, Label, Plain
-from data.table.module import TableDataModule, stored_rows, summary, without_weights
+from data.table.module import TableDataModule, summary
 
 DATASET = "census-income-kdd"  # what this script downloads: this or "adult"
 ARCHIVES = {  # by folder below DATA_ROOT
@@ -139,12 +139,10 @@ class MultiTaskDataModule(TableDataModule):
     """
 
     published = PUBLISHED | movie_rating_seq.PUBLISHED
+    raw_files = "census-income.data, adult.data, ratings.dat"
 
-    def described(self, folder: Path) -> Dataset:
-        if found := described(folder) or movie_rating_seq.described(folder, clicks=True):
-            return found
-        lack = "neither census-income.data nor adult.data (plain or .gz) nor columns.json"
-        raise missing_file(folder, lack, self.published)
+    def described(self, folder: Path) -> Dataset | None:
+        return described(folder) or movie_rating_seq.described(folder, clicks=True)
 
 
 def described(folder: Path) -> Dataset | None:
@@ -169,7 +167,7 @@ def main() -> None:
     ensure_dataset(DATASET, ARCHIVES)
     table = described(data_root() / DATASET)
     assert table is not None
-    print(summary(table, stored_rows(table, without_weights(table.description))))
+    print(summary(table))
 
 
 if __name__ == "__main__":

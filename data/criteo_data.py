@@ -10,13 +10,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 from common.data.download import Archive, ensure_dataset
-from common.data.raw_files import Published, find_file, missing_file, raw_file
+from common.data.raw_files import Published, find_file, raw_file
 from common.errors import run_script
 from common.paths import data_root
 from data import census_income, movie_rating_seq
 from data.samples.criteo import criteo_sample
 from data.schema import Categorical, Dataset, Dense, Description, Label
-from data.table.module import TableDataModule, stored_rows, summary
+from data.table.module import TableDataModule, summary
 
 ARCHIVES = {  # by folder below DATA_ROOT
     "criteo": Archive(
@@ -52,16 +52,15 @@ class ClickDataModule(TableDataModule):
     """
 
     published = PUBLISHED | census_income.PUBLISHED | movie_rating_seq.PUBLISHED
+    raw_files = f"{CRITEO_FILE}, ratings.dat, census-income.data, adult.data"
 
-    def described(self, folder: Path) -> Dataset:
+    def described(self, folder: Path) -> Dataset | None:
         if find_file(folder, CRITEO_FILE):
             return _criteo(folder)
         if movies := movie_rating_seq.described(folder, clicks=True):
             return movies
-        if census := census_income.described(folder):
-            return census_income.with_income(census)
-        lack = f"no {CRITEO_FILE}, ratings.dat, census-income.data, adult.data or columns.json"
-        raise missing_file(folder, lack, self.published)
+        census = census_income.described(folder)
+        return census and census_income.with_income(census)
 
 
 def _criteo(folder: Path) -> Dataset:
@@ -72,8 +71,7 @@ def _criteo(folder: Path) -> Dataset:
 def main() -> None:
     """Download the raw files if there is no folder, read them and print a summary."""
     ensure_dataset("criteo", ARCHIVES)
-    table = _criteo(data_root() / "criteo")
-    print(summary(table, stored_rows(table, CRITEO)))
+    print(summary(_criteo(data_root() / "criteo")))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,11 @@ def describe(path: Path, items: Path | None = None, users: Path | None = None) -
     """The content of a columns.json for a table or interactions, and a report of it."""
     table = Table(path)
     others = {role: Table(file) for role, file in (("item", items), ("user", users)) if file}
-    more = guess_roles(table.looks, {role: same_column(table, other) for role, other in others.items()}, table.notes)
+    keys: dict[str, Look | None] = {}  # columns of both files that have another value in each row of the second
+    for role, other in others.items():
+        unique = [look.name for look in other.looks if len(look.values) == look.rows]
+        keys[role] = next((look for name in unique for look in table.looks if look.name == name), None)
+    more = guess_roles(table.looks, keys, table.notes)
     taken = {look.name for look in table.looks}
     for role, other in others.items():
         ids = next((look for look in table.looks if look.role == role), None)
@@ -97,12 +101,6 @@ def describe(path: Path, items: Path | None = None, users: Path | None = None) -
         taken |= {look.name for look in other.looks}
     content = table.content() | more | {f"{role}_attributes": other.content() for role, other in others.items()}
     return content, "\n".join(one.report() for one in (table, *others.values()))
-
-
-def same_column(table: Table, other: Table) -> Look | None:
-    """The column of both files that has another value in each row of the second."""
-    unique = [look.name for look in other.looks if len(look.values) == look.rows]
-    return next((look for name in unique for look in table.looks if look.name == name), None)
 
 
 def main(*given: str) -> None:

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from data.sniff import FEW, Look
 
-REPEATS, MANY = 20, 100  # rows per value of a code, and values, if its name does not say what it is
+OFTEN, MANY = 20, 100  # rows per value of a code, and values, if its name does not say what it is
 GIVES_AWAY, BINS, LEAST = 0.98, 50, 10  # AUC of a column alone, ranges of its numbers, rows of each class
 YES = r"1|true|yes|y|t|pos|positive|>50k\.?|50000\+\.?"
 NO = r"0|false|no|n|f|neg|negative|none|(no|not|non|never)[ _-].*"
@@ -69,11 +69,7 @@ INPUTS: list[tuple[Callable[[Look], object], dict[str, str], str]] = [  # the fi
     (lambda c: len(c.values) <= 10, NUMBER, "few numbers"),
     (lambda c: named(c, "amount") and not (c.is_code and named(c, "code")), DENSE, "an amount, by its name"),
     (lambda c: c.is_code and named(c, "code", "kind"), NUMBER, "a code, by its name"),
-    (
-        lambda c: c.is_code and len(c.values) <= MANY and c.repeats >= REPEATS,
-        NUMBER,
-        "{c.repeats:.0f} rows each: codes?",
-    ),
+    (lambda c: c.is_code and len(c.values) <= MANY and c.repeats >= OFTEN, NUMBER, "{c.repeats:.0f} rows each: codes?"),
     (lambda c: c.is_whole, DENSE, "many numbers"),
     (lambda c: True, DENSE, "fractions"),
 ]

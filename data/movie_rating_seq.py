@@ -5,26 +5,25 @@
 
 import sys
 from bisect import bisect
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from csv import QUOTE_NONE
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
+import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
 
 from common.data.cache import build_once
 from common.data.download import Archive, ensure_dataset
-from common.data.raw_files import Published, find_dataset, find_file, missing_file, raw_file
+from common.data.raw_files import Published, find_file, raw_file
 from common.errors import run_script
+from common.paths import data_root
 from data.history.module import InteractionDataModule
-from data.reader import Reader, data_files, source_of
+from data.reader import Reader
 from data.samples.movies import movie_sample
 from data.schema import Categorical, Column, Dataset, Description, Format, Key, Plain, Rating, Time
 
@@ -116,33 +115,23 @@ def _rows(path: Path) -> list[list[str]]:
 class HistoryDataModule(InteractionDataModule):
     """MovieLens, or your own interactions."""
 
-    published = PUBLISHED
+    published, raw_files = PUBLISHED, "ratings.dat, u.data, ratings.csv"
 
-    @staticmethod
-    def described(folder: Path) -> Dataset:
-        if movies := described(folder, clicks=False):
-            return movies
-        raise missing_file(folder, "none of ratings.dat, u.data, ratings.csv and columns.json", PUBLISHED)
+    def described(self, folder: Path) -> Dataset | None:
+        return described(folder, clicks=False)
 
 
 def main() -> None:
     """Download the raw files if there is no folder, and print a summary."""
     ensure_dataset(DATASET, ARCHIVES)
-    folder, _ = find_dataset(DATASET, None, PUBLISHED)
-    table = HistoryDataModule.described(folder)
-    users: Counter[str] = Counter()
-    movies: set[str] = set()
-    rows, total = 0, 0.0
-    key, item, rating, _ = table.description.columns
-    reader = Reader(table.description)
-    for batch in (batch for path in data_files(table.files["all"]) for batch in reader.batches(source_of(path))):
-        users.update(batch.column(key).to_pylist())
-        movies.update(batch.column(item).unique().to_pylist())
-        rows, total = rows + len(batch), total + pc.sum(batch.column(rating)).as_py()
-    lengths = sorted(users.values())
+    table = described(data_root() / DATASET, clicks=False)
+    assert table is not None
+    users, movies, rating, _ = Reader(table.description).table(table.files["all"]).columns
+    lengths = users.value_counts().field("counts").to_numpy()
     print(
-        f"{folder}: {rows:,} ratings, mean {total / rows:.4f}, of {len(movies):,} movies by {len(users):,} users, who "
-        f"gave {lengths[0]:,} to {lengths[-1]:,} ratings (median {median(lengths):,.0f})"
+        f"{table.folder}: {len(rating):,} ratings, mean {rating.to_numpy().mean():.4f}, of {len(movies.unique()):,} "
+        f"movies by {len(lengths):,} users, who gave {lengths.min():,} to {lengths.max():,} ratings (median "
+        f"{np.median(lengths):,.0f})"
     )
 
 

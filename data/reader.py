@@ -7,7 +7,7 @@ the bytes of a text file, data/values.py the checks of a column.
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ import pyarrow.parquet
 from common.data.raw_files import decompressed, missing_file
 from common.errors import UserError, check, one_line, shown
 from data import values
-from data.schema import Categorical, Column, Dense, Description, Format, Key, Plain, Rating, Time
+from data.schema import Categorical, Column, Dataset, Dense, Description, Format, Key, Plain, Rating, Time
 from data.text import Block, Text
 from data.values import BadValue
 
@@ -66,6 +66,12 @@ def data_files(path: Path) -> list[Path]:
         return [path]
 
 
+def sources_of(dataset: Dataset) -> list[Path]:
+    """All files that are read: those with rows, then the second files."""
+    second = [dataset.path(form.file) for form in dataset.description.attributes.values()]
+    return [file for path in (*dataset.files.values(), *second) for file in data_files(path)]
+
+
 def _natural(path: Path) -> list[str | int]:
     """Numbers within names are sorted by their value."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
@@ -90,26 +96,6 @@ def input_of(raw: str | Path) -> Source:
 def _opened(file: Path | int) -> Iterator[IO[bytes]]:
     with open(file, "rb", closefd=isinstance(file, Path)) as stream:
         yield decompressed(stream)
-
-
-def keeping(form: Description, names: Sequence[str]) -> Description:
-    """The description of the same file with these columns read. Raises: UserError for one that it does not have."""
-    for name in names:
-        check(name in form.columns, f"there is no column {name!r}; the columns are {shown(list(form.columns))}.")
-    read = {name: Plain(role="kept") for name in names if form.columns[name].role == "excluded"}
-    return form.model_copy(update={"columns": form.columns | read})
-
-
-def kept_texts(source: Source, columns: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
-    """The texts (N,) of each column, "" if missing; of a number "9" for 9.0; several values joined by "|"."""
-    found = []
-    for name in names:
-        check(name in columns, f"{source.name} has no column {name!r}.")
-        array = columns[name]
-        if pa.types.is_list(array.type):
-            array = pc.binary_join(array, "|")
-        found.append(array.cast(pa.string()).fill_null("").to_pylist())
-    return found
 
 
 class Reader:
@@ -155,6 +141,10 @@ class Reader:
                 yield self._checked(batch)
                 self.row += len(batch)
         check(self.row > 0, f"{source.name} has no rows; expected the columns {shown(list(self.columns))}.")
+
+    def table(self, path: Path) -> pa.Table:
+        """All rows of a file or folder."""
+        return pa.Table.from_batches(batch for file in data_files(path) for batch in self.batches(source_of(file)))
 
     def error(self, row: int, column: str, found: Any, expected: str) -> UserError:
         """A wrong value in a row (counted from 0) of the last batch."""

@@ -211,7 +211,7 @@ def test_damaged_lines_are_named(tmp_path, raw, column, text, message):
 
 def test_a_folder_without_raw_files_is_an_error(tmp_path):
     (tmp_path / "census-income-kdd").mkdir()
-    with pytest.raises(UserError, match=r"census-income.data nor adult.data.*python data/census_income.py"):
+    with pytest.raises(UserError, match=r"no census-income.data, adult.data.*python data/census_income.py"):
         open_data(tmp_path)
 
 

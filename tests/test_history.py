@@ -196,7 +196,7 @@ def test_too_few_ratings_and_settings_out_of_range(tmp_path, lines):
     with pytest.raises(UserError, match="1 of 1 items, with 1 of 1 rows, are not in"):
         open_data(write_1m(tmp_path / "none", [(1, 99, 3, 5)]))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"none of ratings.dat.*it is empty"):
+    with pytest.raises(UserError, match=r"no ratings.dat.*it is empty"):
         open_data(tmp_path / "empty")
     for settings, message in (
         ({"split": "x"}, "split is"),

@@ -72,10 +72,6 @@ class RecommendationDataModule(pl.LightningDataModule):
         """Targets of a split's rows (N,) or (N, K) float32."""
         return self.examples().targets(torch.from_numpy(np.array(self.rows[split], np.int64)))
 
-    def unusual_input(self) -> str:
-        """Which input of the test rows is far from those of the training rows; "" if none is."""
-        return ""
-
     def groups(self, split: str) -> np.ndarray | None:
         """Group number (of the user, say) of each row of a split (N,) int32; None if the data has no groups."""
         return None

@@ -49,7 +49,7 @@ def print_table(results: dict[str, Any], folder: Path, data: RecommendationDataM
     print(f"\nTest metrics, {results['dataset']}{sample}, {results['protocol']}, {results['rows']['test']:,} rows")
     print(pd.DataFrame.from_dict(rows, "index").to_string(float_format="{:.4f}".format, na_rep=""))
     if better := better_baselines(results["test"], results["baselines"]):
-        print(f"Worse than {better}. Likely cause: {data.unusual_input() or likely_cause(scores)}.")
+        print(f"Worse than {better}. Likely cause: {likely_cause(scores)}.")
     if folder.name.startswith("version_"):  # otherwise it is one of several runs of a command
         print(f"Score new rows: python predict.py {folder / BEST_CHECKPOINT} RAW_FILE")
         print("See also: inspect_model.py, export_onnx.py; seeds.py (several seeds); tune_dlrm.py (DLRM's settings)")

@@ -14,7 +14,8 @@ import numpy as np
 from common.data.data_module import SPLIT_SEED, SPLITS
 from common.errors import check
 from data.history.dataset import FIRST_ID, OOV, Scale
-from data.history.events import Cells
+from data.history.events import KEYS, Cells
+from data.schema import Dataset
 from data.table.numbers import quantile_edges
 
 SPLIT_METHODS = ("leave_last", "time", "random")
@@ -105,6 +106,10 @@ class HistoryEncoder:
     def num_items(self) -> int:
         return FIRST_ID + len(self.items)
 
+    def item_number(self, item: int) -> int:
+        """Of the item with an id."""
+        return self.items[item - FIRST_ID]
+
     @property
     def num_attributes(self) -> int:
         """Number of values of all attributes together; at least 1, because torch's layers need a width."""
@@ -120,14 +125,10 @@ class HistoryEncoder:
         """Expected rating, or log of the popularity, of each item (M,)."""
         return self.mean + np.array(self.item_bias)
 
-    def residuals(self, rating: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """Ratings (N,) minus those expected of the items with these ids (N,); 0 if the data has no ratings."""
-        return self.scale.in_units(rating) - self.expected[item] if self.scale.has_ratings else np.zeros(len(item))
-
     def encode(self, item: np.ndarray, rating: np.ndarray, start_from_biases: bool) -> dict[str, np.ndarray]:
         """Some of the arrays of Histories, from all rows' numbers of items and ratings (N,)."""
-        ids = encode_ids(item, self.items)
-        residual = self.residuals(rating, ids)
+        ids, has_ratings = encode_ids(item, self.items), self.scale.has_ratings
+        residual = self.scale.in_units(rating) - self.expected[ids] if has_ratings else np.zeros(len(item))
         total = np.concatenate([[0.0], residual.cumsum()]) * start_from_biases
         expected = self.expected.astype(np.float32)
         return {"item": ids, "residual": residual.astype(np.float32), "total": total, "expected": expected}
@@ -142,18 +143,22 @@ class HistoryEncoder:
 
 
 def write_encoded(
-    events: Columns,
-    rows: Mapping[str, np.ndarray],
-    known: Mapping[str, Any],
-    scale: Scale,
-    start_from_biases: bool,
-    target: Path,
+    table: Dataset, folder: Path, known: Mapping[str, Any], settings: Mapping[str, Any], target: Path
 ) -> None:
-    """Fit the encoder on the training rows, and write it, the rows of each split, and all rows encoded by it.
+    """Split the rows, fit the encoder on the training rows, and write it, the rows of each split, and all rows encoded.
 
-    known: what write_events wrote of users and items; start_from_biases: False leaves every bias at 0.
+    folder, known: what write_events wrote, and of users and items. settings: split, has_ratings, start_from_biases
+    (False leaves every bias at 0).
     """
-    train = rows["train"]
+    events = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*KEYS, "rating", "time", "first")}
+    rows, where, start_from_biases = split_rows(events, settings["split"]), table.where, settings["start_from_biases"]
+    empty = [name for name, part in rows.items() if not len(part)]
+    check(not empty, f"{where}: the split {settings['split']!r} leaves no rows for {', '.join(empty)}.")
+    train, scale, form = rows["train"], Scale(has_ratings=False), table.description
+    if settings["has_ratings"]:
+        name = str(form.only("rating", "label"))
+        click_from = getattr(form.columns[name], "click_from", 1.0)
+        scale = fit_scale(events["rating"][train], click_from, f"{where}, column {name!r}")
     items, item = np.unique(events["item"][train], return_inverse=True)
     users, user = np.unique(events["user"][train], return_inverse=True)
     if scale.has_ratings:

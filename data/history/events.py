@@ -5,7 +5,6 @@ N: rows.
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from common.errors import check
 from data.attributes import read_attributes
 from data.reader import Reader, data_files, source_of
 from data.schema import Dataset, Format, Label
+from data.table.encoder import Values
 from data.table.rows import label_of
 
 KEYS = ("user", "item")
@@ -37,8 +37,9 @@ def write_events(dataset: Dataset, published: bool, target: Path) -> None:
     """
     form = dataset.description
     paths, reader, when = data_files(dataset.files["all"]), Reader(form), form.only("time")
-    numbers: dict[str, dict[str, int]] = {key: {} for key in KEYS}
-    blocks: list[list[np.ndarray]] = []
+    reader.encoded = True
+    keys: dict[str, list[pa.Array]] = {key: [] for key in KEYS}
+    blocks: list[tuple[np.ndarray, np.ndarray]] = []  # ratings and times
     size = sum(path.stat().st_size for path in paths)
     with tqdm(total=size, unit="B", unit_scale=True, desc="Reading", delay=2) as bar:
         for source in map(source_of, paths):
@@ -50,25 +51,29 @@ def write_events(dataset: Dataset, published: bool, target: Path) -> None:
                     scale = f"a rating from {RATINGS[0]} to {RATINGS[1]:g}"
                     expected = scale if published else "a value of the label in every row"
                     raise reader.error(row, name, rating[row], expected)
-                ids = [_numbered(batch.column(str(form.only(key))), numbers[key]) for key in KEYS]
-                blocks.append([*ids, rating, batch.column(when).to_numpy() if when else np.zeros(len(batch))])
+                for key, chunks in keys.items():
+                    chunks.append(batch.column(str(form.only(key))).dictionary_encode())
+                blocks.append((rating, batch.column(when).to_numpy() if when else np.zeros(len(batch))))
     tables = read_attributes(dataset)
-    user, item, rating, time = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
-    for key, column in zip(KEYS, (user, item), strict=True):
-        texts = _in_order(numbers[key])
-        rank = np.empty(len(texts), np.int32)
-        rank[[numbers[key][text] for text in texts]] = np.arange(len(texts))
-        column[:] = rank[column]
+    rating, time = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+    numbered = {}
+    for key, chunks in keys.items():
+        values = Values.of(pa.chunked_array(chunks))
+        found = values.distinct.to_pylist()
+        integers = all(re.fullmatch("0|-?[1-9][0-9]*", text) for text in found)
+        texts = sorted(found, key=int if integers else None)
+        number = {text: i for i, text in enumerate(texts)}
+        numbered[key] = column = np.array([number[text] for text in found], np.int32)[values.places]
         content = {"ids": texts, "attributes": {}, "titles": texts, "note": ""}
         if key in tables:
             content |= _known(dataset, key, tables[key], texts, column, published)
         (target / f"{key}s.json").write_text(json.dumps(content))
-    order = np.lexsort((time, user))  # stable
-    user = user[order]
+    order = np.lexsort((time, numbered["user"]))  # stable
+    user, item = numbered["user"][order], numbered["item"][order]
     first = np.searchsorted(user, np.arange(user[-1] + 2))
     # without times they are ranks; fractions of a second matter only for the order
     time = time[order].astype(np.int64) if when else np.arange(len(user)) - first[user]
-    columns = {"user": user, "item": item[order], "rating": rating[order], "time": time, "first": first}
+    columns = {"user": user, "item": item, "rating": rating[order], "time": time, "first": first}
     for name, values in columns.items():
         np.save(target / f"{name}.npy", values)
 
@@ -84,19 +89,6 @@ def ratings_of(form: Format, batch: pa.RecordBatch) -> np.ndarray:
         values = [label_of(text, column, form.missing_texts) for text in encoded.dictionary.to_pylist()]
         return np.array(values, np.float32)[encoded.indices.to_numpy()]  # None is nan too
     return cells.cast(pa.float32()).to_numpy(zero_copy_only=False)
-
-
-def _numbered(texts: pa.Array, numbers: dict[str, int]) -> np.ndarray:
-    """Numbers of the texts (N,) int32; new texts get the next numbers."""
-    encoded = texts.dictionary_encode()
-    known = [numbers.setdefault(text, len(numbers)) for text in encoded.dictionary.to_pylist()]
-    return np.array(known, np.int32)[encoded.indices.to_numpy()]
-
-
-def _in_order(texts: Iterable[str]) -> list[str]:
-    """Sorted, by value if all are integers."""
-    integers = all(re.fullmatch("0|-?[1-9][0-9]*", text) for text in texts)
-    return sorted(texts, key=int if integers else None)
 
 
 def _known(

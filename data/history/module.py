@@ -6,7 +6,6 @@ M: item ids, A: values of the items' attributes.
 
 import json
 import math
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,20 @@ import numpy as np
 import torch
 
 from common.data.cache import build_once
-from common.data.data_module import SPLIT_SEED, SPLITS, RecommendationDataModule
+from common.data.data_module import SPLIT_SEED, SPLITS
 from common.data.loader import BatchLoader, EpochSampler
-from common.data.raw_files import Published, say_once
+from common.data.raw_files import say_once
 from common.errors import check
 from common.settings import check_settings
-from data.described import open_dataset, sources_of
-from data.history.dataset import (
-    FIRST_ID,
-    Candidates,
-    HistoryDataset,
-    Negatives,
-    SampledItems,
-    Scale,
-    View,
-    all_items,
-    own_item,
-)
-from data.history.encoder import SPLIT_METHODS, HistoryEncoder, fit_scale, split_rows, write_encoded
+from data.described import DescribedDataModule
+from data.history.dataset import PADDING, Candidates, HistoryDataset, Negatives, SampledItems, View, all_items, own_item
+from data.history.encoder import SPLIT_METHODS, HistoryEncoder, write_encoded
 from data.history.events import KEYS, write_events
+from data.reader import sources_of
 from data.schema import COLUMNS_FILE, Dataset
 
 # the modules that compute the arrays
-CODE = [f"data.{name}" for name in ("schema", "described", "text", "values", "reader", "attributes", "history.events")]
+CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes", "history.events")]
 CODE += ["data.table.rows", "data.table.encoder", "data.table.numbers"]
 ENCODED_CODE = [*CODE, "data.history.encoder", "data.history.dataset", __name__]
 RANKED_COLUMNS = ["rank", *(f"item {place}" for place in range(1, 11))]  # of a prediction: see common/model/ranking.py
@@ -45,24 +35,19 @@ BATCH_PAIRS = 1 << 14  # of held-out rows and items, scored at a time: more woul
 RANKED_PAIRS = {"val": 8 << 20, "test": 64 << 20}  # scored in all, at most: a core scores about 300,000 a second
 
 
-class InteractionDataModule(RecommendationDataModule):
+class InteractionDataModule(DescribedDataModule):
     """Batches of HistoryDataset for the three splits: items, history, residual, time_gap, user_ids, dense, target.
 
-    A subclass sets `published` and implements described(). The arguments are the DATA settings of bst/train.py. The
-    history of an example is what its user did before it in the order of time (ties: in file order), including rows of
-    an earlier split: a test row's history includes the validation row. Only split "time" keeps rows of other users that
-    are later than a test row out of training.
+    The arguments are the DATA settings of bst/train.py. The history of an example is what its user did before it in the
+    order of time (ties: in file order), including rows of an earlier split: a test row's history includes the
+    validation row. Only split "time" keeps rows of other users that are later than a test row out of training.
     """
 
-    published: Mapping[str, Published]
-    rows: dict[str, np.ndarray]
     encoder: HistoryEncoder  # set by setup()
 
     def __init__(
         self,
         *,
-        dataset: str,
-        data_root: str | None,
         split: str,
         target: str,
         negatives: int,
@@ -70,13 +55,9 @@ class InteractionDataModule(RecommendationDataModule):
         history_length: int,
         history_ratings: bool,
         start_from_biases: bool,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
+        **loading: Any,
     ):
-        super().__init__(
-            dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
-        )
+        super().__init__(**loading)
         sampling = {"negatives": negatives, "negatives_power": negatives_power}
         check_settings({"target": target, "history_length": history_length} | sampling)
         check(split in SPLIT_METHODS, f"split is {split!r}; it must be one of {', '.join(map(repr, SPLIT_METHODS))}.")
@@ -84,15 +65,11 @@ class InteractionDataModule(RecommendationDataModule):
         self.target, self.history_length, self.history_ratings = target, history_length, history_ratings
         self.split, self.start_from_biases = split, start_from_biases
 
-    def described(self, folder: Path) -> Dataset:
-        """The published dataset in a folder. Raises: UserError if there is none."""
-        raise NotImplementedError
-
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; build it first if there is none."""
         if hasattr(self, "encoder"):
             return
-        self.table, self.is_sample = open_dataset(self.dataset, self.data_root, self.published, self.described)
+        self.find_table()
         table, form = self.table, self.table.description
         self.target = resolved_target(table, self.target)
         files, key = sources_of(table), {"columns": form.model_dump(mode="json")}
@@ -103,9 +80,15 @@ class InteractionDataModule(RecommendationDataModule):
             say_once(note)
         settings = {"split": self.split, "start_from_biases": self.start_from_biases}
         settings |= {"has_ratings": self.target != "item", "events": self.events.name}
-        self.folder = build_once(f"{table.name}-histories", files, settings, self._write_encoded, code=ENCODED_CODE)
+        self.folder = build_once(
+            f"{table.name}-histories",
+            files,
+            settings,
+            lambda target: write_encoded(table, self.events, self.known, settings, target),
+            code=ENCODED_CODE,
+        )
         self.encoder = HistoryEncoder.from_state(json.loads((self.folder / "encoder.json").read_text()))
-        self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
+        self.open_rows()
         self.protocol = f"{self.split} split"
         if self.split == "random":
             self.protocol += " (LEAKS: users' later rows are in training)"
@@ -115,26 +98,13 @@ class InteractionDataModule(RecommendationDataModule):
             self.training_offset = -math.log(self.negatives)  # one positive among them
             self.tasks = RANKED_COLUMNS
             for name, pairs in RANKED_PAIRS.items():
-                self.rows[name] = _some(self.rows[name], max(1, pairs // items))
+                rows, most = self.rows[name], max(1, pairs // items)
+                if len(rows) > most:  # always the same ones
+                    self.rows[name] = np.sort(np.random.default_rng(SPLIT_SEED).choice(rows, most, replace=False))
 
     def event(self, name: str) -> np.ndarray:
         """An array of all rows that does not depend on the split, see write_events."""
         return np.load(self.events / f"{name}.npy", mmap_mode="c")
-
-    def _write_encoded(self, target: Path) -> None:
-        events = {name: self.event(name) for name in (*KEYS, "rating", "time", "first")}
-        rows = split_rows(events, self.split)
-        check(
-            all(map(len, rows.values())),
-            f"{self.table.where}: the split {self.split!r} leaves no rows for "
-            f"{', '.join(name for name, part in rows.items() if not len(part))}; more rows are needed.",
-        )
-        scale, form = Scale(has_ratings=False), self.table.description
-        if self.target != "item":
-            (name,) = form.of_role("rating", "label")
-            click_from = getattr(form.columns[name], "click_from", 1.0)
-            scale = fit_scale(events["rating"][rows["train"]], click_from, f"{self.table.where}, column {name!r}")
-        write_encoded(events, rows, self.known, scale, self.start_from_biases, target)
 
     def attribute_shares(self) -> torch.Tensor:
         """(M, A): 1 / number of its values of an attribute (genres, say) for each value of an item."""
@@ -153,7 +123,7 @@ class InteractionDataModule(RecommendationDataModule):
 
     def title(self, item: int) -> str:
         """Title of the item with this id."""
-        return self.known["item"]["titles"][self.encoder.items[item - FIRST_ID]] if item >= FIRST_ID else "(new item)"
+        return self.known["item"]["titles"][self.encoder.item_number(item)] if item > PADDING else "(new item)"
 
     def best_prediction(self) -> torch.Tensor | None:
         if self.target == "item":
@@ -200,13 +170,6 @@ class InteractionDataModule(RecommendationDataModule):
             "ids": {key: self.known[key]["ids"] for key in KEYS},
             "events": {name: torch.from_numpy(column) for name, column in events.items()},
         }
-
-
-def _some(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the rows, always the same ones."""
-    if len(rows) <= most:
-        return rows
-    return np.sort(np.random.default_rng(SPLIT_SEED).choice(rows, most, replace=False))
 
 
 def resolved_target(table: Dataset, target: str) -> str:

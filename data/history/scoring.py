@@ -7,7 +7,7 @@ N: rows, B: rows of a batch, Q: candidate items of a row.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -22,45 +22,46 @@ from common.errors import check
 from data.history.dataset import FIRST_ID, OOV, PADDING, TIME_GAP_BUCKETS, USER_BIAS_SHRINKAGE, Histories, View
 from data.history.encoder import HistoryEncoder, encode_ids
 from data.history.events import KEYS, ratings_of
-from data.reader import Reader, Source, keeping, kept_texts
+from data.reader import Reader, Source
 from data.schema import Description, Key, Plain
-from data.table.encoder import nearly_unseen
+from data.scoring import RowScorer
 from data.values import canonical
 
 PART_ROWS = 8192  # encoded at a time
 UNTIL = {"validation": SPLITS.index("val"), "test": SPLITS.index("test")}
 
 
+def pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Two columns (N,) as complex numbers, which NumPy orders by the first, then the second."""
+    return np.stack([first, second], 1).astype(float).view(complex)[:, 0]
+
+
 class RowIndex:
     """Finds rows by user, item and time. user, item, time (N,): of rows in the order of users and time; numbers."""
 
     def __init__(self, user: np.ndarray, item: np.ndarray, time: np.ndarray):
-        self.moments, self.num_items = np.unique(time), int(item.max()) + 1
-        moment, self.span = np.searchsorted(self.moments, time), len(self.moments) + 1
-        self.by_time = user * self.span + moment  # ascending
-        pair = user * self.num_items + item
-        self.order = np.argsort(pair, kind="stable")
-        self.pair, self.time = pair[self.order], time[self.order]
-        self.pairs, number = np.unique(self.pair, return_inverse=True)
-        self.by_pair = number * self.span + moment[self.order]  # ascending
+        self.num_items, self.by_time = int(item.max()) + 1, pairs(user, time)
+        both = user * self.num_items + item
+        self.order = np.argsort(both, kind="stable")
+        self.by_item = pairs(both, time)[self.order]
 
     def find(self, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
         """The first row with each user, item and, unless it is nan, time; -1 if there is none."""
-        pair, any_time = user * self.num_items + item, np.isnan(time)
-        moment = np.where(any_time, 0, np.searchsorted(self.moments, time))
-        place = np.searchsorted(self.by_pair, np.searchsorted(self.pairs, pair) * self.span + moment)
-        place = place.clip(max=len(self.pair) - 1)
-        found = (item >= 0) & (self.pair[place] == pair) & (any_time | (self.time[place] == time))
+        any_time = np.isnan(time)
+        key = pairs(user * self.num_items + item, np.where(any_time, -np.inf, time))
+        place = np.searchsorted(self.by_item, key).clip(max=len(self.order) - 1)
+        row = self.by_item[place]
+        found = (item >= 0) & (row.real == key.real) & (any_time | (row.imag == key.imag))
         return np.where(found, self.order[place], -1)
 
     def end(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Where the rows of each user end that are not later than a time, or all if it is nan."""
-        return np.searchsorted(self.by_time, user * self.span + np.searchsorted(self.moments, time, "right"))
+        return np.searchsorted(self.by_time, pairs(user, np.where(np.isnan(time), np.inf, time)), "right")
 
 
-class HistoryScorer:
-    """state: HistoryDataModule.state_dict() in a checkpoint. names: of the columns of users and items; kept: of those
-    that are copied to the output; columns: of the predictions; unseen: rows with a user or item new to the model.
+class HistoryScorer(RowScorer):
+    """state: HistoryDataModule.state_dict() in a checkpoint. names: of the columns of users and items; columns: of the
+    predictions.
 
     history_from_file: whether the history of a user who is not in the checkpoint consists of the preceding rows of the
     file (the rated ones, if the data has ratings), which is then read as a whole.
@@ -71,12 +72,11 @@ class HistoryScorer:
 
     def __init__(self, state: dict[str, Any]):
         self.encoder, self.start_from_biases = HistoryEncoder.from_state(state["encoder"]), state["start_from_biases"]
-        self.form = Description.model_validate(state["description"])
-        self.names = str(self.form.only("user")), str(self.form.only("item"))
-        self.kept = tuple(self.form.of_role("kept"))
+        form = Description.model_validate(state["description"])
+        self.names = str(form.only("user")), str(form.only("item"))
+        super().__init__(form, self.names)
         self.target: str = state["target"]
         self.columns = ({"click": "probability", "rating": "rating", "item": "score"}[self.target],)
-        self.unseen, self._rows = dict.fromkeys(self.names, 0), 0
         even_chance = self.encoder.scale.even_chance if self.target == "click" else 0.0
         self.view = View(state["history_length"], state["history_ratings"], even_chance)
         self.texts: list[list[str]] = [state["ids"][key] for key in KEYS]
@@ -95,11 +95,6 @@ class HistoryScorer:
         """Of the rows in the checkpoint."""
         return RowIndex(self.events["user"], self.events["item"], self.events["time"])
 
-    def keep(self, names: Sequence[str]) -> None:
-        """Add columns to `kept`. Raises: UserError for one that the table does not have."""
-        self.form = keeping(self.form, names)
-        self.kept = tuple(dict.fromkeys([*self.kept, *names]))
-
     def batches(
         self, source: Source, moved: Callable[[int], object] | None = None
     ) -> Iterator[tuple[list[Tensor], Tensor, list[list[str]]]]:
@@ -109,7 +104,7 @@ class HistoryScorer:
         not have the format of the training data.
         """
         for batch in self._read(source, moved):
-            texts = kept_texts(source, dict(zip(batch.schema.names, batch.columns, strict=True)), self.kept)
+            texts = self.kept_texts(source, batch)
             item, *place = self._places(batch)
             target = torch.from_numpy(ratings_of(self.form, batch).copy()).unsqueeze(1)
             if self.target == "click":
@@ -120,8 +115,7 @@ class HistoryScorer:
                 part = slice(start, start + PART_ROWS)
                 inputs = self._inputs(item[part, None], *(column[part] for column in place))
                 for name, ids in zip(self.names, (inputs[4], inputs[0]), strict=True):
-                    self.unseen[name] += int((ids[:, 0] == OOV).sum())
-                self._rows += len(inputs[0])
+                    self.counts[name] += int((ids[:, 0] == OOV).sum()), len(ids)
                 yield inputs, target[part], [column[part] for column in texts]
 
     def users_of(self, source: Source) -> Iterator[tuple[str, str | None]]:
@@ -172,17 +166,13 @@ class HistoryScorer:
 
     def item_text(self, number: int) -> str:
         """The item with an id of the model."""
-        return self.texts[1][self.encoder.items[number - FIRST_ID]]
+        return self.texts[1][self.encoder.item_number(number)]
 
     def values_of(self, name: str) -> dict[str, int]:
         """The users or items that have embeddings, and their ids."""
         key = self.names.index(name)
         numbers = (self.encoder.users, self.encoder.items)[key]
         return {self.texts[key][number]: i for i, number in enumerate(numbers, FIRST_ID)}
-
-    def nearly_unseen(self) -> list[str]:
-        """The fields of which nearly all values so far are new to the model."""
-        return nearly_unseen({name: (count, self._rows) for name, count in self.unseen.items()})
 
     def random_inputs(self, rows: int, rng: np.random.Generator) -> list[Tensor]:
         """Inputs of random rows with one candidate each."""

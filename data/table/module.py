@@ -6,7 +6,7 @@ data/table/encoder.py encodes it, and common/data/loader.py puts it into a batch
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,18 @@ import torch
 from torch import Tensor
 
 from common.data.cache import build_once
-from common.data.data_module import SPLITS, RecommendationDataModule
 from common.data.loader import MemmapDataset
-from common.data.raw_files import Published
 from common.errors import check
 from common.settings import check_settings
-from data.described import open_dataset, sources_of
+from data.described import DescribedDataModule
+from data.reader import sources_of
 from data.schema import Categorical, Dataset, Description, Plain
 from data.table.encoder import TableEncoder, nearly_unseen
 from data.table.numbers import PIECEWISE
 from data.table.rows import StoredRows, write_encoded, write_rows
 
 ARRAYS = ["dense", "ids", "label"]  # of the cache, in the order of a batch
-FAR, MANY = 10, 100_000  # a larger input, of one in a hundred among this many test rows, is unusual
-CODE = [f"data.{name}" for name in ("schema", "described", "text", "values", "reader", "attributes")]
+CODE = [f"data.{name}" for name in ("schema", "text", "values", "reader", "attributes")]
 CODE += [f"data.table.{name}" for name in ("splits", "encoder", "numbers", "rows")]
 
 
@@ -49,28 +47,24 @@ class TableDataset(MemmapDataset):
         return self.arrays[ARRAYS.index("label")].index_select(0, rows)[:, self.columns]
 
 
-class TableDataModule(RecommendationDataModule):
+class TableDataModule(DescribedDataModule):
     """Batches (dense (B, I) float32, ids (B, S) int32, label float32) of a described table.
 
-    A subclass sets `published` and implements described(). tasks: names of the labels, of shape (B, K) and nan if
-    unknown; None: the only label, of shape (B,). split, of tables without a split of their own: "time" (the first 6/7
-    of the rows for training, the rest halved into validation and test), "random" (stratified tenths, as in BARS x4) or
-    "official" (all rows of the test file); None: "time" if there is a time, else "random". dense_transform, of dense
-    columns that specify none: see data/table/numbers.py. min_count: training rows that a value needs to get an id.
-    num_bins: bins per dense column, with "piecewise". weighted: training batches have row weights, of mean 1, beside
-    the label. negative_rate: share of training rows without a click that is kept. label_inputs: labels that are not
-    among the tasks are inputs.
+    tasks: names of the labels, of shape (B, K) and nan if unknown; None: the only label, of shape (B,). split, of
+    tables without a split of their own: "time" (the first 6/7 of the rows for training, the rest halved into validation
+    and test), "random" (stratified tenths, as in BARS x4) or "official" (all rows of the test file); None: "time" if
+    there is a time, else "random". dense_transform, of dense columns that specify none: see data/table/numbers.py.
+    min_count: training rows that a value needs to get an id. num_bins: bins per dense column, with "piecewise".
+    weighted: training batches have row weights, of mean 1, beside the label. negative_rate: share of training rows
+    without a click that is kept. label_inputs: labels that are not among the tasks are inputs. loading: see
+    RecommendationDataModule.
     """
 
-    published: Mapping[str, Published]
-    rows: dict[str, np.ndarray]
     encoder: TableEncoder  # set by setup()
 
     def __init__(
         self,
         *,
-        dataset: str,
-        data_root: str | None,
         split: str | None,
         tasks: Sequence[str] | None = None,
         dense_transform: str = PIECEWISE,
@@ -79,16 +73,11 @@ class TableDataModule(RecommendationDataModule):
         weighted: bool,
         negative_rate: float = 1.0,
         label_inputs: bool = False,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
+        **loading: Any,
     ):
-        super().__init__(
-            dataset=dataset, data_root=data_root, batch_size=batch_size, num_workers=num_workers, seed=seed
-        )
-        check_settings({"min_count": min_count, "weighted": weighted, "negative_rate": negative_rate})
-        # MMoE takes several tasks and encodes numbers itself
-        check_settings({"dense_transform": dense_transform} if tasks is None else {"tasks": tasks})
+        super().__init__(**loading)
+        of_task = {"dense_transform": dense_transform} if tasks is None else {"tasks": tasks}  # MMoE encodes numbers
+        check_settings({"min_count": min_count, "weighted": weighted, "negative_rate": negative_rate} | of_task)
         check_settings({"label_inputs": label_inputs})
         check(
             split in ("time", "random", "official", None),
@@ -98,15 +87,11 @@ class TableDataModule(RecommendationDataModule):
         self.weighted, self.negative_rate = weighted, negative_rate
         self.settings = {"dense_transform": dense_transform, "min_count": min_count, "num_bins": num_bins}
 
-    def described(self, folder: Path) -> Dataset:
-        """The published dataset whose raw files are in `folder`. Raises: UserError if there are none."""
-        raise NotImplementedError
-
     def setup(self, stage: str | None = None) -> None:
         """Open the cache; build it first if there is none."""
         if hasattr(self, "encoder"):
             return
-        self.table, self.is_sample = open_dataset(self.dataset, self.data_root, self.published, self.described)
+        self.find_table()
         self.tasks, where = self._tasks(), self.table.where
         self.description = self._used()
         split = self.split or ("time" if self.description.only("time") else "random")
@@ -120,13 +105,19 @@ class TableDataModule(RecommendationDataModule):
             self.table.name,
             sources_of(self.table),
             settings | {"description": self.description.model_dump(mode="json")},
-            lambda target: write_encoded(self.stored(), self.table, self.description, settings, target),
+            lambda target: write_encoded(
+                stored_rows(self.table, self.description), self.table, self.description, settings, target
+            ),
             code=CODE,
         )
         self.summary = json.loads((self.folder / "summary.json").read_text())
         self.state = torch.load(self.folder / "encoder.pt", weights_only=True)
-        self.use(TableEncoder.from_state(self.state["encoder"]))
-        self.rows = {name: np.load(self.folder / f"rows_{name}.npy", mmap_mode="c") for name in SPLITS}
+        self.encoder = encoder = TableEncoder.from_state(self.state["encoder"])
+        # what models are built from
+        self.num_dense, self.cardinalities, self.pooling = encoder.num_dense, encoder.cardinalities, encoder.pooling
+        self.of_numbers = [field.kind != "text" for field in encoder.fields]  # whether it has categories of numbers
+        self.bin_edges = [number.edges for number in encoder.numbers if number.edges is not None]
+        self.open_rows()
         self.protocol = self.summary["protocol"]
         if names := nearly_unseen(self.summary["held_out"]):
             print(
@@ -137,16 +128,6 @@ class TableDataModule(RecommendationDataModule):
         if unlabelled := self.summary["unlabelled"] + self._drop_unlabelled():
             print(f"{where}: {unlabelled:,} rows have no label; they are left out.", flush=True)
         self._keep_negatives()
-
-    def use(self, encoder: TableEncoder) -> None:
-        """Set what models are built from: of_numbers says which fields are categories of numbers."""
-        self.encoder, self.num_dense = encoder, encoder.num_dense
-        self.cardinalities, self.pooling = encoder.cardinalities, encoder.pooling
-        self.of_numbers = [field.kind != "text" for field in encoder.fields]
-        self.bin_edges = [number.edges for number in encoder.numbers if number.edges is not None]
-
-    def stored(self) -> StoredRows:
-        return stored_rows(self.table, self.description)
 
     def _tasks(self) -> list[str]:
         """The tasks to train. Raises: UserError for one that the table does not have."""
@@ -215,19 +196,6 @@ class TableDataModule(RecommendationDataModule):
     def training_examples(self) -> TableDataset:
         return self.examples(self.weighted)
 
-    def unusual_input(self) -> str:
-        names = [number.name for number in self.encoder.numbers if number.transform != PIECEWISE]
-        if not names:
-            return ""
-        sizes = np.quantile(np.abs(self.read(self.rows["test"][:MANY])[0][:, : len(names)]), 0.99, 0)
-        largest = int(sizes.argmax())
-        if sizes[largest] <= FAR:
-            return ""
-        return (
-            f"the numbers of {names[largest]!r} become inputs of up to {sizes[largest]:.0f}, where 1 is usual; set its "
-            'transform to "log+quantile" or "quantile"'
-        )
-
     def groups(self, split: str) -> np.ndarray | None:
         path = self.folder / "groups.npy"
         return np.load(path, mmap_mode="r")[self.rows[split]] if path.exists() else None
@@ -235,9 +203,10 @@ class TableDataModule(RecommendationDataModule):
     def kept(self, split: str) -> dict[str, list[str]]:
         """The texts of the columns with the role "kept" in a split's rows."""
         names = self.description.of_role("kept")
-        rows = pa.array(np.array(self.rows[split]))
-        stored = self.stored() if names else None
-        return {name: stored.column(name).take(rows).to_pylist() for name in names} if stored else {}
+        if not names:
+            return {}
+        table, rows = stored_rows(self.table, self.description).table, pa.array(np.array(self.rows[split]))
+        return {name: table[name].take(rows).to_pylist() for name in names}
 
     def best_prediction(self) -> Tensor:
         probability = np.load(self.table.folder / "true_probability.npy")  # (N, K), of the sample
@@ -271,8 +240,9 @@ def stored_rows(table: Dataset, description: Description) -> StoredRows:
     return StoredRows(folder)
 
 
-def summary(table: Dataset, rows: StoredRows) -> str:
+def summary(table: Dataset) -> str:
     """Row counts and positive rates of each file."""
+    rows = stored_rows(table, without_weights(table.description))
     tasks, ends = list(table.description.tasks), np.cumsum(list(rows.parts.values()))
     return "\n".join(
         f"{path}: {len(part):,} rows; share of positive labels: "

@@ -31,9 +31,7 @@ from data.values import BadValue, canonical
 
 ROWS, PARTS = "rows.arrow", "parts.json"  # of the cache
 SHOWN_LABELS = 8
-MANY_VALUES = (
-    1 << 22
-)  # in the dictionaries of all batches: such a column takes much memory, so it is not encoded beside another
+MANY_VALUES = 1 << 22  # in the dictionaries of all batches: such a column takes much memory, and is encoded alone
 BLOCK_ROWS = 1 << 14
 
 
@@ -125,19 +123,9 @@ class StoredRows:
         # IpcReadOptions(included_fields=...) would copy the whole file
         self.table = pa.ipc.open_stream(pa.memory_map(str(folder / ROWS))).read_all()
 
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self.table.column(name)
-
-    def numbers(self, name: str) -> np.ndarray:
-        """A column of numbers (N,) in its own type, null as nan."""
-        return self.column(name).to_numpy()
-
     def labels(self, tasks: Sequence[str]) -> np.ndarray:
         """1, 0 or nan if unknown (N, K) float32."""
-        return np.stack([self.numbers(label_name(task)) for task in tasks], 1)
+        return np.stack([self.table[label_name(task)].to_numpy() for task in tasks], 1)
 
 
 def write_encoded(
@@ -163,24 +151,24 @@ def _write_targets(
     tasks, time, own, where = list(description.tasks), description.only("time"), description.split, table.where
     labels = rows.labels(tasks)
     np.save(target / "label.npy", labels)
-    times = rows.numbers(time) if time else None
-    texts = rows.column(own.column) if isinstance(own, ColumnSplit) else None
+    times = rows.table[time].to_numpy() if time else None
+    texts = rows.table[own.column] if isinstance(own, ColumnSplit) else None
     splits, protocol = split_rows(description, rows.parts, labels, times, texts, split, where)
     for part, chosen in splits.items():
         np.save(target / f"rows_{part}.npy", chosen)
-    is_train, positive = np.zeros(len(rows), bool), {}
+    is_train, positive = np.zeros(len(labels), bool), {}
     is_train[splits["train"]] = True
     for task, label in zip(tasks, labels[splits["train"]].T, strict=True):
         check(not np.isnan(label).all(), f"{where}: no training row has a label for {task}.")
         positive[task] = float(np.nanmean(label))
     for weight in description.of_role("weight"):
-        weights = rows.numbers(weight)
+        weights = rows.table[weight].to_numpy()
         mean = weights[splits["train"]].mean()
         check(mean > 0, f"{where}: all training rows have weight 0.")
         np.save(target / "weight.npy", (weights / mean).astype(np.float32))  # mean 1, so the learning rate still fits
     if group := description.group or description.only("user"):
-        np.save(target / "groups.npy", Values.of(rows.column(group)).places.astype(np.int32))
-    unlabelled = len(rows) - sum(map(len, splits.values()))
+        np.save(target / "groups.npy", Values.of(rows.table[group]).places.astype(np.int32))
+    unlabelled = len(labels) - sum(map(len, splits.values()))
     return {"positive": positive, "protocol": protocol, "unlabelled": unlabelled}, is_train
 
 
@@ -192,13 +180,13 @@ def _write_inputs(
     Returns the encoder and, of each field of texts, what is unseen in the held-out rows, as count_unseen says.
     """
     columns, large = inputs_of(description), Lock()
-    lists = [rows.column(name) for name in columns if is_list(rows.column(name).type)]
+    lists = [rows.table[name] for name in columns if is_list(rows.table[name].type)]
     width = max([1, *(pc.max(pc.list_value_length(column)).as_py() for column in lists)])
     with TemporaryDirectory(dir=target) as folder:
 
         def encode(item: tuple[int, str]) -> tuple[Number | None, Field | None, list[int]]:
             i, name = item
-            column, unseen = rows.column(name), [0, 0]
+            column, unseen = rows.table[name], [0, 0]
             with large if _dictionary_size(column) > MANY_VALUES else nullcontext():
                 values = Values.of(column)
                 number, field, known = fit_column(
@@ -219,7 +207,7 @@ def _write_inputs(
             fitted = list(tqdm(pool.map(encode, enumerate(columns)), "Encoding", len(columns), unit="column"))
         dense, flags, ids = (sorted(Path(folder).glob(f"{kind}*")) for kind in ("dense", "flag", "ids"))
         arrays = (dense + flags, np.float32, target / "dense.npy"), (ids, np.int32, target / "ids.npy")
-        list(ordered_map(lambda array: _join(*array, len(rows)), arrays))
+        list(ordered_map(lambda array: _join(*array, len(is_train)), arrays))
     encoder = TableEncoder([n for n, _, _ in fitted if n], [f for _, f, _ in fitted if f])
     return encoder, {field.name: unseen for _, field, unseen in fitted if field and field.kind == "text"}
 

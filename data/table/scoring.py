@@ -3,7 +3,7 @@
 N: rows of a batch, K: outputs.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -15,48 +15,31 @@ from torch import Tensor
 
 from common.data.parallel import ordered_map
 from data.attributes import joined_columns
-from data.reader import Source, keeping, kept_texts
-from data.schema import Description
-from data.table.encoder import EMPTY, FIRST_ID, MISSING, OOV, TableEncoder, from_tensor, nearly_unseen
+from data.reader import Source
+from data.scoring import RowScorer
+from data.table.encoder import EMPTY, FIRST_ID, MISSING, OOV, TableEncoder, from_tensor
 from data.table.rows import TableReader, label_name
 
 READ_AHEAD = 2  # batches
 IDS = "\0ids "  # a name that no column of a file begins with
 
 
-class TableScorer:
-    """state: TableDataModule.state_dict() in a checkpoint. kept: the columns that are copied to the output."""
+class TableScorer(RowScorer):
+    """state: TableDataModule.state_dict() in a checkpoint. Of numbers that are categories too, which are new to the
+    model says little, so they are not counted."""
 
     def __init__(self, state: Mapping[str, Any]):
         self.encoder = TableEncoder.from_state(state["encoder"])
-        self.description = Description.model_validate(state["description"])
+        super().__init__(state["description"], [field.name for field in self.encoder.fields if field.kind == "text"])
         self.attributes = {role: from_tensor(content) for role, content in state["attributes"].items()}
         self.tasks, self.columns = list(state["tasks"]), tuple(state["outputs"])
-        self.kept = tuple(self.description.of_role("kept"))
         self.names = [field.name for field in self.encoder.fields]
-        self._counts = np.zeros((len(self.encoder.fields), 2), np.int64)  # see count_unseen
-
-    def keep(self, names: Sequence[str]) -> None:
-        """Add columns to `kept`. Raises: UserError for one that the table does not have."""
-        self.description = keeping(self.description, names)
-        self.kept = tuple(dict.fromkeys([*self.kept, *names]))
-
-    @property
-    def unseen(self) -> dict[str, int]:
-        """Rows with an unseen or rare category, by field; without numbers that are categories too, for which it says
-        little."""
-        fields = zip(self.encoder.fields, self._counts, strict=True)
-        return {field.name: int(unseen) for field, (unseen, _) in fields if field.kind == "text"}
 
     def values_of(self, name: str) -> dict[str, int]:
         """The values of a field that have embeddings, and their ids."""
         field = self.encoder.fields[self.names.index(name)]
         hashed = [f"bucket {i}" for i in range(field.hash_size or 0)]
         return {text: i for i, text in enumerate(hashed or field.vocabulary.to_pylist(), FIRST_ID)}
-
-    def nearly_unseen(self) -> list[str]:
-        """The fields of which nearly all values so far are out of vocabulary."""
-        return nearly_unseen(dict(zip(self.names, self._counts.tolist(), strict=True)))
 
     def batches(
         self, source: Source, moved: Callable[[int], object] | None = None
@@ -66,14 +49,15 @@ class TableScorer:
         moved: called with the number of bytes read, as they are read. Raises: UserError naming the line and column of
         the first wrong row.
         """
-        reader = TableReader(self.description, self.attributes, self.tasks, scoring=True)
+        reader = TableReader(self.form, self.attributes, self.tasks, scoring=True)
         pooled = {field.name: field.pooling is not None for field in self.encoder.fields if field.kind == "text"}
         reader.types = {name: pa.list_(pa.string()) if lists else pa.string() for name, lists in pooled.items()}
         for batch, (dense, ids, unseen) in ordered_map(self._encoded, self._looked_up(reader.batches(source, moved))):
-            self._counts += unseen
+            for name, counts in self.counts.items():
+                counts += unseen[self.names.index(name)]
             labels = np.stack([batch.column(label_name(task)).to_numpy() for task in self.tasks], 1)
-            kept = kept_texts(source, dict(zip(batch.schema.names, batch.columns, strict=True)), self.kept)
-            yield [torch.from_numpy(dense), torch.from_numpy(ids)], torch.from_numpy(labels), kept
+            inputs = [torch.from_numpy(dense), torch.from_numpy(ids)]
+            yield inputs, torch.from_numpy(labels), self.kept_texts(source, batch)
 
     def _looked_up(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The batches, and the ids of whole cells: by expressions, because each call of a function would build the hash
@@ -107,15 +91,15 @@ class TableScorer:
 
     def metadata(self) -> dict[str, Any]:
         """What another program needs to encode a raw row; categories by their text (docs/onnx.md)."""
-        columns = joined_columns(self.description) | self.description.columns
+        columns = joined_columns(self.form) | self.form.columns
         options = {name: columns[name].model_dump() for name in self.names}
         return {
             "outputs": list(self.columns),
-            "columns": self.description.in_file,
-            "separator": self.description.separator,
-            "header": self.description.header,
-            "decimal": self.description.decimal,
-            "missing": self.description.missing_texts,
+            "columns": self.form.in_file,
+            "separator": self.form.separator,
+            "header": self.form.header,
+            "decimal": self.form.decimal,
+            "missing": self.form.missing_texts,
             "numbers": [vars(number) | {"has_flag": number.has_flag} for number in self.encoder.numbers],
             "fields": [
                 {option: options[field.name].get(option) for option in ("type", "separator", "source", "pattern")}
