@@ -23,7 +23,9 @@ from common.paths import data_root
 from tests.criteo_rows import make_lines, write_lines
 
 # the longest files, so that no process has one left when the others are done; those of Ray wait for other processes
-FIRST = [f"test_{name}.py" for name in ("cluster", "tune", "gate", "processes", "scripts", "export", "resume")]
+FIRST = [
+    f"test_{name}.py" for name in ("cluster", "tune", "gate", "processes", "scripts", "export", "bst_train", "resume")
+]
 
 common.data.cache._meaning = cache(common.data.cache._meaning)  # parsing the code takes longer than a small build
 tqdm.set_lock(RLock())  # its own is shared with forked processes, which tests kill: one that held it would stop all
