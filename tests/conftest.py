@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from tqdm import tqdm
 
-import common.data.cache
 from common.paths import data_root
 from tests.criteo_rows import make_lines, write_lines
 
@@ -27,7 +26,6 @@ FIRST = [
     f"test_{name}.py" for name in ("cluster", "tune", "gate", "processes", "scripts", "export", "bst_train", "resume")
 ]
 
-common.data.cache._meaning = cache(common.data.cache._meaning)  # parsing the code takes longer than a small build
 tqdm.set_lock(RLock())  # its own is shared with forked processes, which tests kill: one that held it would stop all
 
 

@@ -23,14 +23,14 @@ CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
 class Server(ThreadingHTTPServer):
-    """answers: (path, Range header or None) -> handler of the next request; requests: those received."""
+    """behaviours: what answers a path; requests: (path, Range header or None) of those received."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.behaviours = [], {}
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def handle_error(self, request, client_address) -> None:
         pass  # the client is gone, as some tests want

@@ -156,8 +156,10 @@ SMALL = {"dataset": "mine", "batch_size": 32, "precision": "32-true"}
 NARROW = SMALL | {"max_epochs": 1, "hidden_units": (8,), "embedding_dim": 4}  # for DeepFM
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
-@pytest.mark.parametrize("train", [train_deepfm, train_dlrm, train_mmoe], ids=["deepfm", "dlrm", "mmoe"])
+@pytest.mark.parametrize(
+    ("train", "name"), [(train_deepfm, "t.csv"), (train_dlrm, "t.parquet"), (train_mmoe, "t.csv")],
+    ids=["deepfm", "dlrm", "mmoe"],
+)  # fmt: skip
 def test_a_table_trains_and_scores(tmp_path, train, name):
     is_mmoe = train is train_mmoe
     path = write_table(tmp_path, name, () if is_mmoe else ("rating",))

@@ -59,9 +59,8 @@ def write_table(root: Path, excluded: tuple[str, ...] = ()) -> None:
 def test_output_starts_at_the_rate_of_the_training_rows(tmp_path, monkeypatch, train):
     write_table(tmp_path, () if train is train_mmoe else ("bought",))
     seen = []
-    monkeypatch.setitem(
-        train.__wrapped__.__globals__, "fit_and_test", lambda model, data, *_, **__: seen.append((model, data))
-    )
+    keep = lambda model, data, *_, **__: seen.append((model, data))  # noqa: E731
+    monkeypatch.setitem(train.__wrapped__.__globals__, "fit_and_test", keep)
     train(dataset="mine", data_root=str(tmp_path), **{"tasks": ("bought", "click")} if train is train_mmoe else {})
     ((model, data),) = seen
     *inputs, label = map(torch.from_numpy, data.read(data.rows["train"]))
@@ -124,13 +123,6 @@ def test_a_run_on_few_rows_says_so(tmp_path, capsys):
     assert better and f"Worse than {better}. Likely cause: {likely_cause([0.5])}." in lines
 
 
-@pytest.mark.parametrize("train", [train_deepfm, train_dlrm], ids=["deepfm", "dlrm"])
-def test_few_rows_get_small_batches(tmp_path, train):
-    write_table(tmp_path, ("bought",))
-    settings = train(dataset="mine", data_root=str(tmp_path))["settings"]
-    assert (settings["batch_size"], settings["max_epochs"]) == (32, 4)
-
-
 def test_dlrm_trains_without_dense_columns(tmp_path):
     write_table(tmp_path, ("bought", "price €"))
     results = train_dlrm(dataset="mine", data_root=str(tmp_path), top_mlp_units=(8,), embedding_dim=4)
@@ -146,7 +138,8 @@ def test_dlrm_needs_a_pair(tmp_path):
 @pytest.mark.parametrize("train", [train_deepfm, train_dlrm], ids=["deepfm", "dlrm"])
 def test_a_table_of_numbers_alone_trains(tmp_path, train):
     write_table(tmp_path, ("bought", USER, SHOP))
-    results = train(dataset="mine", data_root=str(tmp_path), max_epochs=1)
+    results = train(dataset="mine", data_root=str(tmp_path))
+    assert (results["settings"]["batch_size"], results["settings"]["max_epochs"]) == (32, 4)  # few rows, small batches
     assert np.isfinite(results["test"]["log_loss"])
     scored = predict(results["checkpoint"], tmp_path / "mine" / "rows.csv", tmp_path / "out.csv")
     assert scored["rows"] == 400 and scored["unseen"] == {}

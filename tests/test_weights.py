@@ -53,13 +53,23 @@ def test_a_row_of_weight_counts_as_often():
     assert mmoe.loss(both, targets, weight).item() == pytest.approx(expected.item())
 
 
+def watch_curves(monkeypatch) -> list:
+    """The scale of the losses that are drawn, None if they cannot be compared."""
+    drawn = []
+    monkeypatch.setattr("common.training.fit.plot_learning_curves", lambda *given: drawn.append(given[2]))
+    return drawn
+
+
 @pytest.mark.parametrize("train", [train_deepfm, train_mmoe], ids=["deepfm", "mmoe"])
-def test_weights_move_the_predictions_and_no_metric(tmp_path, train):
-    """With weights that double the share of clicks, the predictions equal that share."""
+def test_weights_move_the_predictions_and_no_metric(tmp_path, monkeypatch, train):
+    """With weights that double the share of clicks, the predictions equal that share. Losses that cannot be compared
+    are not drawn beside each other."""
+    drawn = watch_curves(monkeypatch)
     click = write_table(tmp_path, 4_000)
     changes = {"dataset": "mine", "data_root": str(tmp_path), "max_epochs": 2} | SMALL
     changes |= {"tasks": ("click",), "task_weights": (1.0,)} if train is train_mmoe else {"split": "random"}
     plain, weighted = train(**changes), train(**changes, weighted=True)
+    assert drawn == [1.0, None]
     assert weighted["settings"]["weighted"] and not plain["settings"]["weighted"]
     share = 3 * click.mean() / (1 + 2 * click.mean())
 
@@ -72,15 +82,6 @@ def test_weights_move_the_predictions_and_no_metric(tmp_path, train):
     assert predicted(weighted) == pytest.approx(share, abs=0.1)
     name = "auc_click" if train is train_mmoe else "auc"
     assert weighted["test"][name] == pytest.approx(plain["test"][name], abs=0.02)
-
-
-@pytest.mark.parametrize(("changes", "weight"), [({}, 1.0), ({"weighted": True}, None), ({"negative_rate": 0.5}, None)])
-def test_losses_that_cannot_be_compared_are_not_drawn_beside_each_other(tmp_path, monkeypatch, changes, weight):
-    write_table(tmp_path, 700)
-    drawn = []
-    monkeypatch.setattr("common.training.fit.plot_learning_curves", lambda *given: drawn.append(given[2]))
-    train_deepfm(dataset="mine", data_root=str(tmp_path), max_epochs=1, **SMALL, **changes)
-    assert drawn == [weight]
 
 
 def open_data(root: Path, **changes) -> ClickDataModule:
@@ -116,19 +117,13 @@ def test_what_is_no_weight_is_refused_where_weights_count(tmp_path, old, new, me
 
 def test_weights_need_a_column(tmp_path):
     write_table(tmp_path, 700, weight="excluded")
-    with pytest.raises(
-        UserError, match=r'columns.json: weighted=True needs one column with the role "weight"; found 0'
-    ):
+    with pytest.raises(UserError, match=r'json: weighted=True needs one column with the role "weight"; found 0'):
         open_data(tmp_path, weighted=True)
 
 
 def test_a_share_of_the_rows_without_a_click_is_kept(tmp_path):
     write_table(tmp_path, 7_000)
-    whole, part, again = (
-        open_data(tmp_path),
-        open_data(tmp_path, negative_rate=0.2),
-        open_data(tmp_path, negative_rate=0.2),
-    )
+    whole, part, again = (open_data(tmp_path, negative_rate=rate) for rate in (1.0, 0.2, 0.2))
     assert part.rows["train"].tolist() == again.rows["train"].tolist()
     assert [part.rows[name].tolist() == whole.rows[name].tolist() for name in ("val", "test")] == [True, True]
     assert set(part.rows["train"]) <= set(whole.rows["train"].tolist())
@@ -138,11 +133,13 @@ def test_a_share_of_the_rows_without_a_click_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("train", [train_deepfm, train_dlrm], ids=["deepfm", "dlrm"])
-def test_probabilities_are_those_of_all_rows(tmp_path, train):
+def test_probabilities_are_those_of_all_rows(tmp_path, monkeypatch, train):
     """Calibration of a model trained on a tenth of the rows without a click; uncorrected it would be near 6."""
     write_table(tmp_path, 30_000, rate=0.05)
     changes = {"dataset": "mine", "data_root": str(tmp_path), "split": "random", "max_epochs": 2} | SMALL
+    drawn = watch_curves(monkeypatch)
     results = train(**changes, negative_rate=0.1)
+    assert drawn == [None]
     assert results["rows"]["train"] < 7_000
     for metrics in (results["test"], *results["baselines"].values()):
         assert metrics["calibration"] == pytest.approx(1, abs=0.15)

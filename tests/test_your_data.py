@@ -5,6 +5,7 @@ import runpy
 import sys
 
 import pandas as pd
+import pytest
 from sklearn.metrics import roc_auc_score
 
 from common.paths import REPO
@@ -17,6 +18,7 @@ def dedented(block: str) -> str:
     return "\n".join(line.removeprefix("   ") for line in block.splitlines())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_walk(tmp_path, outputs, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "raw"))
