@@ -297,7 +297,7 @@ FORMATS: dict[str, tuple[bytes, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_formats_that_are_read(tmp_path, form):
+def test_formats_are_read_and_their_guess_trains_unedited(tmp_path, monkeypatch, form):
     content, entries = FORMATS[form]
     path = tmp_path / "table"
     columns, report = guess(path, content)
@@ -306,13 +306,8 @@ def test_formats_that_are_read(tmp_path, form):
     others = {name: found.get(name) for name in ("separator", "encoding", "comment", "decimal", "quoted")}
     assert others == dict.fromkeys(others) | {"separator": ";"} | entries
     assert "the first 200 rows, 3 columns" in report
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_the_guess_trains_unedited(tmp_path, monkeypatch, form):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    (tmp_path / "table").write_bytes(FORMATS[form][0])
-    main(str(tmp_path / "table"), "mine")
+    main(str(path), "mine")
     data = ClickDataModule(**{"seed": 0} | DATA | {"dataset": "mine", "min_count": 1})
     data.setup()
     dense, ids, label = data.read(range(200))

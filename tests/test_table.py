@@ -81,6 +81,11 @@ def everything(data) -> list[np.ndarray]:
     return data.read(np.arange(sum(len(rows) for rows in data.rows.values())))
 
 
+def check_equal(one: list, other: list) -> None:
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_table_becomes_what_it_should(tmp_path, frame):
     write(tmp_path, frame)
     data = open_data(tmp_path)
@@ -106,37 +111,27 @@ def test_a_table_becomes_what_it_should(tmp_path, frame):
     assert ids[:, 5].tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["clicks.csv.gz", "clicks.tsv", "clicks.parquet", "crlf.csv"])
-def test_other_formats_give_the_same(tmp_path, frame, name):
+FORMS = ["clicks.csv.gz", "clicks.tsv", "clicks.parquet", "crlf.csv", "parts", "small blocks"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_give_the_same(tmp_path, frame, form, monkeypatch):
     write(tmp_path / "csv", frame)
-    if name.endswith(".parquet"):
-        frame = frame.assign(genres=frame["genres"].str.split("|"), age=frame["age"].astype("Int64"))
-        frame["clicked"] = frame["clicked"].astype(float)
-    path = write(tmp_path / "other", frame, name=name)
-    if name == "crlf.csv":
+    one, changed = everything(open_data(tmp_path / "csv")), frame
+    if form == "clicks.parquet":
+        changed = frame.assign(genres=frame["genres"].str.split("|"), age=frame["age"].astype("Int64"))
+        changed["clicked"] = changed["clicked"].astype(float)
+    entries = {"file": "parts"} if form == "parts" else {}
+    path = write(tmp_path / "other", changed, name=form if "." in form else "clicks.csv", **entries)
+    if form == "crlf.csv":
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").replace(b",\r\nand", b",\nand"))
-    for a, b in zip(everything(open_data(tmp_path / "csv")), everything(open_data(tmp_path / "other")), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_folder_of_parts_in_any_order_of_columns(tmp_path, frame):
-    write(tmp_path / "one", frame)
-    write(tmp_path / "many", frame, file="parts")
-    parts = tmp_path / "many" / "mine" / "parts"
-    parts.mkdir()
-    frame[:150].to_csv(parts / "a.csv", index=False)
-    frame[150:].iloc[:, ::-1].to_csv(parts / "b.csv", index=False)
-    for a, b in zip(everything(open_data(tmp_path / "one")), everything(open_data(tmp_path / "many")), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_small_blocks_make_no_difference(tmp_path, frame, monkeypatch):
-    write(tmp_path / "one", frame)
-    write(tmp_path / "two", frame)
-    one = everything(open_data(tmp_path / "one"))
-    monkeypatch.setattr("data.text.BLOCK_BYTES", 200)
-    for a, b in zip(one, everything(open_data(tmp_path / "two")), strict=True):
-        np.testing.assert_array_equal(a, b)
+    elif form == "parts":  # in another order of columns
+        (path.parent / "parts").mkdir()
+        frame[:150].to_csv(path.parent / "parts" / "a.csv", index=False)
+        frame[150:].iloc[:, ::-1].to_csv(path.parent / "parts" / "b.csv", index=False)
+    elif form == "small blocks":
+        monkeypatch.setattr("data.text.BLOCK_BYTES", 200)
+    check_equal(one, everything(open_data(tmp_path / "other")))
 
 
 def test_splits_by_column_and_by_files(tmp_path, frame):
@@ -248,13 +243,9 @@ def test_rows_without_a_label_are_left_out_and_counted(tmp_path, frame, capsys):
     for part in ("train", "val", "test"):
         rows = one.rows[part]
         assert (np.cumsum(known) - 1)[rows].tolist() == other.rows[part].tolist() and known[rows].all()
-        for a, b in zip(one.read(rows), other.read(other.rows[part]), strict=True):
-            np.testing.assert_array_equal(a, b)
+        check_equal(one.read(rows), other.read(other.rows[part]))
         assert one.kept(part) == other.kept(part)
-    for (_, (_, a)), (_, (_, b)) in zip(
-        *([(0, batch[2]) for batch in data.train_dataloader()] for data in (one, other)), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)  # weights
+    check_equal(*([batch[2][1] for batch in data.train_dataloader()] for data in (one, other)))  # weights
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -290,15 +281,16 @@ def small_data(root: Path, tasks: tuple[str, ...]) -> dict:
     return {"dataset": "mine", "data_root": str(root), "tasks": tasks, "batch_size": 32}
 
 
-@pytest.mark.parametrize("transform", ["log", "log+quantile", "clamped_log", "bucket", "quantile"])
-def test_two_settings_that_change_arrays_have_two_entries(tmp_path, frame, transform):
-    columns = COLUMNS | {PRICE: {"role": "dense"}}
+def test_settings_that_change_arrays_have_entries_of_their_own(tmp_path, frame):
+    columns, folders = COLUMNS | {PRICE: {"role": "dense"}}, set()
     write(tmp_path, frame, columns)
-    one = open_data(tmp_path, dense_transform="log+missing")
-    other = open_data(tmp_path, dense_transform=transform)
-    assert one.folder != other.folder and all(np.isfinite(array).all() for array in everything(other))
+    transforms = ["log+missing", "log", "log+quantile", "clamped_log", "bucket", "quantile"]
+    for number, transform in enumerate(transforms, 1):
+        data = open_data(tmp_path, dense_transform=transform)
+        folders.add(data.folder)
+        assert len(folders) == number and all(np.isfinite(array).all() for array in everything(data)), transform
     write(tmp_path, frame, columns | {"code": {"role": "categorical"}})  # the same file, another column
-    assert open_data(tmp_path, dense_transform=transform).folder != other.folder
+    assert open_data(tmp_path, dense_transform=transform).folder not in folders
 
 
 @pytest.mark.parametrize(("columns", "entries", "message"), [
@@ -313,7 +305,6 @@ def test_two_settings_that_change_arrays_have_two_entries(tmp_path, frame, trans
 ])  # fmt: skip
 def test_what_does_not_fit_the_file_is_named(tmp_path, frame, columns, entries, message):
     write(tmp_path, frame.assign(part=np.array(["a", "b", "c"])[np.arange(ROWS) % 3]), COLUMNS | columns, **entries)
-    (tmp_path / "mine" / "clicks.csv").write_text((tmp_path / "mine" / "clicks.csv").read_text())
     with pytest.raises(UserError, match=message):
         open_data(tmp_path)
 
@@ -382,6 +373,5 @@ def test_real_sets_as_plain_csv_give_the_same_arrays(tmp_path, dataset):
     own.setup()
     for part, rows in official.rows.items():
         assert rows.tolist() == own.rows[part].tolist()
-    for a, b in zip(everything(official), everything(own), strict=True):
-        np.testing.assert_array_equal(a, b)
+    check_equal(everything(official), everything(own))
     assert official.bin_edges == own.bin_edges and official.cardinalities == own.cardinalities
