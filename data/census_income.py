@@ -157,9 +157,8 @@ def described(folder: Path) -> Dataset | None:
 
 def with_income(census: Dataset) -> Dataset:
     """With the income as the only label; the columns of the others are inputs."""
-    description = census.description
-    others = {name: Categorical() for name in description.of_role("label") if name != "income"}
-    return replace(census, description=description.model_copy(update={"columns": description.columns | others}))
+    others = {name: Categorical() for name in census.description.of_role("label") if name != "income"}
+    return replace(census, description=census.description.with_columns(others))
 
 
 def main() -> None:

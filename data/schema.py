@@ -163,6 +163,10 @@ class Format(Entry):
     def missing_texts(self) -> list[str]:
         return list(dict.fromkeys(["", *self.missing]))
 
+    def with_columns(self, columns: Mapping[str, Column]) -> Self:
+        """The same with some columns added or described anew."""
+        return self.model_copy(update={"columns": {**self.columns, **columns}})
+
     def rules(self) -> Rules:
         is_character = len(self.separator) == 1 and self.separator.isascii() and self.separator not in '"\r\n\0'
         is_known = is_character or self.separator in ("::", ", ")

@@ -23,11 +23,11 @@ class RowScorer:
 
     def keep(self, names: Sequence[str]) -> None:
         """Add columns to `kept`. Raises: UserError for one that the table does not have."""
-        columns = self.form.columns
         for name in names:
-            check(name in columns, f"there is no column {name!r}; the columns are {shown(list(columns))}.")
-        read = {name: Plain(role="kept") for name in names if columns[name].role == "excluded"}
-        self.form = self.form.model_copy(update={"columns": columns | read})
+            known = self.form.columns
+            check(name in known, f"there is no column {name!r}; the columns are {shown(list(known))}.")
+            if known[name].role == "excluded":
+                self.form = self.form.with_columns({name: Plain(role="kept")})
         self.kept = list(dict.fromkeys([*self.kept, *names]))
 
     def kept_texts(self, source: Source, batch: pa.RecordBatch) -> list[list[str]]:

@@ -131,8 +131,7 @@ class HistoryScorer(RowScorer):
                     yield user, None
             return
         name = self.names[1]
-        key, optional = self.form.columns[name], self.form.columns | {name: Plain(role="excluded")}
-        form = self.form.model_copy(update={"columns": optional})
+        key, form = self.form.columns[name], self.form.with_columns({name: Plain(role="excluded")})
         for batch in Reader(form, scoring=True, columns=self.names).batches(source):
             users = batch.column(self.names[0]).to_pylist()
             items = batch.column(name).to_pylist() if name in batch.schema.names else [None] * len(users)
@@ -188,7 +187,7 @@ class HistoryScorer(RowScorer):
             "outputs": list(self.columns),
             "users": {text: self.user_ids[number].tolist() for text, number in self.users.items()},
             "new_user": self.histories.user_ids[-1].tolist(),
-            "items": {text: int(self.item_ids[number]) for text, number in self.items.items() if self.item_ids[number]},
+            "items": self.values_of(self.names[1]),
             "ids": {"unseen": OOV, "padding": PADDING},
             "history_length": self.view.history_length,
             "rating_offset": scale.units[0],

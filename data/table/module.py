@@ -79,10 +79,7 @@ class TableDataModule(DescribedDataModule):
         of_task = {"dense_transform": dense_transform} if tasks is None else {"tasks": tasks}  # MMoE encodes numbers
         check_settings({"min_count": min_count, "weighted": weighted, "negative_rate": negative_rate} | of_task)
         check_settings({"label_inputs": label_inputs})
-        check(
-            split in ("time", "random", "official", None),
-            f"split is {split!r}; it must be 'time', 'random' or 'official'.",
-        )
+        check(split in ("time", "random", "official", None), f"split is {split!r}, not 'time', 'random' or 'official'.")
         self.split, self.chosen_tasks, self.label_inputs = split, tasks, label_inputs
         self.weighted, self.negative_rate = weighted, negative_rate
         self.settings = {"dense_transform": dense_transform, "min_count": min_count, "num_bins": num_bins}
@@ -147,17 +144,16 @@ class TableDataModule(DescribedDataModule):
 
     def _used(self) -> Description:
         """The description without what this run does not read."""
-        description, columns = self.table.description, dict(self.table.description.columns)
+        description = self.table.description
         if self.label_inputs:
             others = description.tasks.keys() - set(self.tasks)
-            columns |= {description.tasks[task]: Categorical() for task in others}
+            description = description.with_columns({description.tasks[task]: Categorical() for task in others})
         weights = description.of_role("weight")
         check(
             len(weights) == 1 or not self.weighted,
             f'{self.table.where}: weighted=True needs one column with the role "weight"; found {len(weights)}.',
         )
-        used = description.model_copy(update={"columns": columns})
-        return used if self.weighted else without_weights(used)
+        return description if self.weighted else without_weights(description)
 
     def _drop_unlabelled(self) -> int:
         """Leave out rows of which no task to train is known, and count them."""
@@ -222,8 +218,7 @@ class TableDataModule(DescribedDataModule):
 
 
 def without_weights(description: Description) -> Description:
-    excluded = {name: Plain(role="excluded") for name in description.of_role("weight")}
-    return description.model_copy(update={"columns": description.columns | excluded})
+    return description.with_columns({name: Plain(role="excluded") for name in description.of_role("weight")})
 
 
 def stored_rows(table: Dataset, description: Description) -> StoredRows:
