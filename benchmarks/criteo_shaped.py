@@ -55,7 +55,8 @@ class FullVocabulary(RawRows):
             Field(name, "text", pa.nulls(count, pa.string()), [""])  # the texts are not needed
             for name, count in zip(CRITEO.of_role("categorical"), CARDINALITIES, strict=False)  # fewer in a test
         ]
-        self.use(TableEncoder([Number(name, "log") for name in CRITEO.of_role("dense")], fields))
+        self.encoder = encoder = TableEncoder([Number(name, "log") for name in CRITEO.of_role("dense")], fields)
+        self.num_dense, self.cardinalities, self.pooling = encoder.num_dense, encoder.cardinalities, encoder.pooling
         if not (self.folder / "label.npy").exists():
             self._write()
         rows = np.arange(self.rows_written)

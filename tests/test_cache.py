@@ -52,7 +52,7 @@ CHANGES = {
         "start_from_biases": [False],
     },
 }
-OF_LOADING = {"dataset", "data_root", "batch_size", "seed", "num_workers"}  # the same rows, in different batches
+OF_LOADING = {"loading"}  # the same rows, in different batches
 # of data without ratings alone: tests/test_interactions.py
 OF_LOADING |= {"weighted", "negative_rate", "negatives", "negatives_power"}
 UNUSED = {ClickDataModule: {"tasks", "num_bins", "label_inputs"}, MultiTaskDataModule: {"dense_transform"}}
