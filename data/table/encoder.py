@@ -41,8 +41,12 @@ class Values:
         lengths = None
         if pa.types.is_list(column.type):
             lengths, column = pc.list_value_length(column).to_numpy(zero_copy_only=False), pc.list_flatten(column)
-        # from the system, which gets back what a growing hash table no longer needs
-        encoded = pa.chunked_array(column).dictionary_encode().unify_dictionaries(pa.system_memory_pool())
+        encoded = pa.chunked_array(column)
+        if pa.types.is_dictionary(column.type):  # each batch has its own
+            # from the system, which gets back what a growing hash table no longer needs
+            encoded = encoded.unify_dictionaries(pa.system_memory_pool())
+        else:
+            encoded = encoded.dictionary_encode()
         chunks = encoded.chunks or [pa.array([], column.type).dictionary_encode()]
         distinct, missing = chunks[0].dictionary, any(chunk.null_count for chunk in chunks)
         indices = [chunk.indices.fill_null(len(distinct)).to_numpy() for chunk in chunks]
