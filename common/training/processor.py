@@ -25,7 +25,7 @@ def has_bf16() -> bool:
 def resolve_precision(precision: Precision | Literal["auto"], model: nn.Module, batch_size: int) -> Precision:
     """ "auto" becomes the faster one: bf16 if it is native, the model has a wide layer and the batches are not small.
 
-    In others, except MMoE, the casts cost what the products gain (docs/speed.md). A fixed rule, not a timing, so that a
+    In others the casts cost about what the products gain (docs/speed.md). A fixed rule, not a timing, so that a
     run on the same machine gives the same result."""
     if precision != "auto":
         return precision
