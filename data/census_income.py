@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root, ahead of this folder
 
 from common.data.download import Archive, ensure_dataset
-from common.data.raw_files import Published, find_file, raw_file
+from common.data.raw_files import Published, find_file, missing_file, raw_file
 from common.errors import run_script
 from common.paths import data_root
 from data import movie_rating_seq
@@ -164,8 +164,8 @@ def with_income(census: Dataset) -> Dataset:
 def main() -> None:
     """Download the raw files if there is no folder, read them and print a summary."""
     ensure_dataset(DATASET, ARCHIVES)
-    table = described(data_root() / DATASET)
-    assert table is not None
+    if (table := described(data_root() / DATASET)) is None:
+        raise missing_file(data_root() / DATASET, "neither census-income.data nor adult.data", PUBLISHED)
     print(summary(table))
 
 

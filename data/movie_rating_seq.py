@@ -19,7 +19,7 @@ import pandas as pd
 
 from common.data.cache import build_once
 from common.data.download import Archive, ensure_dataset
-from common.data.raw_files import Published, find_file, raw_file
+from common.data.raw_files import Published, find_file, missing_file, raw_file
 from common.errors import run_script
 from common.paths import data_root
 from data.history.module import InteractionDataModule
@@ -124,8 +124,8 @@ class HistoryDataModule(InteractionDataModule):
 def main() -> None:
     """Download the raw files if there is no folder, and print a summary."""
     ensure_dataset(DATASET, ARCHIVES)
-    table = described(data_root() / DATASET, clicks=False)
-    assert table is not None
+    if (table := described(data_root() / DATASET, clicks=False)) is None:
+        raise missing_file(data_root() / DATASET, f"no {HistoryDataModule.raw_files}", PUBLISHED)
     users, movies, rating, _ = Reader(table.description).table(table.files["all"]).columns
     lengths = users.value_counts().field("counts").to_numpy()
     print(

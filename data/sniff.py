@@ -31,6 +31,7 @@ MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<
 SEPARATORS = ("\t", ";", "|", "\x01", "::", ",")  # the first of those that fit equally well
 LISTS = ("|", ";", "\x01", "\x02", "\x03", ", ", ",", "/", " ")  # between several values in a cell
 FEW = 31  # distinct values that may be few by chance
+BLOCKS = """awk '/:\\r?$/ {sub(/:\\r?$/, ""); id = $0; next} {print id "," $0}'"""
 
 NUMBER = r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*"
 GROUPED = r"[-+$€£¥ ]*(\d{{1,3}}([{}' \xa0\u202f]\d{{3}})+|\d+)({}\d+)?[ %€$£¥]*"  # 31,273 or 1.234,50 € or 45%
@@ -82,6 +83,8 @@ def file_format(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         notes.append("The file is not UTF-8 and is read as latin-1. If letters look wrong, convert it with iconv.")
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()][:LINES]
     check(bool(lines), f"{path} is empty.")
+    if re.fullmatch(r"[^\s,;|]+:", lines[0]):
+        raise UserError(f"{path} has rows below lines with their id. Convert it with `{BLOCKS} {file} > NEW_FILE`.")
     if match := re.fullmatch("(sep=)(.)", lines[0], re.I):  # by Excel
         entries |= {"comment": match[1], "separator": match[2]}
         lines = lines[1:]
